@@ -1,0 +1,30 @@
+# The two commands are `make ablation` and `make test`; each builds .venv first if it is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: ablation smoke test test-slow lint clean
+ablation: .venv/.installed
+	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
+
+smoke: .venv/.installed
+	$(BIN)/tiny-onn ablate experiments/smoke.yaml --resume
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/.installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed; {sys.executable} is {v}. Name another with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

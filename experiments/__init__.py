@@ -1,0 +1,1 @@
+"""Declarative experiments, one question each, and the benchmarks."""

@@ -1,0 +1,1 @@
+"""From ARC tasks to a filed report: data, distributed training on Ray, tracking in MLflow."""
