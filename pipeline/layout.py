@@ -1,0 +1,91 @@
+"""Where a run's files are. Every path of the pipeline is made here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The files of one trial. The worker of rank 0 writes them; the driver reads them and ships them to MLflow."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The trial's Experiment, as JSON."""
+        return self.root / "config.json"
+
+    @property
+    def spool(self) -> Path:
+        """JSON lines: {"step": int, "time_ms": int, "metrics": {name: float}}."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def shipped(self) -> Path:
+        """How much of the spool and which figures MLflow has: the driver's own memory."""
+        return self.root / "shipped.json"
+
+    @property
+    def run_id(self) -> Path:
+        """The MLflow run of this trial, as JSON, so that a resumed trial goes on in its run."""
+        return self.root / "mlflow_run.json"
+
+    @property
+    def result(self) -> Path:
+        """Written last, and whole: a trial with this file is finished."""
+        return self.root / "result.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the last attempt failed, as text."""
+        return self.root / "failure.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-000100/, step-000200/, ..."""
+        return self.root / "checkpoints"
+
+    @property
+    def prototypes(self) -> Path:
+        """step-000000.safetensors, ...: prototypes and how each expert was judged, for the prototype distribution."""
+        return self.root / "prototypes"
+
+    @property
+    def predictions(self) -> Path:
+        """Greedy predictions of held-out tasks, as JSON."""
+        return self.root / "predictions.json"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Train's own state."""
+        return self.root / "ray"
+
+
+@dataclass(frozen=True)
+class Output:
+    """All that the commands write lies under one folder, `--output`."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        """A folder of Parquet shards for each prepared data set."""
+        return self.root / "data"
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store used when no other is named."""
+        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts, when the default store is used."""
+        return self.root / "mlflow-artifacts"
+
+    def sweep(self, name: str) -> Path:
+        """The folder of a sweep."""
+        return self.root / "sweeps" / name
+
+    def trial(self, sweep: str, key: str) -> TrialFolder:
+        """The folder of one trial."""
+        return TrialFolder(self.sweep(sweep) / "trials" / key)

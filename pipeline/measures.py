@@ -1,0 +1,46 @@
+"""The names of all metrics: what the workers write, MLflow shows and the report reads."""
+
+# Everything is `group/name`; MLflow draws one section of charts a group.
+TASK_LOSS = "train/task_loss"  # nats per labelled token, global mean
+META_LOSS = "train/meta_loss"  # JSD in nats, mean over valid tokens, then modules
+LEARNING_RATE = "train/learning_rate"
+ROUTER_LEARNING_RATE = "train/router_learning_rate"
+GRADIENT_NORM = "train/gradient_norm"  # of the computation stream, before clipping
+EPOCH = "train/epoch"
+TOKENS_PER_SECOND = "speed/tokens_per_second"  # valid tokens, all workers
+STEP_SECONDS = "speed/step_seconds"  # median over the steps since the last log
+EVAL_LOSS = "eval/loss"  # nats per labelled token of the held-out tasks
+EVAL_TOKEN_ACCURACY = "eval/token_accuracy"
+EVAL_PAIRS_EXACT = "eval/pairs_exact"  # fraction of held-out test pairs decoded without a fault
+EVAL_TASKS_EXACT = "eval/tasks_exact"  # fraction of held-out tasks with every test pair right
+
+# Routing health, each as `health/L<layer>` and `health.by_module/L<layer>.<projection>`.
+ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
+FRACTION_GOOD = "fraction_good"  # fraction of (valid token, expert) judged good
+ROUTED_NOWHERE = "routed_nowhere"  # fraction of valid tokens with no active expert
+EFFECTIVE_EXPERTS = "effective_experts"  # exp(entropy of the mean routing distribution)
+MUTUAL_INFORMATION = "mutual_information"  # selectivity: I(expert; token) in nats
+RANK_CORRELATION_CONTRIBUTION = "rank_correlation_contribution"  # of Goodness with |masked_output|, active experts
+RANK_CORRELATION_RELEVANCE = "rank_correlation_relevance"  # of Goodness with |grad_output|
+RANK_CORRELATION_COST = "rank_correlation_cost"  # of Goodness with the learning cost
+
+HEALTH = (
+    ACTIVATION_RATE,
+    FRACTION_GOOD,
+    ROUTED_NOWHERE,
+    EFFECTIVE_EXPERTS,
+    MUTUAL_INFORMATION,
+    RANK_CORRELATION_CONTRIBUTION,
+    RANK_CORRELATION_RELEVANCE,
+    RANK_CORRELATION_COST,
+)
+
+
+def by_layer(measure: str, layer: int) -> str:
+    """The metric of a whole layer: the mean over its projections."""
+    return f"{measure}/L{layer}"
+
+
+def by_module(measure: str, layer: int, projection: str) -> str:
+    """The metric of one SparseProtoLinear; `projection` is q, k, v or o."""
+    return f"{measure}.by_module/L{layer}.{projection}"

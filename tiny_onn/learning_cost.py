@@ -1,0 +1,176 @@
+"""What did learning cost? The arms of the ablation: one number for every expert, from captured gradients.
+
+The learning cost is the only thing in which the arms differ. A cost of granularity "token" is computed for every token
+from grad_output and x alone; a cost of granularity "layer" is computed from the weight gradient, in which the tokens of
+the whole (global) batch are already summed.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """A learning cost with one value for each token and expert.
+
+    `measure(grad_output [N, O], x [N, I]) -> cost [N, O]`, non-negative, detached, in the units of the gradient.
+    """
+
+    measure: Callable[[Tensor, Tensor], Tensor]
+    granularity: Literal["token"] = "token"
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A learning cost with one value for each expert, shared by all tokens.
+
+    `measure(weight_gradient [O, I]) -> cost [O]`, where the gradient is summed over the global batch.
+    """
+
+    measure: Callable[[Tensor], Tensor]
+    granularity: Literal["layer"] = "layer"
+
+
+LearningCost = TokenCost | LayerCost
+
+
+def per_token(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    """C[n,o] = ||grad_output[n,o] x[n,:]||_2 = |grad_output[n,o]| ||x[n,:]||_2, exactly, without the [n,o,i] tensor."""
+    return grad_output.abs() * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def aggregated(weight_gradient: Float[Tensor, "o i"]) -> Float[Tensor, " o"]:
+    """C[o] = ||W.grad[o,:]||_2: what the ADR replaces. All tokens are summed before the norm is taken."""
+    return torch.linalg.vector_norm(weight_gradient, dim=-1)
+
+
+def metric_only(weight_gradient: Float[Tensor, "o i"]) -> Float[Tensor, " o"]:
+    """C[o] = mean_i |W.grad[o,i]|: ADR ALT-005, another metric on the same aggregated gradient."""
+    return weight_gradient.abs().mean(dim=-1)
+
+
+@dataclass(frozen=True)
+class PerTokenGradients:
+    """The gradients dW[n,o,i] = grad_output[n,o] x[n,i] of every token, kept as their two factors.
+
+    Each is a rank-1 matrix, so the factors (n(o + i) numbers) say all that the full tensor (n o i numbers) does.
+    """
+
+    grad_output: Float[Tensor, "n o"]
+    x: Float[Tensor, "n i"]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, tokens: int | slice | Tensor) -> Tensor:
+        """The full gradients of some tokens: [o, i] for an int, [k, o, i] for a slice or an index."""
+        return torch.einsum("...o,...i->...oi", self.grad_output[tokens], self.x[tokens])
+
+    def chunks(self, tokens: int) -> Iterator[Float[Tensor, "k o i"]]:
+        """The full gradients, `tokens` of them at a time."""
+        for start in range(0, len(self), tokens):
+            yield self[start : start + tokens]
+
+    def sum(self) -> Float[Tensor, "o i"]:
+        """Summed over the tokens: what autograd calls the weight's gradient."""
+        return torch.einsum("no,ni->oi", self.grad_output, self.x)
+
+    def norms(self) -> Float[Tensor, "n o"]:
+        """Every expert's gradient norm for every token."""
+        return per_token(self.grad_output, self.x)
+
+
+def per_token_gradients(grad_output: Float[Tensor, "*b o"], x: Float[Tensor, "*b i"]) -> PerTokenGradients:
+    """Per-token weight gradients of a captured call, its leading axes flattened to n tokens; lazy (ADR-0004, step 4)."""
+    return PerTokenGradients(grad_output.reshape(-1, grad_output.shape[-1]), x.reshape(-1, x.shape[-1]))
+
+
+def per_token_einsum(
+    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], chunk: int = 64
+) -> Float[Tensor, "n o"]:
+    """`per_token` as ADR-0004 writes it, `chunk` tokens at a time: einsum, then norm. An oracle; O times the memory."""
+    gradients = per_token_gradients(grad_output, x)
+    return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in gradients.chunks(chunk)])
+
+
+def per_token_vmap(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], chunk: int = 64) -> Float[Tensor, "n o"]:
+    """`per_token` by ALT-001: torch.func.vmap over tokens of the vector-Jacobian product of the linear map."""
+    weight = x.new_zeros(grad_output.shape[-1], x.shape[-1])
+
+    def one_token(g: Tensor, token: Tensor) -> Tensor:
+        _, pull_back = torch.func.vjp(lambda w: w @ token, weight)
+        return torch.linalg.vector_norm(pull_back(g)[0], dim=-1)
+
+    return torch.func.vmap(one_token, chunk_size=chunk)(grad_output, x)
+
+
+class _CostThroughBackward(torch.autograd.Function):
+    """A linear map whose backward also carries the per-token costs out, as the gradient of an input that it ignores.
+
+    ALT-004 says that backward can return nothing but the gradients of the inputs. So the costs are made one of them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, slot: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad_output,) = grads
+        x, weight = ctx.saved_tensors
+        return grad_output @ weight, grad_output.T @ x, per_token_einsum(grad_output, x)
+
+
+def per_token_function(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+    """`per_token` by ALT-003: a custom autograd.Function that hands the costs out of its backward."""
+    with torch.enable_grad():
+        slot = torch.zeros_like(grad_output, requires_grad=True)
+        weight = x.new_zeros(grad_output.shape[-1], x.shape[-1])
+        y = _CostThroughBackward.apply(x.detach(), weight, slot)
+        (costs,) = torch.autograd.grad(y, slot, grad_output)
+    return costs
+
+
+_ARMS: dict[str, LearningCost | None] = {
+    "per_token": TokenCost(per_token),
+    "aggregated": LayerCost(aggregated),
+    "metric_only": LayerCost(metric_only),
+    "none": None,
+    "per_token_einsum": TokenCost(per_token_einsum),
+    "per_token_vmap": TokenCost(per_token_vmap),
+    "per_token_function": TokenCost(per_token_function),
+}
+
+
+def learning_cost_names() -> tuple[str, ...]:
+    """The arms that come with the package."""
+    return tuple(_ARMS)
+
+
+def learning_cost(name: str) -> LearningCost | None:
+    """The learning cost of an arm; None for the control, whose router the task loss trains.
+
+    `name` is one of `learning_cost_names()`, or "package.module:attribute" for a TokenCost or LayerCost of one's own.
+
+    Raises:
+        ValueError: there is no such arm, or the attribute is neither a TokenCost nor a LayerCost.
+    """
+    if name in _ARMS:
+        return _ARMS[name]
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(f"unknown arm {name!r}; there are {', '.join(_ARMS)}, or package.module:attribute")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"arm {name!r} cannot be imported: {error}") from error
+    if not isinstance(found, TokenCost | LayerCost):
+        raise ValueError(f"arm {name!r} is a {type(found).__name__}; expected a TokenCost or a LayerCost")
+    return found
