@@ -1,0 +1,199 @@
+"""The only hooks: what every call of every SparseProtoLinear saw, and the gradient that came back to it.
+
+Pairing is by call. Tensor hooks fire in backward order, so a gradient is never matched to an input by its place in a
+list: each call's own hook holds the record that it fills.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from tiny_onn.layers import CallPoint, SparseProtoCall, SparseProtoLinear, sparse_layers
+
+Storage = Literal["reference", "clone"]
+
+
+class CaptureError(RuntimeError):
+    """A captured call cannot be trusted. Names the module and the call."""
+
+
+@dataclass(eq=False)
+class CapturedCall:
+    """One call of one SparseProtoLinear; all tensors detached.
+
+    `grad_output` is dL/d(computation_output), summed over all backward passes that reached the call. `valid` marks the
+    tokens that count; None is all of them.
+    """
+
+    module_name: str
+    module: SparseProtoLinear
+    call_index: int
+    x: Float[Tensor, "*b i"]
+    masked_output: Float[Tensor, "*b o"]
+    valid: Bool[Tensor, " *b"] | None
+    during_backward: bool
+    grad_output: Float[Tensor, "*b o"] | None = None
+    _versions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The call's name in an error."""
+        return f"call {self.call_index} of {self.module_name!r}"
+
+    def check_unchanged(self) -> None:
+        """Raises CaptureError where a tensor that is held by reference has been written to since."""
+        for name, version in self._versions.items():
+            if getattr(self, name)._version != version:
+                raise CaptureError(
+                    f"{name} of {self.title} was modified in place after it was captured, so its values are lost; "
+                    'use an out-of-place operation, or capture(..., storage="clone")'
+                )
+
+    def tokens(self) -> tuple[Float[Tensor, "n i"], Float[Tensor, "n o"], Float[Tensor, "n o"]]:
+        """(x, masked_output, grad_output) of the n valid tokens, leading axes flattened; at least float32."""
+        assert self.grad_output is not None
+        parts = []
+        for part in (self.x, self.masked_output, self.grad_output):
+            flat = part.reshape(-1, part.shape[-1])
+            if self.valid is not None:
+                flat = flat[self.valid.reshape(-1)]
+            parts.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
+        return parts[0], parts[1], parts[2]
+
+
+class Captured:
+    """The calls seen so far. Filled while `capture` is open; emptied when it closes."""
+
+    def __init__(self, names: dict[CallPoint, str], layers: dict[str, SparseProtoLinear], storage: Storage) -> None:
+        self._names, self._layers, self._storage = names, layers, storage
+        self._calls: list[CapturedCall] = []
+        self._index: Counter[str] = Counter()
+        self._handles: list[Any] = []
+        self._valid: Tensor | None = None
+
+    def use_valid(self, valid: Bool[Tensor, " *b"] | None) -> None:
+        """Says which tokens of the forward passes from here on count (False for padding). None: all."""
+        self._valid = valid
+
+    @property
+    def layers(self) -> dict[str, SparseProtoLinear]:
+        """The layers that are watched, by name."""
+        return self._layers
+
+    def calls(self) -> list[CapturedCall]:
+        """Every call with its gradient, after the backward pass, checked.
+
+        Raises:
+            CaptureError: a call got no gradient, or a captured tensor was modified in place; names it.
+        """
+        complete, missing = [], []
+        for call in self._calls:
+            call.check_unchanged()
+            (missing if call.grad_output is None else complete).append(call)
+        # Non-reentrant checkpointing runs a forward a second time, during backward, only to refill the saved tensors of
+        # the first: that second call rightly gets no gradient, as long as there is a first one that did.
+        spare = Counter(call.module_name for call in complete if not call.during_backward)
+        for call in missing:
+            spare[call.module_name] -= 1
+            if not call.during_backward or spare[call.module_name] < 0:
+                raise CaptureError(
+                    f"{call.title} got no gradient: its output does not reach the loss, or backward() has not run"
+                )
+        return complete
+
+    def _record(self, point: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return  # no gradient can come; reentrant checkpointing runs the forward again with gradients
+        assert isinstance(point, CallPoint)
+        call: SparseProtoCall = args[0]
+        name = self._names[point]
+        keep = (lambda t: t.detach().clone()) if self._storage == "clone" else (lambda t: t.detach())
+        record = CapturedCall(
+            module_name=name,
+            module=self._layers[name],
+            call_index=self._index[name],
+            x=keep(call.x),
+            masked_output=keep(call.masked_output),
+            valid=self._matching_valid(call.x, name),
+            during_backward=torch._C._current_graph_task_id() != -1,
+        )
+        if self._storage == "reference":
+            record._versions = {"x": record.x._version, "masked_output": record.masked_output._version}
+        self._index[name] += 1
+        self._calls.append(record)
+        if call.computation_output.requires_grad:
+            self._watch(record, call.computation_output)
+
+    def _matching_valid(self, x: Tensor, name: str) -> Tensor | None:
+        if self._valid is not None and self._valid.shape != x.shape[:-1]:
+            raise CaptureError(
+                f"the mask of valid tokens has shape {tuple(self._valid.shape)}, but {name!r} was called with tokens of "
+                f"shape {tuple(x.shape[:-1])}"
+            )
+        return self._valid
+
+    def _watch(self, record: CapturedCall, computation_output: Tensor) -> None:
+        # detach() shares storage and version counter, and keeps no graph alive.
+        output: Tensor | None = computation_output.detach()
+        version = computation_output._version
+
+        def on_gradient(gradient: Tensor) -> None:
+            nonlocal output
+            if output is not None and output._version != version:
+                raise CaptureError(f"computation_output of {record.title} was modified in place after it was captured")
+            output = None  # its memory is autograd's to free
+            gradient = gradient.detach()
+            if record.grad_output is not None:
+                record.grad_output = record.grad_output + gradient
+            elif self._storage == "clone":
+                record.grad_output = gradient.clone()
+            else:
+                record.grad_output = gradient
+                record._versions["grad_output"] = gradient._version
+
+        self._handles.append(computation_output.register_hook(on_gradient))
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for call in self._calls:
+            empty = torch.empty(0)
+            call.x = call.masked_output = empty
+            call.grad_output = call.valid = None
+            call._versions.clear()
+        self._handles.clear()
+        self._calls.clear()
+        self._valid = None
+
+
+@contextmanager
+def capture(
+    model: nn.Module, *, valid: Bool[Tensor, " *b"] | None = None, storage: Storage = "reference"
+) -> Iterator[Captured]:
+    """Watches every SparseProtoLinear of `model` (ADR-0004, steps 1 to 3).
+
+    Run the forward passes and the backward inside, and read `calls()` inside: on leaving, whatever happened, the hooks
+    are removed and every captured tensor is let go.
+
+    Args:
+        model: any module.
+        valid: which tokens count; see `Captured.use_valid`.
+        storage: "reference" keeps no copy and raises where a tensor is modified in place; "clone" copies every tensor
+            as the ADR's IMP-002 asks, at the cost of the memory.
+    """
+    layers = sparse_layers(model)
+    captured = Captured({layer.call_point: name for name, layer in layers.items()}, layers, storage)
+    captured.use_valid(valid)
+    handles = [layer.call_point.register_forward_hook(captured._record) for layer in layers.values()]
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+        captured._release()

@@ -1,0 +1,44 @@
+"""Sums over workers: the one way in which shards speak to each other.
+
+Losses are sums over tokens divided by the *global* number of tokens, so gradients are added over the workers, never
+averaged: nothing then depends on how the tokens are sharded, and grad_output is the same number on any shard.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tiny_onn.layers import router_parameters
+
+
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """Adds the tensor up over all workers, in place; the tensor as it is where there is one worker."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def distribute(model: nn.Module, *, router_learns_from_task: bool) -> nn.Module:
+    """`model` in DDP with gradients summed over the workers; the model itself where there is one worker.
+
+    P and G get no gradient from the task loss (but in the control arm), so DDP must not wait for theirs: they are left
+    to LearningDynamics, which reduces them in one message.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return model
+    apart = [] if router_learns_from_task else router_parameters(model)
+    for parameter in apart:
+        parameter.requires_grad_(False)
+    device = next(model.parameters()).device
+    wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    for parameter in apart:
+        parameter.requires_grad_(True)
+    wrapped.register_comm_hook(None, _sum_bucket)
+    return wrapped

@@ -1,0 +1,143 @@
+"""A causal transformer over grids, its projections SparseProtoLinear layers."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tiny_onn.layers import SparseProtoLinear
+
+
+class KVCache:
+    """Keys and values of the tokens so far, [layers, batch, heads, length, width], for decoding token by token."""
+
+    def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(layers, batch, heads, length, width)
+        self.values = torch.zeros_like(self.keys)
+
+    def update(
+        self,
+        layer: int,
+        positions: Int[Tensor, "b s"],
+        keys: Float[Tensor, "b h s d"],
+        values: Float[Tensor, "b h s d"],
+    ) -> tuple[Float[Tensor, "b h l d"], Float[Tensor, "b h l d"]]:
+        """Writes keys and values at each row's own positions and returns all of the layer's."""
+        index = positions[:, None, :, None].expand_as(keys)
+        self.keys[layer].scatter_(2, index, keys)
+        self.values[layer].scatter_(2, index, values)
+        return self.keys[layer], self.values[layer]
+
+
+def rotate(v: Float[Tensor, "b h s d"], positions: Int[Tensor, "b s"]) -> Float[Tensor, "b h s d"]:
+    """Rotary position embedding (RoPE, Su et al. 2021): pairs (v_k, v_{k+d/2}) turn by position / 10000^(2k/d)."""
+    half = v.shape[-1] // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=v.device) / half)
+    angle = (positions[:, None, :, None] * frequency).to(v.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    first, second = v[..., :half], v[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class SparseAttention(nn.Module):
+    """Causal multi-head attention with q, k, v and o projected by SparseProtoLinear and RoPE on q and k."""
+
+    def __init__(self, hidden: int, heads: int, *, gain: float, router_learns_from_task: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (
+            SparseProtoLinear(hidden, hidden, gain=gain, router_learns_from_task=router_learns_from_task)
+            for _ in range(4)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b s h"], positions: Int[Tensor, "b s"], cache: KVCache | None, layer: int
+    ) -> Float[Tensor, "b s h"]:
+        """Attends to the tokens up to each position; with a cache, to those that it holds as well."""
+        batch, length, hidden = x.shape
+        q, k, v = (p(x).view(batch, length, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
+        q, k = rotate(q, positions), rotate(k, positions)
+        if cache is None:
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v = cache.update(layer, positions, k, v)
+            seen = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return self.o(mixed.transpose(1, 2).reshape(batch, length, hidden))
+
+
+class MoIETransformerBlock(nn.Module):
+    """LayerNorm -> SparseProtoLinear q, k, v -> RoPE -> causal attention -> SparseProtoLinear o -> residual."""
+
+    def __init__(self, hidden: int, heads: int, *, gain: float, router_learns_from_task: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.attention = SparseAttention(hidden, heads, gain=gain, router_learns_from_task=router_learns_from_task)
+
+    def forward(
+        self, x: Float[Tensor, "b s h"], positions: Int[Tensor, "b s"], cache: KVCache | None = None, layer: int = 0
+    ) -> Float[Tensor, "b s h"]:
+        """x plus what attention adds."""
+        return x + self.attention(self.norm(x), positions, cache, layer)
+
+
+class GridTransformer(nn.Module):
+    """Token, row and column embeddings, MoIETransformerBlocks, a final LayerNorm and a head over the vocabulary.
+
+    Args:
+        vocabulary: number of token ids.
+        coordinates: number of row and of column ids.
+        hidden: width; `hidden / heads` must be even, for RoPE.
+        layers: number of blocks.
+        heads: attention heads.
+        gain: scales the routing logits of every SparseProtoLinear.
+        router_learns_from_task: the control arm; see SparseProtoLinear.
+
+    Raises:
+        ValueError: `hidden` cannot be cut into `heads` heads of even width.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        coordinates: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        gain: float = 1.0,
+        router_learns_from_task: bool = False,
+    ) -> None:
+        super().__init__()
+        if hidden % (2 * heads):
+            raise ValueError(f"hidden={hidden} cannot be cut into {heads} heads of even width")
+        self.heads = heads
+        self.token_embedding = nn.Embedding(vocabulary, hidden)
+        self.row_embedding = nn.Embedding(coordinates, hidden)
+        self.column_embedding = nn.Embedding(coordinates, hidden)
+        self.blocks = nn.ModuleList(
+            MoIETransformerBlock(hidden, heads, gain=gain, router_learns_from_task=router_learns_from_task)
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(hidden)
+        self.head = nn.Linear(hidden, vocabulary)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "b s"],
+        rows: Int[Tensor, "b s"],
+        columns: Int[Tensor, "b s"],
+        cache: KVCache | None = None,
+        positions: Int[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b s v"]:
+        """Logits of each next token. With a cache, `positions` says where in the sequence each token stands."""
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        x = self.token_embedding(tokens) + self.row_embedding(rows) + self.column_embedding(columns)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, positions, cache, layer)
+        return self.head(self.norm(x))
+
+    def new_cache(self, batch: int, length: int) -> KVCache:
+        """An empty cache for `batch` sequences of up to `length` tokens."""
+        weight = self.head.weight
+        return KVCache(len(self.blocks), batch, self.heads, length, weight.shape[1] // self.heads, weight)

@@ -1,0 +1,154 @@
+"""Is routing sparse, and is it selective? Sums over tokens that add up across calls and across workers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tiny_onn.goodness import judged_good
+
+RANKED_TOKENS = 64  # rank correlations compare all pairs of experts, so they look at this many tokens of a call
+_SCALARS = 12
+
+
+@dataclass
+class Health:
+    """What routing did, as sums.
+
+    `scalars` [12]: tokens, active (token, expert) pairs, good pairs, tokens judged, tokens routed nowhere, sum of the
+    routed tokens' entropies, then for contribution, relevance and cost the sum and the count of rank correlations.
+    `routing` [o]: the routed tokens' routing distributions, summed. `active` and `good` [o]: tokens for which each
+    expert is active, judged good. All in float64, detached, so that workers can add theirs.
+    """
+
+    scalars: Float[Tensor, " 12"]
+    routing: Float[Tensor, " o"]
+    active: Float[Tensor, " o"]
+    good: Float[Tensor, " o"]
+
+    def __add__(self, other: "Health") -> "Health":
+        return Health(
+            self.scalars + other.scalars,
+            self.routing + other.routing,
+            self.active + other.active,
+            self.good + other.good,
+        )
+
+    def flat(self) -> Float[Tensor, " k"]:
+        """All sums in one vector, for one reduction."""
+        return torch.cat([self.scalars, self.routing, self.active, self.good])
+
+    @staticmethod
+    def from_flat(flat: Float[Tensor, " k"]) -> "Health":
+        """The inverse of `flat`."""
+        scalars, experts = flat[:_SCALARS], flat[_SCALARS:].chunk(3)
+        return Health(scalars, *experts)
+
+    def measures(self) -> dict[str, float]:
+        """The named measures; NaN where nothing was counted (no Goodness in the control arm, say).
+
+        activation_rate, fraction_good: of (token, expert) pairs. routed_nowhere: of tokens. effective_experts:
+        exp(entropy of the mean routing distribution). mutual_information: I(expert; token) in nats, the entropy of the
+        mean routing distribution less the mean of the tokens' entropies. rank_correlation_*: Spearman's coefficient
+        over the active experts, mean over tokens.
+        """
+        tokens, active, good, judged, nowhere, entropies, *correlations = self.scalars.tolist()
+        experts, routed = len(self.routing), tokens - nowhere
+        mean_entropy = entropies / routed if routed else float("nan")
+        entropy = float(_entropy(self.routing / routed)) if routed else float("nan")
+        contribution, relevance, cost = (
+            total / count if count else float("nan")
+            for total, count in zip(correlations[::2], correlations[1::2], strict=True)
+        )
+        return {
+            "activation_rate": active / (tokens * experts) if tokens else float("nan"),
+            "fraction_good": good / (judged * experts) if judged else float("nan"),
+            "routed_nowhere": nowhere / tokens if tokens else float("nan"),
+            "effective_experts": float(torch.tensor(entropy).exp()),
+            "mutual_information": entropy - mean_entropy,
+            "rank_correlation_contribution": contribution,
+            "rank_correlation_relevance": relevance,
+            "rank_correlation_cost": cost,
+        }
+
+
+@torch.no_grad()
+def routing_health(
+    routing_weights: Float[Tensor, "n o"],
+    goodness: Float[Tensor, "*n o"] | None = None,
+    components: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Health:
+    """The health of one call, over its n valid tokens.
+
+    Args:
+        routing_weights: mas(routing_logits).
+        goodness: [n, o], or [o] where all tokens share one; None in the control arm.
+        components: contribution, relevance and cost, each of goodness's shape.
+    """
+    weights = routing_weights.double()
+    active = weights > 0
+    total = weights.sum(dim=-1, keepdim=True)
+    routed = (total > 0).squeeze(-1)
+    distributions = weights[routed] / total[routed]
+    scalars = weights.new_zeros(_SCALARS)
+    scalars[0] = len(weights)
+    scalars[1] = active.sum()
+    scalars[4] = len(weights) - routed.sum()
+    scalars[5] = _entropy(distributions).sum()
+    good = weights.new_zeros(weights.shape[-1])
+    if goodness is not None:
+        good = judged_good(goodness).expand_as(weights).double().sum(dim=0)
+        scalars[2] = good.sum()
+        scalars[3] = len(weights)
+        if components is not None:
+            rows = _rows_to_rank(goodness, active)
+            for place, component in enumerate(components):
+                coefficients = spearman(rows.of(goodness), rows.of(component), rows.mask)
+                defined = ~coefficients.isnan()
+                scalars[6 + 2 * place] = coefficients[defined].sum()
+                scalars[7 + 2 * place] = defined.sum()
+    return Health(scalars, distributions.sum(dim=0), active.double().sum(dim=0), good)
+
+
+def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tensor, "n o"]) -> Float[Tensor, " n"]:
+    """Spearman's rank correlation of each row of a and b over the entries in `mask`, ties sharing their mean rank.
+
+    NaN where fewer than three entries are in the mask, or where one of the two is constant.
+    """
+    ranks_a, ranks_b = _ranks(a, mask), _ranks(b, mask)
+    count = mask.sum(dim=-1, keepdim=True)
+    centred_a = (ranks_a - (ranks_a * mask).sum(-1, keepdim=True) / count) * mask
+    centred_b = (ranks_b - (ranks_b * mask).sum(-1, keepdim=True) / count) * mask
+    norms = torch.linalg.vector_norm(centred_a, dim=-1) * torch.linalg.vector_norm(centred_b, dim=-1)
+    coefficient = (centred_a * centred_b).sum(-1) / norms
+    return torch.where((count.squeeze(-1) >= 3) & (norms > 0), coefficient, torch.nan)
+
+
+def _ranks(v: Tensor, mask: Tensor) -> Tensor:
+    below = (v[:, None, :] < v[:, :, None]) * mask[:, None, :]
+    tied = (v[:, None, :] == v[:, :, None]) * mask[:, None, :]
+    return below.sum(-1) + tied.sum(-1) / 2
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The rows whose experts are ranked, and which experts of each."""
+
+    tokens: Tensor
+    mask: Tensor
+
+    def of(self, signal: Tensor) -> Tensor:
+        return signal[None] if signal.ndim == 1 else signal[self.tokens]
+
+
+def _rows_to_rank(goodness: Tensor, active: Tensor) -> _Ranked:
+    if goodness.ndim == 1:  # one Goodness for all: rank every expert, once
+        return _Ranked(torch.zeros(1, dtype=torch.long), torch.ones_like(goodness)[None].double())
+    step = max(1, len(goodness) // RANKED_TOKENS)
+    tokens = torch.arange(0, len(goodness), step, device=goodness.device)
+    return _Ranked(tokens, active[tokens].double())
+
+
+def _entropy(distribution: Float[Tensor, "*b o"]) -> Float[Tensor, " *b"]:
+    return -torch.special.xlogy(distribution, distribution).sum(dim=-1)
