@@ -1,0 +1,104 @@
+"""One rank's batches, read from its own row groups, in an order that can be taken up at any step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.batch import Batch, collate
+from pipeline.errors import UserError
+from pipeline.manifest import Prepared, Split
+from pipeline.plan import Address, Plan, PlannedBatch, UnequalSteps, plan_epoch
+from pipeline.rows import read_group, read_lengths
+from pipeline.tokens import Sequence
+
+
+class Loader:
+    """The batches of `rank` among `world_size` ranks; `batch_tokens` is the budget of a step over all ranks.
+
+    Every rank takes the same number of steps, in which together they see every row of the split exactly once an epoch.
+    The order is a function of (seed, epoch, world size) alone. Memory holds the rows' lengths and one window of rows.
+
+    Raises:
+        UserError: a shard is damaged, the split is empty, a row is longer than a rank's budget, or there are too few
+            rows for so many ranks.
+    """
+
+    def __init__(
+        self, prepared: Prepared, split: Split, batch_tokens: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        assert 0 <= rank < world_size, (rank, world_size)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.budget = batch_tokens // world_size
+        self._name = f"{prepared.folder}, split {split}"
+        self._groups: list[tuple[Path, int]] = []
+        self._lengths: list[np.ndarray] = []
+        for shard in prepared.shards(split):
+            path = prepared.path(shard)
+            lengths = read_lengths(path)
+            self._groups += [(path, group) for group in range(len(lengths))]
+            self._lengths += lengths
+        if not self._lengths:
+            raise UserError(f"{self._name}: there is no row. Raise data.max_tokens or give more tasks.")
+        longest = max(int(group.max()) for group in self._lengths)
+        if longest > self.budget:
+            raise UserError(
+                f"{self._name}: a row has {longest} tokens, but training.batch_tokens={batch_tokens} over {world_size} "
+                f"workers leaves {self.budget}; use batch_tokens >= {longest * world_size}"
+            )
+        self._planned: tuple[int, Plan] = (0, self._make_plan(0))
+
+    def steps_per_epoch(self, epoch: int) -> int:
+        """How many batches `epoch` has, the same on every rank. Epochs may differ a little, as rows are mixed anew."""
+        return len(self._plan(epoch))
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from step `start` of it on; reads no row group that only earlier batches need.
+
+        Raises:
+            UserError: a shard is damaged; names file and row group.
+        """
+        plan = self._plan(epoch)[start:]
+        while plan:
+            here = tuple(batch for batch in plan if batch.window == plan[0].window)
+            plan = plan[len(here) :]
+            rows = self._read(here)
+            for batch in here:
+                yield collate([rows[address] for address in batch.rows])
+
+    def stream(self, step: int = 0) -> Iterator[tuple[int, Batch]]:
+        """(epoch, batch) without end, from global step `step` on, counted from 0."""
+        epoch = 0
+        while step >= (steps := self.steps_per_epoch(epoch)):
+            step -= steps
+            epoch += 1
+        while True:
+            for batch in self.batches(epoch, step):
+                yield epoch, batch
+            epoch, step = epoch + 1, 0
+
+    def _read(self, batches: tuple[PlannedBatch, ...]) -> dict[Address, Sequence]:
+        wanted = {address for batch in batches for address in batch.rows}
+        rows = {}
+        for group in sorted({group for group, _ in wanted}):
+            path, index = self._groups[group]
+            for row, sequence in enumerate(read_group(path, index)):
+                if (group, row) in wanted:
+                    rows[group, row] = sequence
+        return rows
+
+    def _plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
+        if self._planned[0] != epoch:
+            self._planned = (epoch, self._make_plan(epoch))
+        return self._planned[1][self.rank]
+
+    def _make_plan(self, epoch: int) -> Plan:
+        try:
+            return plan_epoch(self._lengths, self.seed, epoch, self.world_size, self.budget)
+        except UnequalSteps as error:
+            rows = sum(map(len, self._lengths))
+            raise UserError(
+                f"{self._name}: {rows} rows in {len(self._lengths)} row groups are too few for {self.world_size} ranks "
+                f"in epoch {epoch}: {error}. Use fewer workers (workers.count), a larger training.batch_tokens, or "
+                "smaller row groups (data.rows_per_group)."
+            ) from error

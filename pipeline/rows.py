@@ -1,0 +1,162 @@
+"""Rows of a shard: a Sequence and where it came from, as Parquet columns and back, with everything checked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.augment import View
+from pipeline.errors import UserError
+from pipeline.tokens import COORDINATE_RANGE, VOCABULARY_SIZE, Sequence
+
+SCHEMA = pa.schema(
+    [
+        pa.field("task_id", pa.string(), nullable=False),
+        pa.field("pair", pa.int16(), nullable=False),  # which test pair; -1: all pairs of the task
+        pa.field("view", pa.int8(), nullable=False),
+        pa.field("colours", pa.string(), nullable=False),  # ten digits: what each colour became
+        *(
+            pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)
+            for name, kind in (
+                ("tokens", pa.uint8()),
+                ("rows", pa.uint8()),
+                ("columns", pa.uint8()),
+                ("labelled", pa.bool_()),
+            )
+        ),
+        pa.field("length", pa.int32(), nullable=False),
+    ]
+)
+_LIMITS = {"tokens": VOCABULARY_SIZE, "rows": COORDINATE_RANGE, "columns": COORDINATE_RANGE}
+_MEND = "Delete the folder and prepare the data again with `tiny-onn prepare`."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A sequence and the view in which its task is seen."""
+
+    sequence: Sequence
+    view: View
+
+
+def table_of(rows: Iterable[Row]) -> pa.Table:
+    """The rows as columns of SCHEMA."""
+    rows = list(rows)
+    sequences = [row.sequence for row in rows]
+    return pa.table(
+        {
+            "task_id": [s.task_id for s in sequences],
+            "pair": [s.pair for s in sequences],
+            "view": [row.view.dihedral for row in rows],
+            "colours": ["".join(map(str, row.view.colours)) for row in rows],
+            "tokens": [s.tokens for s in sequences],
+            "rows": [s.rows for s in sequences],
+            "columns": [s.columns for s in sequences],
+            "labelled": [s.labelled for s in sequences],
+            "length": [len(s) for s in sequences],
+        },
+        schema=SCHEMA,
+    )
+
+
+def read_group(path: Path, group: int) -> list[Sequence]:
+    """The sequences of one row group, its page checksums verified and every value in its range.
+
+    Raises:
+        UserError: names file, row group, what was found and what was expected.
+    """
+    where = f"{path}, row group {group}"
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read_row_group(group).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{where}: cannot be read ({error}); the file is damaged. {_MEND}") from error
+    if not table.schema.equals(SCHEMA):
+        raise UserError(f"{where}: {_schema_difference(table.schema)}. {_MEND}")
+    lengths = table["length"].to_numpy()
+    tokens, rows, columns, labelled = (
+        _lists(table, name, lengths, where) for name in ("tokens", "rows", "columns", "labelled")
+    )
+    for (name, limit), lists in zip(_LIMITS.items(), (tokens, rows, columns), strict=True):
+        worst = max((int(values.max()) for values in lists), default=0)
+        if worst >= limit:
+            raise UserError(f"{where}: `{name}` holds {worst}; expected less than {limit}. {_MEND}")
+    ids, pairs = table["task_id"].to_pylist(), table["pair"].to_pylist()
+    return [Sequence(*parts) for parts in zip(tokens, rows, columns, labelled, ids, pairs, strict=True)]
+
+
+def read_lengths(path: Path) -> list[np.ndarray]:
+    """For each row group, its rows' lengths (int32); no other column is read.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            lengths = file.read(columns=["length"])["length"].to_numpy()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{path}: lengths cannot be read ({error}); the file is damaged. {_MEND}") from error
+    return np.split(lengths, np.cumsum(sizes)[:-1])
+
+
+def check_file(path: Path, rows: int, row_groups: int) -> None:
+    """Columns, types and counts are as they must be, and ids lie inside the vocabulary, by the file's own statistics.
+
+    Raises:
+        UserError: names file, what was found and what was expected.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: is no readable Parquet file ({error}). {_MEND}") from error
+    if not schema.equals(SCHEMA):
+        raise UserError(f"{path}: {_schema_difference(schema)}. {_MEND}")
+    if (metadata.num_rows, metadata.num_row_groups) != (rows, row_groups):
+        raise UserError(
+            f"{path}: found {metadata.num_rows} rows in {metadata.num_row_groups} row groups; the manifest says "
+            f"{rows} in {row_groups}. {_MEND}"
+        )
+    for group in range(row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            name = column.path_in_schema.split(".")[0]
+            # Without statistics the check waits until the values are read.
+            if name in _LIMITS and column.statistics is not None and column.statistics.has_min_max:
+                worst = column.statistics.max
+                if worst >= _LIMITS[name]:
+                    raise UserError(f"{path}: `{name}` holds {worst}; expected less than {_LIMITS[name]}. {_MEND}")
+
+
+def _lists(table: pa.Table, name: str, lengths: np.ndarray, where: str) -> list[np.ndarray]:
+    chunks = table[name].chunks
+    if not chunks:
+        return []
+    (column,) = chunks
+    offsets = column.offsets.to_numpy()
+    if not np.array_equal(np.diff(offsets), lengths) or (lengths < 1).any():
+        raise UserError(f"{where}: `{name}` is not as long as `length` says. {_MEND}")
+    values = column.values.to_numpy(zero_copy_only=False)
+    return [values[start:stop] for start, stop in pairwise(offsets)]
+
+
+def _schema_difference(found: pa.Schema) -> str:
+    expected = {field.name: field for field in SCHEMA}
+    missing = [name for name in expected if name not in found.names]
+    if missing:
+        return f"column {missing[0]!r} is missing; found {', '.join(found.names)}"
+    for field in found:
+        if field.name not in expected:
+            return f"found an unknown column {field.name!r}; expected {', '.join(expected)}"
+        if field != expected[field.name]:
+            return f"column {field.name!r} is {_kind(field)}; expected {_kind(expected[field.name])}"
+    return f"columns are {', '.join(found.names)}; expected {', '.join(expected)}"
+
+
+def _kind(field: pa.Field) -> str:
+    return f"{field.type}{'' if field.nullable else ' without nulls'}"
