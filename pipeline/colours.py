@@ -1,0 +1,13 @@
+"""One colour for each arm, the same in figures and on the MLflow page; told apart by colour-blind readers too."""
+
+import zlib
+
+GOOD, BAD, INACTIVE = "#009E73", "#D55E00", "#B8B8B8"  # after Okabe and Ito
+
+_ARMS = {"per_token": "#0072B2", "aggregated": "#E69F00", "metric_only": "#CC79A7", "none": "#7F7F7F"}
+_OTHERS = ("#56B4E9", "#117733", "#882255", "#B5A300", "#44AA99", "#AA4499")
+
+
+def arm_colour(arm: str) -> str:
+    """The colour of an arm, as #RRGGBB; always the same for the same name."""
+    return _ARMS.get(arm) or _OTHERS[zlib.crc32(arm.encode()) % len(_OTHERS)]
