@@ -200,14 +200,10 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     trials = []
     for seed, cell, arm in itertools.product(sweep.seeds, itertools.product(*sweep.grid.values()), sweep.arms):
         changes = {**dict(zip(fields, cell, strict=True)), "training.arm": arm, "training.seed": seed, "sweep": None}
-        key = "-".join([arm.replace(":", "."), f"s{seed}", *(f"{f.split('.')[-1]}_{v}" for f, v in changes_of(fields, cell))])
+        cell_name = [f"{field.split('.')[-1]}_{value}" for field, value in zip(fields, cell, strict=True)]
+        key = "-".join([arm, f"s{seed}", *cell_name])
         trials.append(Trial(key=_safe(key), experiment=replace(experiment, changes, source)))
     return tuple(trials)
-
-
-def changes_of(fields: list[str], cell: tuple[Any, ...]) -> list[tuple[str, Any]]:
-    """The grid's fields with this cell's values."""
-    return list(zip(fields, cell, strict=True))
 
 
 def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Experiment:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -41,6 +42,11 @@ class CapturedCall:
     grad_output: Float[Tensor, "*b o"] | None = None
     _versions: dict[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def _valid_places(self) -> Tensor:
+        assert self.valid is not None
+        return self.valid.reshape(-1).nonzero().squeeze(1)
+
     @property
     def title(self) -> str:
         """The call's name in an error."""
@@ -62,7 +68,7 @@ class CapturedCall:
         for part in (self.x, self.masked_output, self.grad_output):
             flat = part.reshape(-1, part.shape[-1])
             if self.valid is not None:
-                flat = flat[self.valid.reshape(-1)]
+                flat = flat.index_select(0, self._valid_places)
             parts.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
         return parts[0], parts[1], parts[2]
 
@@ -92,7 +98,8 @@ class Captured:
         Raises:
             CaptureError: a call got no gradient, or a captured tensor was modified in place; names it.
         """
-        complete, missing = [], []
+        complete: list[CapturedCall] = []
+        missing: list[CapturedCall] = []
         for call in self._calls:
             call.check_unchanged()
             (missing if call.grad_output is None else complete).append(call)
@@ -133,8 +140,8 @@ class Captured:
     def _matching_valid(self, x: Tensor, name: str) -> Tensor | None:
         if self._valid is not None and self._valid.shape != x.shape[:-1]:
             raise CaptureError(
-                f"the mask of valid tokens has shape {tuple(self._valid.shape)}, but {name!r} was called with tokens of "
-                f"shape {tuple(x.shape[:-1])}"
+                f"the mask of valid tokens has shape {tuple(self._valid.shape)}, but {name!r} was called with tokens "
+                f"of shape {tuple(x.shape[:-1])}"
             )
         return self._valid
 

@@ -16,7 +16,7 @@ from tiny_onn.distributed import sum_over_workers
 from tiny_onn.layers import SparseProtoLinear, computation_parameters
 from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost
 from tiny_onn.mas import mas
-from tiny_onn.meta_loss import meta_loss
+from tiny_onn.meta_loss import meta_loss_and_gradient
 from tiny_onn.routing_health import Health, routing_health
 from tiny_onn.signals import Signals, layer_signals, token_signals
 
@@ -66,7 +66,7 @@ class LearningDynamics:
         return capture(self.model, valid=valid, storage=self.storage)
 
     def compute_and_apply_gradients(
-        self, task_loss: Tensor, captured: Captured | None, *, observe: bool = False
+        self, task_loss: Tensor, captured: Captured | None, *, labels: Tensor | int, observe: bool = False
     ) -> DynamicsReport:
         """Backward, meta-learning, one step of both optimizers; ADR-0004's method of this name.
 
@@ -74,6 +74,7 @@ class LearningDynamics:
             task_loss: this worker's share: its sum over labelled tokens divided by the *global* number of them.
                 Gradients must be summed over workers, not averaged; see `tiny_onn.distributed`.
             captured: what `capture` saw of the forward passes. None is right only in the control arm.
+            labels: that global number.
             observe: also measure routing health, which costs about as much again as the meta-loss.
 
         Raises:
@@ -89,7 +90,7 @@ class LearningDynamics:
                 for call in calls if observe else []:
                     _observe(health, call, None)
             else:
-                meta = self._meta_backward(self.cost, calls, health)
+                meta = self._meta_backward(self.cost, calls, labels, health)
             norm = nn.utils.clip_grad_norm_(self._computation, self.clip_norm, error_if_nonfinite=True)
             self.computation_optimizer.step()
             self.router_optimizer.step()
@@ -99,8 +100,10 @@ class LearningDynamics:
         return DynamicsReport(meta, norm.detach(), _over_workers(health))
 
     @staticmethod
-    def _meta_backward(cost: LearningCost, calls: list[CapturedCall], health: dict[str, Health] | None) -> Tensor:
-        """Puts the meta-loss's gradient into P.grad and G.grad and returns the meta-loss. One reduction over workers."""
+    def _meta_backward(
+        cost: LearningCost, calls: list[CapturedCall], labels: Tensor | int, health: dict[str, Health] | None
+    ) -> Tensor:
+        """Fills P.grad and G.grad with the meta-loss's gradient; returns the meta-loss. One reduction over workers."""
         by_module: dict[str, list[CapturedCall]] = defaultdict(list)
         for call in calls:
             by_module[call.module_name].append(call)
@@ -110,8 +113,10 @@ class LearningDynamics:
             parts = []
             for call in module_calls:
                 x, masked_output, grad_output = call.tokens()
-                is_token_cost = isinstance(cost, TokenCost)
-                signals = token_signals(cost, x, masked_output, grad_output) if is_token_cost else shared[name]
+                if isinstance(cost, TokenCost):
+                    signals = token_signals(cost, x, masked_output, grad_output * labels)
+                else:
+                    signals = shared[name]
                 parts.append(_router_gradients(call.module, x, signals))
                 _observe(health, call, signals)
             sums += [sum(part).reshape(-1) for part in zip(*parts, strict=True)]
@@ -127,12 +132,13 @@ class LearningDynamics:
         return torch.stack(losses).sum()
 
 
+@torch.no_grad()
 def _router_gradients(module: SparseProtoLinear, x: Tensor, signals: Signals) -> tuple[Tensor, Tensor, Tensor]:
     """Of one call, summed over its tokens: the meta-loss's gradient of P and of G, and (meta-loss, tokens)."""
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        total = meta_loss(module.routing_logits(x, learn=True), signals.goodness).sum()
-        prototypes, gates = torch.autograd.grad(total, [module.proto_weight, module.gate_param])
-    return prototypes, gates, torch.stack([total.detach(), total.new_tensor(len(x))])
+    with torch.autocast(x.device.type, enabled=False):
+        loss, logits_gradient = meta_loss_and_gradient(module.routing_logits(x, learn=False), signals.goodness)
+        prototypes, gates = module.router_gradients(x, logits_gradient)
+    return prototypes, gates, torch.stack([loss, loss.new_tensor(len(x))])
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tiny_onn.mas import mas
+from tiny_onn.mas import mas, mas_backward
 
 
 class SparseProtoCall(NamedTuple):
@@ -75,6 +75,16 @@ class SparseProtoLinear(nn.Module):
         gates = self.gate_param if learn else self.gate_param.detach()
         match = nn.functional.linear(x, prototypes) / math.sqrt(self.in_features)
         return self.gain * (match - mas(nn.functional.linear(x, gates)))
+
+    @torch.no_grad()
+    def router_gradients(
+        self, x: Float[Tensor, "n i"], logits_gradient: Float[Tensor, "n o"]
+    ) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o i"]]:
+        """The gradients of P and G from dL/d(routing_logits), summed over the tokens."""
+        gate = nn.functional.linear(x, self.gate_param)
+        gate_gradient = mas_backward(logits_gradient, gate, mas(gate))
+        scale = self.gain / math.sqrt(self.in_features)
+        return (logits_gradient.T @ x).mul_(scale), (gate_gradient.T @ x).mul_(-self.gain)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """The masked output."""

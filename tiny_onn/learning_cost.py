@@ -87,7 +87,7 @@ class PerTokenGradients:
 
 
 def per_token_gradients(grad_output: Float[Tensor, "*b o"], x: Float[Tensor, "*b i"]) -> PerTokenGradients:
-    """Per-token weight gradients of a captured call, its leading axes flattened to n tokens; lazy (ADR-0004, step 4)."""
+    """Per-token weight gradients of a captured call, its leading axes flattened to n tokens; lazy (ADR step 4)."""
     return PerTokenGradients(grad_output.reshape(-1, grad_output.shape[-1]), x.reshape(-1, x.shape[-1]))
 
 

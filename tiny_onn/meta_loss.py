@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tiny_onn.mas import EPS, mas, normalise
+from tiny_onn.mas import EPS, mas, mas_backward, normalise
 
 
 def jensen_shannon(p: Float[Tensor, "*b o"], q: Float[Tensor, "*b o"]) -> Float[Tensor, " *b"]:
@@ -24,3 +24,30 @@ def meta_loss(routing_logits: Float[Tensor, "n o"], goodness: Float[Tensor, "*n 
     """
     target = normalise(mas(goodness.detach()))
     return jensen_shannon(normalise(mas(routing_logits)), target.expand_as(routing_logits))
+
+
+@torch.no_grad()
+def meta_loss_and_gradient(
+    routing_logits: Float[Tensor, "n o"], goodness: Float[Tensor, "*n o"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "n o"]]:
+    """`meta_loss` summed over the tokens, and its gradient with respect to `routing_logits`, in closed form.
+
+    With y = mas(l), p = y / S, S = sum y + EPS and m = (p + q) / 2:
+
+        dJSD/dp_i = (log(p_i + EPS) + p_i / (p_i + EPS) - log(m_i + EPS) - m_i / (m_i + EPS)) / 2
+        dJSD/dy_i = (dJSD/dp_i - sum_j p_j dJSD/dp_j) / S
+
+    and `mas_backward` from there. No graph is built and nothing is kept.
+    """
+    y = mas(routing_logits)
+    total = y.sum(dim=-1, keepdim=True).add_(EPS)
+    p, q = y / total, normalise(mas(goodness))
+    p_safe, m_safe = p + EPS, ((p + q) / 2).add_(EPS)
+    log_m = m_safe.log()
+    gradient = p_safe.log().sub_(log_m)
+    q_divergence = (q + EPS).log_().sub(log_m).mul_(q)
+    loss = ((p * gradient).sum() + q_divergence.sum()) / 2
+    # x / (x + EPS) = 1 - EPS / (x + EPS), and the ones cancel.
+    gradient.sub_(EPS / p_safe).add_(EPS / m_safe).div_(2)
+    gradient.sub_((p * gradient).sum(dim=-1, keepdim=True)).div_(total)
+    return loss, mas_backward(gradient, routing_logits, y)

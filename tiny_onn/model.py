@@ -28,11 +28,11 @@ class KVCache:
         return self.keys[layer], self.values[layer]
 
 
-def rotate(v: Float[Tensor, "b h s d"], positions: Int[Tensor, "b s"]) -> Float[Tensor, "b h s d"]:
+def rotate(v: Float[Tensor, "b s h d"], positions: Int[Tensor, "b s"]) -> Float[Tensor, "b s h d"]:
     """Rotary position embedding (RoPE, Su et al. 2021): pairs (v_k, v_{k+d/2}) turn by position / 10000^(2k/d)."""
     half = v.shape[-1] // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=v.device) / half)
-    angle = (positions[:, None, :, None] * frequency).to(v.dtype)
+    angle = (positions[:, :, None, None] * frequency).to(v.dtype)
     cos, sin = angle.cos(), angle.sin()
     first, second = v[..., :half], v[..., half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -54,8 +54,10 @@ class SparseAttention(nn.Module):
     ) -> Float[Tensor, "b s h"]:
         """Attends to the tokens up to each position; with a cache, to those that it holds as well."""
         batch, length, hidden = x.shape
-        q, k, v = (p(x).view(batch, length, self.heads, -1).transpose(1, 2) for p in (self.q, self.k, self.v))
-        q, k = rotate(q, positions), rotate(k, positions)
+        q, k, v = (p(x).view(batch, length, self.heads, -1) for p in (self.q, self.k, self.v))
+        # RoPE before the transpose: its gradient then comes back contiguous, which the elementwise work below it
+        # repays several times over.
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, positions), rotate(k, positions), v))
         if cache is None:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:

@@ -1,0 +1,54 @@
+"""One training step, as a function that needs no trainer."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pipeline.loader import Batch
+from tiny_onn.distributed import sum_over_workers
+from tiny_onn.dynamics import DynamicsReport, LearningDynamics
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """A step's task loss (nats per labelled token, global mean) and token counts (global), on the device."""
+
+    task_loss: Tensor
+    labelled: Tensor
+    valid: Tensor
+    dynamics: DynamicsReport
+
+
+def summed_loss(logits: Float[Tensor, "b s v"], labels: Int[Tensor, "b s"]) -> Float[Tensor, ""]:
+    """Cross-entropy in nats, summed over the labelled tokens; 0 where there are none, with a gradient of 0."""
+    return nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def train_step(
+    model: nn.Module, batch: Batch, dynamics: LearningDynamics, *, observe: bool = False, autocast: bool = False
+) -> StepReport:
+    """Forward, backward, meta-learning and one step of both optimizers, on this worker's shard of the batch.
+
+    Every worker calls this equally often. A batch without any label teaches the router nothing and the model nothing,
+    on all workers alike, and its loss is 0.
+
+    Args:
+        model: `dynamics.model`, in DDP where there are several workers.
+        observe: also measure routing health.
+        autocast: run the forward pass in bfloat16.
+    """
+    counts = sum_over_workers(torch.stack([(batch.labels != IGNORED).sum(), batch.valid.sum()]))
+    needs_capture = dynamics.cost is not None or observe
+    with dynamics.capture(batch.valid) if needs_capture else nullcontext() as captured:
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=autocast):
+            logits = model(batch.tokens, batch.rows, batch.columns)
+        share = summed_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels)
+        labels = counts[0].clamp(min=1)
+        share = share / labels
+        report = dynamics.compute_and_apply_gradients(share, captured, labels=labels, observe=observe)
+    return StepReport(sum_over_workers(share.detach().clone()), counts[0], counts[1], report)

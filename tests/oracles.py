@@ -1,0 +1,65 @@
+"""The slow, obvious twin of every quantity: loops and definitions, in float64, written without the package."""
+
+import math
+
+import torch
+from torch import Tensor
+
+EPS = 1e-9
+
+
+def mas(v: Tensor) -> Tensor:
+    """relu(v / (max|v| + eps)), with autograd's own gradient."""
+    return torch.relu(v / (v.abs().amax(dim=-1, keepdim=True) + EPS))
+
+
+def normalise(v: Tensor) -> Tensor:
+    """To a distribution."""
+    return v / (v.sum(dim=-1, keepdim=True) + EPS)
+
+
+def sparse_proto_linear(x: Tensor, W: Tensor, b: Tensor, P: Tensor, G: Tensor, gain: float, residual: bool) -> dict:
+    """One token at a time: every named quantity of the layer."""
+    outputs = []
+    for token in x:
+        y = torch.stack([W[o] @ token + b[o] for o in range(len(W))]) + (token if residual else 0)
+        match = torch.stack([P[o] @ token for o in range(len(P))]) / math.sqrt(len(token))
+        gate = mas(torch.stack([G[o] @ token for o in range(len(G))]))
+        logits = gain * (match - gate)
+        outputs.append({"y": y, "logits": logits, "weights": mas(logits), "masked": y * mas(logits)})
+    return {key: torch.stack([output[key] for output in outputs]) for key in outputs[0]}
+
+
+def token_costs(g: Tensor, x: Tensor) -> Tensor:
+    """|| g_o x ||_2 by building each token's whole gradient."""
+    costs = torch.zeros(len(g), g.shape[1], dtype=g.dtype)
+    for n in range(len(g)):
+        for o in range(g.shape[1]):
+            costs[n, o] = math.sqrt(sum(float(g[n, o] * x[n, i]) ** 2 for i in range(x.shape[1])))
+    return costs
+
+
+def without_noise(g: Tensor) -> Tensor:
+    """g of the summed loss, with the tokens at 0 whose largest entry is not above 1e-5."""
+    return torch.stack([token if token.abs().max() > 1e-5 else token * 0 for token in g])
+
+
+def goodness(contribution: Tensor, relevance: Tensor, cost: Tensor) -> Tensor:
+    """The ADR's formula, token by token."""
+    return mas(mas(contribution) * mas(relevance)) / (mas(cost) + EPS)
+
+
+def jensen_shannon(p: list[float], q: list[float]) -> float:
+    """By the definition, 0 log 0 = 0, no eps."""
+    total = 0.0
+    for a, b in zip(p, q, strict=True):
+        m = (a + b) / 2
+        total += (a * math.log(a / m) if a else 0) + (b * math.log(b / m) if b else 0)
+    return total / 2
+
+
+def meta_loss(logits: Tensor, good: Tensor) -> Tensor:
+    """Per token, differentiable in logits by autograd."""
+    p, q = normalise(mas(logits)), normalise(mas(good))
+    m = torch.log((p + q) / 2 + EPS)
+    return (p * (torch.log(p + EPS) - m) + q * (torch.log(q + EPS) - m)).sum(-1) / 2

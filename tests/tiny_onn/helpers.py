@@ -1,0 +1,73 @@
+"""Small models and one training step, for the tests."""
+
+import torch
+from torch import Tensor, nn
+
+from tiny_onn.dynamics import DynamicsReport, LearningDynamics
+from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
+from tiny_onn.learning_cost import learning_cost
+from tiny_onn.model import GridTransformer
+
+VOCABULARY = 7
+
+
+def small_model(arm: str = "per_token", seed: int = 0) -> GridTransformer:
+    """Two layers in float64, with G away from zero so that the gate is at work."""
+    torch.manual_seed(seed)
+    model = GridTransformer(
+        vocabulary=VOCABULARY, coordinates=5, hidden=12, layers=2, heads=3, router_learns_from_task=arm == "none"
+    ).double()
+    for module in model.modules():
+        if isinstance(module, SparseProtoLinear):
+            nn.init.normal_(module.gate_param, std=0.3)
+            nn.init.normal_(module.mu_bias, std=0.1)
+    return model
+
+
+def batch(generator: torch.Generator, size: int, length: int) -> tuple[Tensor, Tensor]:
+    """(tokens, valid): rows of unequal lengths, padded on the right with token 0."""
+    tokens = torch.randint(1, VOCABULARY, (size, length), generator=generator)
+    lengths = torch.randint(2, length + 1, (size,), generator=generator)
+    lengths[0] = length
+    valid = torch.arange(length) < lengths[:, None]
+    return tokens * valid, valid
+
+
+def loss_sum(model: nn.Module, tokens: Tensor, valid: Tensor) -> tuple[Tensor, int]:
+    """Next-token cross-entropy, summed, and its number of labels."""
+    labels = torch.where(valid[:, 1:], tokens[:, 1:], -100)
+    coordinates = tokens % 5
+    logits = model(tokens, coordinates, coordinates)[:, :-1]
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total, int((labels != -100).sum())
+
+
+def new_dynamics(model: nn.Module, arm: str, rate: float = 1e-2, **options: object) -> LearningDynamics:
+    """Two AdamW around a model."""
+    return LearningDynamics(
+        model,
+        learning_cost(arm),
+        torch.optim.AdamW(computation_parameters(model), lr=rate),
+        torch.optim.AdamW(router_parameters(model), lr=rate, weight_decay=0.0),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def step(
+    dynamics: LearningDynamics, tokens: Tensor, valid: Tensor, model: nn.Module | None = None, **options: bool
+) -> DynamicsReport:
+    """One step on one worker."""
+    with dynamics.capture(valid) as captured:
+        total, count = loss_sum(model or dynamics.model, tokens, valid)
+        return dynamics.compute_and_apply_gradients(total / count, captured, labels=count, **options)
+
+
+def router_gradients_of(dynamics: LearningDynamics, tokens: Tensor, valid: Tensor) -> list[Tensor]:
+    """The gradients that a step would apply to P and G, module by module, without applying any."""
+    seen: list[Tensor] = []
+    dynamics.computation_optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    dynamics.router_optimizer.step = lambda: seen.extend(  # type: ignore[method-assign, assignment]
+        p.grad.clone() for p in router_parameters(dynamics.model)
+    )
+    step(dynamics, tokens, valid)
+    return seen

@@ -1,0 +1,180 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import oracles
+from tests.tiny_onn.helpers import batch, loss_sum, new_dynamics, router_gradients_of, small_model, step
+from tiny_onn.capture import capture
+from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
+from tiny_onn.learning_cost import LayerCost, learning_cost
+
+ARMS = ["per_token", "aggregated", "metric_only"]
+
+
+def slow_router_gradients(arm: str, tokens: Tensor, valid: Tensor) -> tuple[list[Tensor], float]:
+    """By the oracles: capture with clones, Goodness token by token, autograd through the definition."""
+    model = small_model(arm)
+    gradients, losses = [], []
+    with capture(model, valid=valid, storage="clone") as captured:
+        total, count = loss_sum(model, tokens, valid)
+        (total / count).backward()
+        for call in captured.calls():
+            layer, mask = call.module, valid.flatten()
+            x, o, g = (t.flatten(0, 1)[mask] for t in (call.x, call.masked_output, call.grad_output))
+            if arm == "per_token":
+                g = oracles.without_noise(g * count)
+                good = oracles.goodness(o.abs(), g.abs(), oracles.token_costs(g, x))
+            else:
+                weight = layer.mu_weight.grad
+                cost = weight.norm(dim=1) if arm == "aggregated" else weight.abs().mean(dim=1)
+                good = oracles.goodness(o.norm(dim=0), g.norm(dim=0), cost)
+            P, G = (p.detach().clone().requires_grad_(True) for p in (layer.proto_weight, layer.gate_param))
+            logits = layer.gain * (x @ P.T / math.sqrt(x.shape[1]) - oracles.mas(x @ G.T))
+            loss = oracles.meta_loss(logits, good.detach().expand_as(logits)).mean()
+            gradients += torch.autograd.grad(loss, [P, G])
+            losses.append(float(loss.detach()))
+    return [g / len(losses) for g in gradients], sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_router_gradients_equal_the_oracle(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(4), 3, 6)
+    truth, _ = slow_router_gradients(arm, tokens, valid)
+    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    assert max(float(t.abs().max()) for t in truth) > 1e-4
+    for a, b in zip(found, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_meta_loss_is_the_oracles(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(5), 3, 6)
+    report = step(new_dynamics(small_model(arm), arm), tokens, valid)
+    assert float(report.meta_loss) == pytest.approx(slow_router_gradients(arm, tokens, valid)[1], rel=1e-10)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_each_loss_moves_its_own_stream_only(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(6), 3, 6)
+    plain, meta = small_model(arm), small_model(arm)
+    plain_dynamics = new_dynamics(plain, "none")  # model's P and G stay detached: the task loss must not reach them
+    step(plain_dynamics, tokens, valid)
+    dynamics = new_dynamics(meta, arm)
+    router_before = [p.detach().clone() for p in router_parameters(meta)]
+    step(dynamics, tokens, valid)
+    for a, b in zip(router_parameters(plain), router_before, strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(computation_parameters(plain), computation_parameters(meta), strict=True):
+        assert torch.equal(a, b)  # the meta-loss changed nothing of the computation stream
+    assert all(not torch.equal(a, b) for a, b in zip(router_parameters(meta), router_before, strict=True))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_padding_counts_nowhere(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(7), 3, 6)
+    wider = torch.nn.functional.pad(tokens, (0, 4))
+    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    padded = router_gradients_of(new_dynamics(small_model(arm), arm), wider, torch.nn.functional.pad(valid, (0, 4)))
+    for a, b in zip(found, padded, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_order_of_the_rows_does_not_matter(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(8), 4, 6)
+    order = torch.tensor([2, 0, 3, 1])
+    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    turned = router_gradients_of(new_dynamics(small_model(arm), arm), tokens[order], valid[order])
+    for a, b in zip(found, turned, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_accumulating_two_batches_equals_one_of_both(arm: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(9), 4, 6)
+    whole = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    dynamics, seen = new_dynamics(small_model(arm), arm), []
+    dynamics.computation_optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    dynamics.router_optimizer.step = lambda: seen.extend(p.grad.clone() for p in router_parameters(dynamics.model))
+    with dynamics.capture() as captured:
+        parts = []
+        for rows in (slice(0, 1), slice(1, 4)):
+            captured.use_valid(valid[rows])
+            parts.append(loss_sum(dynamics.model, tokens[rows], valid[rows]))
+        count = sum(n for _, n in parts)
+        (parts[0][0] / count).backward()
+        dynamics.compute_and_apply_gradients(parts[1][0] / count, captured, labels=count)
+    for a, b in zip(seen, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+def test_aggregated_goodness_is_one_for_all_tokens_and_per_token_is_not() -> None:
+    from tiny_onn.signals import layer_signals, token_signals
+
+    model = small_model()
+    tokens, valid = batch(torch.Generator().manual_seed(1), 3, 6)
+    with capture(model, valid=valid) as captured:
+        loss_sum(model, tokens, valid)[0].backward()
+        calls = captured.calls()
+        cost = learning_cost("aggregated")
+        assert isinstance(cost, LayerCost)
+        signals = layer_signals({c.module_name: [c] for c in calls}, cost)
+        assert all(s.goodness.shape == (12,) for s in signals.values())
+        own = token_signals(learning_cost("per_token"), *calls[0].tokens()).goodness  # type: ignore[arg-type]
+    assert own.shape == (int(valid.sum()), 12)
+    assert len(torch.unique(own, dim=0)) > 3
+
+
+def test_clipping_bounds_the_computation_stream_alone() -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
+    loose, tight = ([], [])
+    norms = []
+    for seen, clip in ((loose, 1e9), (tight, 1e-3)):
+        dynamics = new_dynamics(small_model(), "per_token", clip_norm=clip)
+        dynamics.computation_optimizer.step = lambda: norms.append(  # type: ignore[method-assign, assignment]
+            math.sqrt(sum(float(p.grad.square().sum()) for p in computation_parameters(dynamics.model)))  # noqa: B023
+        )
+        dynamics.router_optimizer.step = lambda: seen.extend(  # type: ignore[method-assign, assignment]
+            p.grad.clone()
+            for p in router_parameters(dynamics.model)  # noqa: B023
+        )
+        report = step(dynamics, tokens, valid)
+        assert float(report.gradient_norm) == pytest.approx(norms[0], rel=1e-9)
+    assert norms[1] == pytest.approx(1e-3, rel=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(loose, tight, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_changes_no_parameter() -> None:
+    model = small_model()
+    before = [p.detach().clone() for p in model.parameters()]
+    tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
+    dynamics = new_dynamics(model, "per_token")
+    with pytest.raises(RuntimeError, match="non-finite"), dynamics.capture(valid) as captured:
+        total, _ = loss_sum(model, tokens, valid)
+        dynamics.compute_and_apply_gradients(total * math.nan, captured, labels=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_health_is_reported_for_every_module_where_asked() -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
+    for arm in (*ARMS, "none"):
+        dynamics = new_dynamics(small_model(arm), arm)
+        assert step(dynamics, tokens, valid).health is None
+        health = step(dynamics, tokens, valid, observe=True).health
+        assert list(health) == list(sparse_layers(dynamics.model))
+        for each in health.values():
+            assert each.scalars[0] == valid.sum()
+            assert math.isnan(each.measures()["fraction_good"]) == (arm == "none")
+
+
+def test_a_gradient_near_nothing_is_no_signal() -> None:
+    from tiny_onn.signals import token_signals
+
+    g = torch.tensor([[1.0, 2.0], [3e-6, 1e-17]], dtype=torch.float64)
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    signals = token_signals(learning_cost("per_token"), ones, ones, g)  # type: ignore[arg-type]
+    assert signals.goodness[0].all()
+    assert not signals.goodness[1].any()

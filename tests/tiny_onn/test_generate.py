@@ -1,0 +1,38 @@
+import torch
+
+from tests.tiny_onn.helpers import VOCABULARY, small_model
+from tiny_onn.generate import generate
+
+
+def advance(token, row, column, following):
+    """The rule that the small model's tests use: coordinates are the token, modulo 5."""
+    return following % 5, following % 5
+
+
+def without_cache(model, prompt: list[int], limit: int, stop: int) -> list[int]:
+    said = list(prompt)
+    while len(said) < limit:
+        tokens = torch.tensor([said])
+        token = int(model(tokens, tokens % 5, tokens % 5)[0, -1].argmax())
+        if token == stop:
+            break
+        said.append(token)
+    return said[len(prompt) :]
+
+
+def test_a_cached_batch_says_what_each_prompt_says_alone_without_a_cache() -> None:
+    seen_stop = False
+    for seed in range(6):
+        model = small_model(seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        prompts = [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in (5, 2, 8)]
+        tokens = torch.zeros(3, 8, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        lengths = torch.tensor([len(p) for p in prompts])
+        first = int(model(tokens, tokens % 5, tokens % 5)[0, 4].argmax())
+        for stop in (first, 99):
+            found = generate(model, tokens, tokens % 5, tokens % 5, lengths, limit=14, stop=stop, advance=advance)
+            assert found == [without_cache(model, prompt, 14, stop) for prompt in prompts]
+            seen_stop |= found[0] == []
+    assert seen_stop

@@ -1,0 +1,53 @@
+"""Greedy decoding of whole batches, one token at a time, with a KV cache."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tiny_onn.model import GridTransformer
+
+Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def generate(
+    model: GridTransformer,
+    tokens: Int[Tensor, "b s"],
+    rows: Int[Tensor, "b s"],
+    columns: Int[Tensor, "b s"],
+    lengths: Int[Tensor, " b"],
+    *,
+    limit: int,
+    stop: int,
+    advance: Advance,
+) -> list[list[int]]:
+    """What the model says after each prompt, up to `stop` (left out) or until the sequence holds `limit` tokens.
+
+    Prompts are padded on the right to s; row b counts its first `lengths[b]` tokens. Each row writes its next token at
+    its own position, over the padding, so that a row's result does not depend on the others in the batch.
+
+    Args:
+        advance: (token, row, column, next_token) -> the next token's row and column, elementwise.
+    """
+    batch, device = len(tokens), tokens.device
+    cache = model.new_cache(batch, max(limit, tokens.shape[1]) + 1)
+    each, last = torch.arange(batch, device=device), lengths - 1
+    logits = model(tokens, rows, columns, cache, torch.arange(tokens.shape[1], device=device).expand_as(tokens))
+    logits = logits[each, last]
+    token, row, column = tokens[each, last], rows[each, last], columns[each, last]
+    positions, going = lengths.clone(), lengths < limit
+    said: list[list[int]] = [[] for _ in range(batch)]
+    while bool(going.any()):
+        following = logits.argmax(dim=-1)
+        row, column = advance(token, row, column, following)
+        token = following
+        going = going & (token != stop)
+        for place in torch.nonzero(going).flatten().tolist():
+            said[place].append(int(token[place]))
+        going = going & (positions + 1 < limit)
+        at = positions.clamp(max=limit - 1)[:, None]
+        logits = model(token[:, None], row[:, None], column[:, None], cache, at)[:, 0]
+        positions = positions + going.long()
+    return said
