@@ -47,7 +47,8 @@ def collate(sequences: Items[Sequence]) -> Batch:
         tokens[b, :n] = sequence.tokens
         rows[b, :n] = sequence.rows
         columns[b, :n] = sequence.columns
-        labels[b, : n - 1] = np.where(sequence.labelled[1:], sequence.tokens[1:], IGNORED)
+        predicted = np.flatnonzero(sequence.labelled[1:])
+        labels[b, predicted] = sequence.tokens[predicted + 1]
         valid[b, :n] = True
     return Batch(
         tokens=torch.from_numpy(tokens),

@@ -36,9 +36,7 @@ def random_task(name: str, seed: int, side: int = 4, tests: int = 1) -> Task:
     def grid() -> np.ndarray:
         return grid_of(draw.integers(0, 10, draw.integers(1, side + 1, 2)))
 
-    return Task(
-        name, tuple(Pair(grid(), grid()) for _ in range(2)), tuple(Pair(grid(), grid()) for _ in range(tests))
-    )
+    return Task(name, tuple(Pair(grid(), grid()) for _ in range(2)), tuple(Pair(grid(), grid()) for _ in range(tests)))
 
 
 def as_json(task: Task) -> dict:
