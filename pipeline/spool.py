@@ -15,11 +15,12 @@ _METRIC_NAME = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")  # what MLflow takes
 
 @dataclass(frozen=True)
 class Line:
-    """The metrics of one step. `time_ms` is Unix time in milliseconds."""
+    """The metrics of one step. `time_ms` is Unix time in milliseconds, `end` the byte after the line."""
 
     step: int
     time_ms: int
     metrics: dict[str, float]
+    end: int
 
 
 class Spool:
@@ -50,7 +51,7 @@ class Spool:
         if step <= self._inherited:
             return False
         if step <= self._last:
-            raise ValueError(f"step {step} comes after step {self._last} was written; write a step once, with all of it")
+            raise ValueError(f"step {step} comes after step {self._last}; write a step once, with all its metrics")
         for name in metrics:
             if not _METRIC_NAME.fullmatch(name) or name.startswith("/") or name != os.path.normpath(name):
                 raise ValueError(f"{name!r} is no metric name: use letters, digits and _-. / (at most 250)")
@@ -75,14 +76,14 @@ def read_spool(path: Path, offset: int = 0) -> tuple[list[Line], int]:
         whole, newline, _ = file.read().rpartition(b"\n")
     lines = []
     for raw in whole.split(b"\n") if newline else []:
-        line = _parse(raw)
+        line = _parse(raw, offset + len(raw) + 1)
         if line is None:
             raise UserError(
                 f"{path}: damaged at byte {offset}: found {raw[:60]!r}, expected a line of metrics as JSON. "
                 "Remove the trial's folder and run it again."
             )
         lines.append(line)
-        offset += len(raw) + 1
+        offset = line.end
     return lines, offset
 
 
@@ -93,7 +94,7 @@ def _cut_torn_line(path: Path) -> int:
     raw = path.read_bytes()
     keep = raw.rfind(b"\n") + 1
     last = raw[:keep].rstrip(b"\n").rpartition(b"\n")[2]
-    if keep and _parse(last) is None:  # a crash of the machine may leave a line of zeros
+    if keep and _parse(last, keep) is None:  # a crash of the machine may leave a line of zeros
         keep -= len(last) + 1
     if keep < len(raw):
         os.truncate(path, keep)
@@ -101,11 +102,11 @@ def _cut_torn_line(path: Path) -> int:
     return max((line.step for line in lines), default=-1)
 
 
-def _parse(raw: bytes) -> Line | None:
+def _parse(raw: bytes, end: int) -> Line | None:
     try:
         value = json.loads(raw)
         metrics = {str(name): float(number) for name, number in value["metrics"].items()}
-        return Line(int(value["step"]), int(value["time_ms"]), metrics)
+        return Line(int(value["step"]), int(value["time_ms"]), metrics, end)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 

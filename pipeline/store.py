@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks, and opens in its chat-model mode
 
 
 def open_store(uri: str) -> "MlflowClient":
@@ -40,6 +41,34 @@ def open_store(uri: str) -> "MlflowClient":
             "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "
             "in the output folder."
         ) from None
+
+
+def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
+    """The id of the experiment `name`, created if need be with its artifacts in the folder `artifacts`.
+
+    Raises:
+        UserError: the experiment lies in MLflow's bin, or cannot be created.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None if artifacts is None else artifacts.resolve().as_uri()
+            try:
+                return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
+            except MlflowException:  # another process was quicker
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+    except MlflowException as error:
+        raise UserError(f"MLflow experiment {name!r}: cannot be created ({_first_line(mask(str(error)))}).") from None
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow experiment {name!r}: was deleted, and its name is still taken. Restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another name."
+        )
+    return str(found.experiment_id)
 
 
 def mask(text: str, uri: str = "") -> str:

@@ -1,0 +1,110 @@
+"""One MLflow run, created once and for all: what it is called and described by, and how it is found again."""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CREATION = "creation_key"  # tag and memory by which a run is known even if the answer to its creation was lost
+_PARAMS_PER_CALL = 100  # MLflow's limit
+_LONGEST_PARAM = 6000
+
+
+@dataclass(frozen=True)
+class DataInput:
+    """The data set of a run. `profile` is JSON text."""
+
+    name: str
+    digest: str
+    profile: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a run says of itself, once, at its start."""
+
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    data: DataInput | None = None
+
+
+def begin_run(client: "MlflowClient", experiment_id: str, memory: Path, description: Description) -> tuple[str, bool]:
+    """The run that `memory` remembers, set to RUNNING, or a new one; and whether it was there already.
+
+    A kill or a lost answer at any point leads neither to a second run nor to half a description.
+    """
+    known = read_memory(memory)
+    found = None
+    if known:
+        runs = client.search_runs([experiment_id], filter_string=f"tags.{_CREATION} = '{known[_CREATION]}'")
+        found = runs[0].info.run_id if runs else None
+    else:
+        known = {_CREATION: uuid.uuid4().hex}
+        write_memory(memory, known)
+    if found is None:
+        tags = {**description.tags, _CREATION: known[_CREATION]}
+        run_id = client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id
+    else:
+        run_id = found
+        client.update_run(run_id, status="RUNNING")
+        _note_new_commit(client, run_id, description)
+    if known.get("described") != run_id:
+        _describe(client, run_id, description)
+        write_memory(memory, {_CREATION: known[_CREATION], "run_id": run_id, "described": run_id})
+    return run_id, found is not None
+
+
+def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings under dotted names, as text; what is None is left out."""
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= flat_params(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = (value if isinstance(value, str) else json.dumps(value))[:_LONGEST_PARAM]
+    return flat
+
+
+def read_memory(path: Path) -> dict[str, Any]:
+    """What `write_memory` wrote; empty when there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_memory(path: Path, value: dict[str, Any]) -> None:
+    """Writes JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    with aside.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _describe(client: "MlflowClient", run_id: str, description: Description) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+    params = [Param(name, value) for name, value in description.params.items()]
+    for start in range(0, len(params), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=params[start : start + _PARAMS_PER_CALL])
+    if description.config:
+        client.log_dict(run_id, description.config, "config.json")
+    if description.data is not None:
+        data = description.data
+        source = json.dumps({"name": data.name})
+        entity = Dataset(data.name, data.digest, source_type="local", source=source, profile=data.profile)
+        client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+
+def _note_new_commit(client: "MlflowClient", run_id: str, description: Description) -> None:
+    name = "mlflow.source.git.commit"
+    now, then = description.tags.get(name), client.get_run(run_id).data.tags.get(name)
+    if now != then:
+        client.set_tag(run_id, "resumed_at_git_commit", now)
