@@ -39,8 +39,8 @@ def build_dynamics(model: GridTransformer, training: TrainingConfig) -> Learning
     return LearningDynamics(
         model,
         learning_cost(training.arm),
-        torch.optim.AdamW(groups, lr=training.learning_rate),
-        torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0),
+        torch.optim.AdamW(groups, lr=training.learning_rate, fused=True),
+        torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0, fused=True),
         clip_norm=training.clip_norm,
     )
 

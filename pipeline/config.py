@@ -52,7 +52,7 @@ class ModelConfig(Settings):
 
     hidden: Count = 64
     layers: Count = 6
-    heads: Count = 4
+    heads: Count = 2
     gain: Rate = 1.0
 
     @model_validator(mode="after")
@@ -74,7 +74,7 @@ class TrainingConfig(Settings):
     arm: str = Field("per_token", description="the learning cost: " + ", ".join(learning_cost_names()))
     seed: NonNegative = 0
     steps: Count = 300
-    batch_tokens: Count = Field(2048, description="tokens a step, padding included, over all workers")
+    batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
     learning_rate: Rate = 3e-3
     router_learning_rate: Rate = 3e-3
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01

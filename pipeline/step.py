@@ -7,11 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from pipeline.loader import Batch
+from pipeline.batch import IGNORED, Batch
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)

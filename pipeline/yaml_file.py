@@ -69,3 +69,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top, found {type(value).__name__}")
     return value
+
+
+def parse_value(text: str) -> Any:
+    """One value as it would be read from a file, for command-line options.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader

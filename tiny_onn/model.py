@@ -1,5 +1,7 @@
 """A causal transformer over grids, its projections SparseProtoLinear layers."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -28,13 +30,25 @@ class KVCache:
         return self.keys[layer], self.values[layer]
 
 
-def rotate(v: Float[Tensor, "b s h d"], positions: Int[Tensor, "b s"]) -> Float[Tensor, "b s h d"]:
-    """Rotary position embedding (RoPE, Su et al. 2021): pairs (v_k, v_{k+d/2}) turn by position / 10000^(2k/d)."""
-    half = v.shape[-1] // 2
-    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=v.device) / half)
-    angle = (positions[:, :, None, None] * frequency).to(v.dtype)
-    cos, sin = angle.cos(), angle.sin()
-    first, second = v[..., :half], v[..., half:]
+class Rotation(NamedTuple):
+    """cos and sin of the angles by which RoPE turns, [b, s, 1, d/2]."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(positions: Int[Tensor, "b s"], width: int, dtype: torch.dtype) -> Rotation:
+    """Rotary position embedding (RoPE, Su et al. 2021): pair k of a head of `width` turns by position / 10000^(2k/d)."""
+    half = width // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=positions.device) / half)
+    angle = positions[:, :, None, None] * frequency
+    return Rotation(angle.cos().to(dtype), angle.sin().to(dtype))
+
+
+def rotate(v: Float[Tensor, "b s h d"], turn: Rotation) -> Float[Tensor, "b s h d"]:
+    """Turns the pairs (v_k, v_{k+d/2})."""
+    first, second = v.chunk(2, dim=-1)
+    cos, sin = turn
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
@@ -50,14 +64,19 @@ class SparseAttention(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "b s h"], positions: Int[Tensor, "b s"], cache: KVCache | None, layer: int
+        self,
+        x: Float[Tensor, "b s h"],
+        positions: Int[Tensor, "b s"],
+        turn: Rotation,
+        cache: KVCache | None,
+        layer: int,
     ) -> Float[Tensor, "b s h"]:
         """Attends to the tokens up to each position; with a cache, to those that it holds as well."""
         batch, length, hidden = x.shape
         q, k, v = (p(x).view(batch, length, self.heads, -1) for p in (self.q, self.k, self.v))
         # RoPE before the transpose: its gradient then comes back contiguous, which the elementwise work below it
         # repays several times over.
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q, positions), rotate(k, positions), v))
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, turn), rotate(k, turn), v))
         if cache is None:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
@@ -76,10 +95,15 @@ class MoIETransformerBlock(nn.Module):
         self.attention = SparseAttention(hidden, heads, gain=gain, router_learns_from_task=router_learns_from_task)
 
     def forward(
-        self, x: Float[Tensor, "b s h"], positions: Int[Tensor, "b s"], cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Float[Tensor, "b s h"],
+        positions: Int[Tensor, "b s"],
+        turn: Rotation,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Float[Tensor, "b s h"]:
         """x plus what attention adds."""
-        return x + self.attention(self.norm(x), positions, cache, layer)
+        return x + self.attention(self.norm(x), positions, turn, cache, layer)
 
 
 class GridTransformer(nn.Module):
@@ -135,8 +159,9 @@ class GridTransformer(nn.Module):
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.token_embedding(tokens) + self.row_embedding(rows) + self.column_embedding(columns)
+        turn = rotation(positions, x.shape[-1] // self.heads, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, positions, cache, layer)
+            x = block(x, positions, turn, cache, layer)
         return self.head(self.norm(x))
 
     def new_cache(self, batch: int, length: int) -> KVCache:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tiny_onn.goodness import judged_good
 
-RANKED_TOKENS = 64  # rank correlations compare all pairs of experts, so they look at this many tokens of a call
+RANKED_TOKENS = 32  # rank correlations compare all pairs of experts, so they look at this many tokens of a call
 _SCALARS = 12
 
 
@@ -102,12 +102,7 @@ def routing_health(
         scalars[2] = good.sum()
         scalars[3] = len(weights)
         if components is not None:
-            rows = _rows_to_rank(goodness, active)
-            for place, component in enumerate(components):
-                coefficients = spearman(rows.of(goodness), rows.of(component), rows.mask)
-                defined = ~coefficients.isnan()
-                scalars[6 + 2 * place] = coefficients[defined].sum()
-                scalars[7 + 2 * place] = defined.sum()
+            scalars[6:] = _rank_correlations(goodness, components, active)
     return Health(scalars, distributions.sum(dim=0), active.double().sum(dim=0), good)
 
 
@@ -116,38 +111,28 @@ def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tenso
 
     NaN where fewer than three entries are in the mask, or where one of the two is constant.
     """
-    ranks_a, ranks_b = _ranks(a, mask), _ranks(b, mask)
-    count = mask.sum(dim=-1, keepdim=True)
-    centred_a = (ranks_a - (ranks_a * mask).sum(-1, keepdim=True) / count) * mask
-    centred_b = (ranks_b - (ranks_b * mask).sum(-1, keepdim=True) / count) * mask
-    norms = torch.linalg.vector_norm(centred_a, dim=-1) * torch.linalg.vector_norm(centred_b, dim=-1)
-    coefficient = (centred_a * centred_b).sum(-1) / norms
-    return torch.where((count.squeeze(-1) >= 3) & (norms > 0), coefficient, torch.nan)
+    ranks_a, ranks_b = _centred_ranks(a, mask), _centred_ranks(b, mask)
+    norms = torch.linalg.vector_norm(ranks_a, dim=-1) * torch.linalg.vector_norm(ranks_b, dim=-1)
+    coefficient = (ranks_a * ranks_b).sum(-1) / norms
+    return torch.where((mask.sum(-1) >= 3) & (norms > 0), coefficient, torch.nan)
 
 
-def _ranks(v: Tensor, mask: Tensor) -> Tensor:
-    below = (v[:, None, :] < v[:, :, None]) * mask[:, None, :]
-    tied = (v[:, None, :] == v[:, :, None]) * mask[:, None, :]
-    return below.sum(-1) + tied.sum(-1) / 2
+def _rank_correlations(goodness: Tensor, components: tuple[Tensor, Tensor, Tensor], active: Tensor) -> Tensor:
+    """Sum and count of Goodness's rank correlations with each component: over the active experts of some tokens, or,
+    where all tokens share one Goodness, over all experts, once."""
+    shared = goodness.ndim == 1
+    step = max(1, len(active) // RANKED_TOKENS)
+    good, *parts = (signal[None] if shared else signal[::step] for signal in (goodness, *components))
+    mask = torch.ones_like(good) if shared else active[::step].to(good.dtype)
+    coefficients = torch.stack([spearman(good, part, mask) for part in parts]).double()
+    return torch.stack([coefficients.nansum(dim=1), (~coefficients.isnan()).sum(dim=1)], dim=1).flatten()
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """The rows whose experts are ranked, and which experts of each."""
-
-    tokens: Tensor
-    mask: Tensor
-
-    def of(self, signal: Tensor) -> Tensor:
-        return signal[None] if signal.ndim == 1 else signal[self.tokens]
-
-
-def _rows_to_rank(goodness: Tensor, active: Tensor) -> _Ranked:
-    if goodness.ndim == 1:  # one Goodness for all: rank every expert, once
-        return _Ranked(torch.zeros(1, dtype=torch.long), torch.ones_like(goodness)[None].double())
-    step = max(1, len(goodness) // RANKED_TOKENS)
-    tokens = torch.arange(0, len(goodness), step, device=goodness.device)
-    return _Ranked(tokens, active[tokens].double())
+def _centred_ranks(v: Tensor, mask: Tensor) -> Tensor:
+    below = torch.einsum("nij,nj->ni", (v[:, None, :] < v[:, :, None]).to(mask.dtype), mask)
+    tied = torch.einsum("nij,nj->ni", (v[:, None, :] == v[:, :, None]).to(mask.dtype), mask)
+    ranks = below + tied / 2
+    return (ranks - (ranks * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)) * mask
 
 
 def _entropy(distribution: Float[Tensor, "*b o"]) -> Float[Tensor, " *b"]:

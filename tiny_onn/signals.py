@@ -1,4 +1,4 @@
-"""The signals of DESIGN's second stream: contribution, relevance and cost of each expert, and Goodness from them."""
+"""The signals of the second stream: contribution, relevance and cost of each expert, and Goodness from them."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,6 @@ from tiny_onn.capture import CapturedCall
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.goodness import goodness
 from tiny_onn.learning_cost import LayerCost, TokenCost
-
 
 NO_SIGNAL = (
     1e-5  # nats per unit of computation_output; float32 rounds such a gradient, a difference of terms near 1, at 1e-7

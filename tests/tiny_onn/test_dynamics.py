@@ -122,7 +122,7 @@ def test_aggregated_goodness_is_one_for_all_tokens_and_per_token_is_not() -> Non
         assert isinstance(cost, LayerCost)
         signals = layer_signals({c.module_name: [c] for c in calls}, cost)
         assert all(s.goodness.shape == (12,) for s in signals.values())
-        own = token_signals(learning_cost("per_token"), *calls[0].tokens()).goodness  # type: ignore[arg-type]
+        own = token_signals(learning_cost("per_token"), *calls[-1].tokens()).goodness  # type: ignore[arg-type]
     assert own.shape == (int(valid.sum()), 12)
     assert len(torch.unique(own, dim=0)) > 3
 

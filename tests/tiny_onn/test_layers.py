@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from tests import oracles
+from tests.tiny_onn.helpers import small_model
 from tiny_onn.capture import capture
 from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
-from tests.tiny_onn.helpers import small_model
 
 
 def random_layer(inputs: int, outputs: int, gain: float = 1.7) -> SparseProtoLinear:

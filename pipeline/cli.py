@@ -1,0 +1,290 @@
+"""The console command `tiny-onn`. Heavy imports wait until a command runs, so that --help is quick."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import UserError
+
+_CONFIG = click.argument("config", type=click.Path(path_type=Path))
+_OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
+)
+_SET = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100. May be repeated.",
+)
+_URI = click.option(
+    "--tracking-uri",
+    default=None,
+    metavar="URI",
+    help="MLflow's store, for example http://host:5000. Default: a SQLite file in the output folder.",
+)
+_EXPERIMENT = click.option("--experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
+
+
+def _running(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `train` and `ablate` share."""
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are not repeated."),
+        click.option(
+            "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
+        ),
+        click.option("--verbose", is_flag=True, help="Let Ray speak."),
+        _EXPERIMENT,
+        _URI,
+        _SET,
+        _OUTPUT,
+        _CONFIG,
+    ):
+        command = option(command)
+    return command
+
+
+class _Group(click.Group):
+    """Ends on a UserError with its message alone, and exit code 2: nothing was started."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tiny-onn")
+def main() -> None:
+    """Sparse routing trained by per-token gradients: experiments on Ray, tracked in MLflow.
+
+    \b
+    Examples:
+      tiny-onn ablate experiments/smoke.yaml          the whole way in two minutes
+      tiny-onn ablate experiments/ablation.yaml       the ablation
+      tiny-onn report ablation                        its report once more, from MLflow
+      tiny-onn ui                                     browse the runs
+    """
+
+
+@main.command()
+@_CONFIG
+@_OUTPUT
+@_SET
+def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
+    """Turn ARC tasks into Parquet shards, as the `data` section of CONFIG says.
+
+    `train` and `ablate` do this by themselves; data already prepared and intact is used as it is.
+
+    \b
+    Examples:
+      tiny-onn prepare experiments/ablation.yaml
+      tiny-onn prepare experiments/ablation.yaml --set data.dataset=arc-agi-1 --set data.max_tokens=1024
+      tiny-onn prepare experiments/ablation.yaml --set data.dataset=folder --set data.folder=my_tasks
+    """
+    _prepare(_read(config, changes), output)
+
+
+@main.command()
+@_running
+def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
+    """Train one model: CONFIG without its `sweep` section.
+
+    \b
+    Examples:
+      tiny-onn train experiments/ablation.yaml --set training.arm=per_token --set training.seed=7
+      tiny-onn train experiments/ablation.yaml --set name=wide --set model.hidden=128 --set workers.count=2
+    """
+    from pipeline.config import Trial, replace
+
+    experiment = replace(_read(config, changes), {"sweep": None}, str(config))
+    key = f"{experiment.training.arm}-s{experiment.training.seed}".replace(":", ".")
+    _run(experiment, (Trial(key=key, experiment=experiment),), output, f"tiny-onn train {config}", changes, **options)
+
+
+@main.command()
+@_running
+def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
+    """Run the sweep of CONFIG, arms x seeds x grid, then print and file its report.
+
+    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped.
+
+    \b
+    Examples:
+      tiny-onn ablate experiments/smoke.yaml --output /tmp/try
+      tiny-onn ablate experiments/ablation.yaml --resume
+      tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
+    """
+    from pipeline.config import trials_of
+
+    experiment = _read(config, changes)
+    _run(experiment, trials_of(experiment, str(config)), output, f"tiny-onn ablate {config}", changes, **options)
+
+
+@main.command()
+@click.argument("sweep")
+@_OUTPUT
+@_URI
+@_EXPERIMENT
+def report(sweep: str, output: Path, tracking_uri: str | None, experiment: str) -> None:
+    """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
+
+    \b
+    Examples:
+      tiny-onn report ablation
+      tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
+    """
+    uri = tracking_uri or _local_store(output, sweep)
+    _report(uri, experiment, sweep, output)
+
+
+@main.command()
+@_OUTPUT
+@_URI
+@_EXPERIMENT
+@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Default: a free one.")
+def ui(output: Path, tracking_uri: str | None, experiment: str, port: int | None) -> None:
+    """Serve MLflow's page on this machine and print links that open it as a leaderboard of arms.
+
+    \b
+    Examples:
+      tiny-onn ui
+      tiny-onn ui --output /tmp/try --port 5005
+    """
+    from pipeline.layout import Output
+    from pipeline.serve import serve
+
+    uri = tracking_uri or _local_store(output, "a sweep")
+    serve(uri, experiment, Output(output).artifacts, port)
+
+
+def _read(config: Path, changes: tuple[str, ...]) -> Any:
+    import yaml
+
+    from pipeline.config import read_experiment, replace
+    from pipeline.yaml_file import parse_value
+
+    experiment = read_experiment(config)
+    values = {}
+    for change in changes:
+        field, equals, text = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: expected FIELD=VALUE, for example --set training.steps=100")
+        try:
+            values[field.strip()] = parse_value(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {change}: {text!r} is no YAML value") from error
+    return replace(experiment, values, f"{config} with --set") if values else experiment
+
+
+def _prepare(experiment: Any, output: Path) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipeline.layout import Output
+    from pipeline.shards import prepare as prepare_data
+
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("Preparing the data", total=None)
+        prepared = prepare_data(
+            experiment.data,
+            Output(output).data,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    manifest = prepared.manifest
+    console.print(f"Data: [bold]{manifest.dataset}[/bold] in {prepared.folder}", highlight=False)
+    for split, count in manifest.counts.items():
+        console.print(
+            f"  {split}: {count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens; "
+            f"{count.too_long_tasks} tasks of more than {manifest.config.max_tokens} tokens left out",
+            highlight=False,
+        )
+    for reason in manifest.refused:
+        console.print(f"  refused: {reason}", style="yellow", markup=False)
+    for leak in manifest.leakage:
+        console.print(f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}", style="yellow")
+    return prepared
+
+
+def _run(
+    experiment: Any,
+    trials: tuple[Any, ...],
+    output: Path,
+    command: str,
+    changes: tuple[str, ...],
+    *,
+    resume: bool,
+    address: str | None,
+    verbose: bool,
+    experiment_name: str = "",
+    tracking_uri: str | None,
+    **named: str,
+) -> None:
+    from rich.console import Console
+
+    from pipeline.layout import Output
+    from pipeline.sweep import run_sweep
+    from pipeline.tracking import Tracker
+    from pipeline.worker import train_fn_per_worker
+
+    mlflow_experiment = named["experiment"]
+    where = Output(output)
+    prepared = _prepare(experiment, output)
+    uri = tracking_uri or where.tracking_uri
+    output.mkdir(parents=True, exist_ok=True)
+    tracker = Tracker(uri, mlflow_experiment, None if tracking_uri else where.artifacts)
+    outcome = run_sweep(
+        experiment,
+        trials,
+        where,
+        prepared,
+        train_fn=train_fn_per_worker,
+        resume=resume,
+        tracker=tracker,
+        address=address,
+        verbose=verbose,
+        console=Console(),
+        command=" ".join([command, *(f"--set {change}" for change in changes), f"--output {output}"]),
+        report=lambda: _report(uri, mlflow_experiment, experiment.name, output),
+    )
+    sys.exit(outcome.exit_code)
+
+
+def _report(uri: str, experiment: str, sweep: str, output: Path) -> list[Path]:
+    from rich.console import Console
+
+    from pipeline.layout import Output
+    from pipeline.report import make_report, print_report, write_report
+
+    made = make_report(uri, experiment, sweep)
+    files = write_report(made, Output(output).sweep(sweep) / "report")
+    console = Console()
+    print_report(made, console)
+    console.print(f"Report: {files[0]}", highlight=False, soft_wrap=True)
+    return files
+
+
+def _local_store(output: Path, sweep: str) -> str:
+    from pipeline.layout import Output
+
+    store = Output(output)
+    if not (output / "mlflow.db").exists():
+        raise UserError(
+            f"--output {output}: holds no mlflow.db. Run {sweep} there first (tiny-onn ablate ... --output {output}), "
+            "or name a store with --tracking-uri."
+        )
+    return store.tracking_uri
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""How good is a model on the held-out tasks: loss, token accuracy, and grids decoded exactly."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from pipeline import measures, tokens
+from pipeline.batch import IGNORED, collate
+from pipeline.step import summed_loss
+from tiny_onn.distributed import sum_over_workers
+from tiny_onn.generate import generate
+from tiny_onn.model import GridTransformer
+
+Grid = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A greedy prediction of one test pair. `prediction` is None where what the model said is no grid."""
+
+    task_id: str
+    pair: int
+    input: Grid
+    target: Grid
+    prediction: Grid | None
+    exact: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: GridTransformer, rows: Sequence[tokens.Sequence], batch_tokens: int, rank: int, world_size: int
+) -> dict[str, float]:
+    """eval/loss (nats per labelled token) and eval/token_accuracy over all rows, the same on every worker.
+
+    Each worker takes every `world_size`-th row, each row once; sums and counts are added up over the workers.
+    """
+    device = next(model.parameters()).device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for group in _groups(rows[rank::world_size], batch_tokens):
+        batch = collate(group).to(device)
+        logits = model(batch.tokens, batch.rows, batch.columns)
+        labelled = batch.labels != IGNORED
+        sums[0] += summed_loss(logits, batch.labels)
+        sums[1] += ((logits.argmax(dim=-1) == batch.labels) & labelled).sum()
+        sums[2] += labelled.sum()
+    loss, right, count = sum_over_workers(sums).tolist()
+    if not count:
+        return {}
+    return {measures.EVAL_LOSS: loss / count, measures.EVAL_TOKEN_ACCURACY: right / count}
+
+
+def predict(
+    model: GridTransformer, rows: Sequence[tokens.Sequence], limit: int, batch_size: int = 16
+) -> list[Prediction]:
+    """Greedy predictions of rows that end in one test pair each; up to `limit` tokens with the prompt.
+
+    A few at a time, the longest together, so that little is decoded for nothing.
+    """
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
+    found: dict[int, Prediction] = {}
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        prompts = [_prompt(rows[place]) for place in places]
+        batch = collate(prompts).to(device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        said = generate(
+            model,
+            batch.tokens,
+            batch.rows,
+            batch.columns,
+            lengths,
+            limit=limit,
+            stop=tokens.END,
+            advance=tokens.advance,
+        )
+        for place, answer in zip(places, said, strict=True):
+            found[place] = _judge(rows[place], answer)
+    return [found[place] for place in range(len(rows))]
+
+
+def exact_match(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """eval/pairs_exact: fraction of test pairs; eval/tasks_exact: fraction of tasks with every test pair right."""
+    if not predictions:
+        return {}
+    tasks: dict[str, bool] = {}
+    for each in predictions:
+        tasks[each.task_id] = tasks.get(each.task_id, True) and each.exact
+    return {
+        measures.EVAL_PAIRS_EXACT: sum(each.exact for each in predictions) / len(predictions),
+        measures.EVAL_TASKS_EXACT: sum(tasks.values()) / len(tasks),
+    }
+
+
+def _prompt(row: tokens.Sequence) -> tokens.Sequence:
+    end = tokens.prompt_length(row.tokens)
+    return tokens.Sequence(
+        row.tokens[:end], row.rows[:end], row.columns[:end], row.labelled[:end], row.task_id, row.pair
+    )
+
+
+def _judge(row: tokens.Sequence, answer: list[int]) -> Prediction:
+    given, target = tokens.decode_sequence(row.tokens)[-1]
+    assert target is not None
+    try:
+        grid = tokens.decode_grid(answer)
+    except ValueError:
+        grid = None
+    return Prediction(
+        row.task_id,
+        row.pair,
+        given.tolist(),
+        target.tolist(),
+        None if grid is None else grid.tolist(),
+        grid is not None and np.array_equal(grid, target),
+    )
+
+
+def _groups(rows: Sequence[tokens.Sequence], budget: int) -> Iterator[list[tokens.Sequence]]:
+    """Rows of like length together, at most `budget` padded tokens at a time."""
+    group: list[tokens.Sequence] = []
+    for row in sorted(rows, key=len):
+        if group and len(row) * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
