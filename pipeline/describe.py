@@ -12,7 +12,7 @@ SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the t
 
 
 def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Description:
-    """A trial's run. In `extra`, `data_name`, `data_hash` and `data_counts` (JSON) say the data set; others are tags."""
+    """A trial's run. `data_name`, `data_hash`, `data_counts` (JSON) of `extra` say the data set; others are tags."""
     experiment = trial.experiment
     training = experiment.training
     arm, seed = training.arm, str(training.seed)

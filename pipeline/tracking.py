@@ -1,4 +1,4 @@
-"""What the driver tells MLflow: a run for each trial and one for the sweep, whatever becomes of the server meanwhile."""
+"""What the driver tells MLflow: one run a trial and one a sweep, whatever becomes of the server meanwhile."""
 
 import time
 from collections.abc import Sequence

@@ -1,0 +1,211 @@
+"""The report of a sweep, from MLflow alone: tables, a figure, and what the numbers say."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.columns import COLUMNS, Column
+from pipeline.findings import CONTROL, findings
+from pipeline.results import Results, Row, read_results
+from pipeline.statistics import ENOUGH_SEEDS, Difference, mean, paired_difference
+
+
+@dataclass(frozen=True)
+class Report:
+    """A sweep's results, each row's paired differences to the control by column, and the findings in words."""
+
+    results: Results
+    differences: dict[int, dict[str, Difference]]  # by the row's place in results.rows
+    findings: list[str]
+
+
+def make_report(uri: str, experiment_name: str, sweep: str) -> Report:
+    """Reads the sweep's finished trials from MLflow and compares every arm with `per_token`, paired by seed and cell.
+
+    Raises:
+        UserError: the store cannot be used, or has no trial of the sweep.
+    """
+    results = read_results(uri, experiment_name, sweep)
+    differences: dict[int, dict[str, Difference]] = {}
+    for place, row in enumerate(results.rows):
+        control = results.row(CONTROL, row.cell)
+        if control is None or control is row:
+            continue
+        found = {column.key: paired_difference(column.of_row(row), column.of_row(control)) for column in COLUMNS}
+        differences[place] = {key: difference for key, difference in found.items() if difference is not None}
+    return Report(results, differences, findings(results))
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes report.md, activation_by_layer.png (if any trial has finished) and results.json; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    if report.results.rows:
+        from pipeline.plots import activation_by_layer  # a second of imports
+
+        figure = folder / "activation_by_layer.png"
+        activation_by_layer(_series(report.results)).savefig(figure)
+        paths.append(figure)
+    text, data = folder / "report.md", folder / "results.json"
+    text.write_text(markdown(report, bool(paths)), encoding="utf-8")
+    data.write_text(json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return [text, *paths, data]
+
+
+def print_report(report: Report, console: Console) -> None:
+    """The table of means, the differences in loss and the findings, for a terminal."""
+    table = Table(title=Text(headline(report.results)), title_justify="left", caption_justify="left")
+    for heading in ("arm", *report.results.varying):
+        table.add_column(Text(heading), no_wrap=True)
+    table.add_column("seeds", justify="right")
+    for column in COLUMNS:
+        table.add_column(f"{column.title}, {column.unit}", justify="right")
+    for row in report.results.rows:
+        cells = [row.arm, *(value for _, value in row.cell), str(len(row.trials))]
+        means = [_mean(report.results, row, column, lambda text: text + " *") for column in COLUMNS]
+        table.add_row(*map(Text, cells + means))
+    if report.results.rows:
+        table.caption = "* best of its kind"
+        console.print(table)
+    else:
+        console.print(Text(headline(report.results)))
+    for paragraph in report.findings:
+        console.print(Text(paragraph), soft_wrap=False)
+        console.print()
+
+
+def markdown(report: Report, with_figure: bool) -> str:
+    """The whole report."""
+    results = report.results
+    grid = list(results.varying)
+    names = ["arm", *grid]
+    titles = [f"{column.title} ({column.unit})" for column in COLUMNS]
+    parts = [f"# {escape(results.sweep)}", headline(results)]
+    if results.rows:
+        means = [
+            [*_names(row), str(len(row.trials)), *(_mean(results, row, c, "**{}**".format) for c in COLUMNS)]
+            for row in results.rows
+        ]
+        seeds = [
+            [*_names(row), str(seed), *(column.show(column.of(trial)) for column in COLUMNS)]
+            for row in results.rows
+            for seed, trial in sorted(row.trials.items())
+        ]
+        parts += [*map(escape, report.findings)]
+        parts += ["## Means over seeds", _table([*names, "seeds", *titles], means), _LEGEND]
+        if report.differences:
+            differences = [
+                [*_names(results.rows[place]), *(_difference(found.get(c.key), c) for c in COLUMNS)]
+                for place, found in report.differences.items()
+            ]
+            few = min(d.seeds for found in report.differences.values() for d in found.values()) < ENOUGH_SEEDS
+            note = (
+                f"With fewer than {ENOUGH_SEEDS} seeds an interval is only the spread of so many differences: "
+                "too few to tell."
+            )
+            parts += [
+                f"## Differences to {CONTROL}, paired by seed",
+                "Mean, and the 95 % percentile bootstrap interval of the mean." + (" " + note if few else ""),
+                _table([*names, *titles], differences),
+            ]
+        if with_figure:
+            parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
+        parts += ["## All seeds", _table([*names, "seed", *titles], seeds)]
+    else:
+        parts += [*map(escape, report.findings)]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(results: Results) -> str:
+    """How many trials the report rests on."""
+    text = f"{results.finished} of {results.total} trials finished"
+    others = [f"{n} {status}" for status, n in sorted(results.statuses.items()) if status != "FINISHED"]
+    text += f" ({', '.join(others)})" if others else ""
+    text += f"; {results.older} older runs of the same trials are set aside" if results.older else ""
+    return text + "."
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, no table cells, no links, no code, on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", text)
+
+
+_LEGEND = (
+    "Last value of each run; step time is the median over the run. *active*: part of the experts with a routing weight "
+    "above 0, mean over valid tokens and the layer's projections. *judged good* and *selectivity* (mutual information "
+    "of expert and token) are means over layers. A bold number is the best of its column and cell."
+)
+
+
+def _names(row: Row) -> list[str]:
+    return [escape(row.arm), *(escape(value) for _, value in row.cell)]
+
+
+def _mean(results: Results, row: Row, column: Column, mark: Callable[[str], str]) -> str:
+    """The row's mean, marked if it is the best among the finite means of its cell."""
+    value = mean(column.of_row(row))
+    shown = column.show(value)
+    rivals = [mean(column.of_row(other)) for other in results.rows if other.cell == row.cell]
+    finite = [rival for rival in rivals if math.isfinite(rival)]
+    best = column.best is not None and len(finite) > 1 and value == column.best(finite)
+    return mark(shown) if best else shown
+
+
+def _difference(found: Difference | None, column: Column) -> str:
+    if found is None:
+        return "–"
+    shown = column.show(found.mean, sign=True)
+    if found.interval is None:
+        return shown if math.isnan(found.mean) else f"{shown} (1 seed)"
+    return f"{shown} \\[{', '.join(column.show(end, sign=True) for end in found.interval)}\\]"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [[*map(escape, head)], ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _series(results: Results) -> dict[str, dict[int, list[tuple[list[int], list[float]]]]]:
+    series: dict[str, dict[int, list[tuple[list[int], list[float]]]]] = {}
+    for row in results.rows:
+        panel = series.setdefault(" · ".join([row.arm, *(f"{n.split('.')[-1]} {v}" for n, v in row.cell)]), {})
+        for trial in row.trials.values():
+            for layer, curve in trial.activation.items():
+                panel.setdefault(layer, []).append(curve)
+    return series
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    results = report.results
+    rows = []
+    for place, row in enumerate(results.rows):
+        found = report.differences.get(place, {})
+        columns = {
+            column.key: {
+                "mean": mean(column.of_row(row)),
+                "seeds": column.of_row(row),
+                f"minus_{CONTROL}": asdict(found[column.key]) if column.key in found else None,
+            }
+            for column in COLUMNS
+        }
+        runs = {seed: trial.run_id for seed, trial in row.trials.items()}
+        rows.append({"arm": row.arm, "cell": dict(row.cell), "runs": runs, "columns": columns})
+    head = {"sweep": results.sweep, "statuses": results.statuses, "older_runs_set_aside": results.older}
+    return {**head, "rows": rows, "findings": report.findings}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

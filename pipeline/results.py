@@ -1,0 +1,170 @@
+"""What the runs of a sweep ended with, read from MLflow alone."""
+
+import math
+import re
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline import measures
+from pipeline.describe import ARM, ROLE, SEED, SWEEP, TRIAL
+from pipeline.errors import UserError
+from pipeline.store import open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
+_OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished run. `metrics` are last logged values; `activation[layer]` is (steps, values) over the run."""
+
+    run_id: str
+    arm: str
+    seed: int
+    params: dict[str, str]
+    metrics: dict[str, float]
+    step_seconds: float
+    activation: dict[int, tuple[list[int], list[float]]]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were measured."""
+        return sorted(self.activation)
+
+    def last(self, metric: str) -> float:
+        """The last value of a metric; NaN when there is none."""
+        return self.metrics.get(metric, math.nan)
+
+    def over_layers(self, measure: str) -> float:
+        """A health measure's mean over the layers; NaN when it is missing for any."""
+        values = [self.last(measures.by_layer(measure, layer)) for layer in self.layers]
+        return sum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of an arm in one cell of the grid, by seed."""
+
+    arm: str
+    cell: tuple[tuple[str, str], ...]
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since."""
+
+    sweep: str
+    rows: list[Row]
+    statuses: dict[str, int]
+    older: int
+    varying: list[str]
+
+    @property
+    def finished(self) -> int:
+        """How many trials have finished."""
+        return self.statuses.get("FINISHED", 0)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are runs of."""
+        return sum(self.statuses.values())
+
+    def row(self, arm: str, cell: tuple[tuple[str, str], ...]) -> Row | None:
+        """The row of an arm in a cell, if any trial of it has finished."""
+        return next((row for row in self.rows if row.arm == arm and row.cell == cell), None)
+
+
+def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
+    """The newest run of each trial of the sweep; of those, the finished ones make the rows.
+
+    Raises:
+        UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
+    """
+    client = open_store(uri)
+    experiment = client.get_experiment_by_name(experiment_name)
+    if experiment is None:
+        known = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"
+        raise UserError(f"MLflow has no experiment {experiment_name!r}; there are: {known}.")
+    runs = [r for r in _all_runs(client, experiment.experiment_id) if r.data.tags.get(ROLE) == "trial"]
+    mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
+    if not mine:
+        known = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in runs})) or "none"
+        raise UserError(f"experiment {experiment_name!r} has no trial of a sweep {sweep!r}; there are: {known}.")
+    newest: dict[str, Run] = {}
+    for run in sorted(mine, key=_worth):
+        newest[run.data.tags.get(TRIAL, run.info.run_id)] = run
+    statuses: dict[str, int] = {}
+    for run in newest.values():
+        statuses[run.info.status] = statuses.get(run.info.status, 0) + 1
+    trials = [_trial(client, run) for run in newest.values() if run.info.status == "FINISHED"]
+    varying = _varying(trials)
+    rows: dict[Any, Row] = {}
+    for trial in sorted(trials, key=lambda t: (_order(t.arm), t.seed)):
+        cell = tuple((name, trial.params.get(name, "–")) for name in varying)
+        rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
+    ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
+    return Results(sweep, ordered, statuses, len(mine) - len(newest), varying)
+
+
+def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _worth(run: "Run") -> tuple[bool, int]:
+    """A finished run before one that is not, then the newer."""
+    return run.info.status == "FINISHED", run.info.start_time
+
+
+def _trial(client: "MlflowClient", run: "Run") -> Trial:
+    metrics = dict(run.data.metrics)
+    activation = {}
+    for name in metrics:
+        if found := _LAYER.fullmatch(name):
+            activation[int(found[1])] = _history(client, run.info.run_id, name)
+    _, seconds = _history(client, run.info.run_id, measures.STEP_SECONDS)
+    params = {name: value for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
+    return Trial(
+        run_id=run.info.run_id,
+        arm=run.data.tags[ARM],
+        seed=int(run.data.tags[SEED]),
+        params=params,
+        metrics=metrics,
+        step_seconds=statistics.median(seconds) if seconds else math.nan,
+        activation=activation,
+    )
+
+
+def _history(client: "MlflowClient", run_id: str, name: str) -> tuple[list[int], list[float]]:
+    points = {point.step: point.value for point in client.get_metric_history(run_id, name)}
+    return sorted(points), [points[step] for step in sorted(points)]
+
+
+def _varying(trials: list[Trial]) -> list[str]:
+    """The settings, but for arm and seed, in which the trials differ: the grid of the sweep."""
+    names = sorted({name for trial in trials for name in trial.params})
+    return [name for name in names if len({trial.params.get(name) for trial in trials}) > 1]
+
+
+def _order(arm: str) -> tuple[int, str]:
+    known = ("per_token", "aggregated", "metric_only")
+    return (known.index(arm) if arm in known else len(known) + (arm == "none"), arm)
+
+
+def _natural(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
