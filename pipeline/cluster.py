@@ -1,0 +1,168 @@
+"""The Ray cluster that trials run on: this machine's cores by default, or a cluster that is there already."""
+
+import logging
+import math
+import os
+import socket
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import WorkersConfig
+from pipeline.errors import UserError
+
+# Read by Ray when it is imported, and by the processes that it starts.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the shutdown would start a second cluster
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints even when it is told to be silent
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths and imports mean the same in a worker as in the command
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: result.json files are
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "3600",
+    # Shorter starts: fewer helper processes for each trial, and quicker polls of those that are left.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+# Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to: what each of its machines has."""
+
+    nodes: tuple[Resources, ...]
+
+
+def local_resources() -> Resources:
+    """The cores that this process may use (affinity and container limits respected), and the GPUs that it sees."""
+    quota = _cgroup_cpus()
+    cpus = len(os.sched_getaffinity(0))
+    return Resources(max(1, math.floor(min(cpus, quota))), _visible_gpus())
+
+
+def fit(workers: WorkersConfig, nodes: Sequence[Resources], wanted: int) -> int:
+    """How many trials, each of `workers.count` workers, run at once on `nodes`; at most `wanted`.
+
+    A worker lies on one machine; a trial's workers may lie on several.
+
+    Raises:
+        UserError: not even one trial fits; names the field, what it asks for and what there is.
+    """
+    slots = sum(_workers_on(node, workers) for node in nodes)
+    if slots >= workers.count:
+        return max(1, min(wanted, slots // workers.count))
+    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    asked = f"workers.count={workers.count} with workers.cpus={workers.cpus:g}, workers.gpus={workers.gpus:g} each"
+    if workers.gpus * workers.count > gpus:
+        field, need, have = "workers.gpus", f"{workers.gpus * workers.count:g} GPUs", f"{gpus:g}"
+    else:
+        field, need, have = "workers.cpus", f"{workers.cpus * workers.count:g} CPUs", f"{cpus:g}"
+    place = "" if len(nodes) == 1 else f" on {len(nodes)} machines, and each worker must fit on one"
+    raise UserError(
+        f"{field}: a trial asks for {need} ({asked}), but there are {have}{place}; {slots} of its workers fit. "
+        "Lower workers.count or workers.cpus (a fraction shares a core), or use a larger cluster with --address."
+    )
+
+
+@contextmanager
+def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
+    """Connects to the cluster at `address` (host:port), or starts one on this machine, reachable from it alone.
+
+    Afterwards the connection is closed, and a cluster started here is stopped with all of its processes.
+
+    Raises:
+        UserError: nothing answers at `address`; within ten seconds.
+    """
+    if address is not None:
+        _probe(address)
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    import ray  # reads the environment above
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+    if address is None:
+        here = local_resources()
+        options |= {"address": "local", "num_cpus": int(here.cpus), "num_gpus": int(here.gpus)}
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    else:
+        options |= {"address": address, "runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+            for name in ("ray", "ray.tune", "ray.train", "ray.air"):
+                logging.getLogger(name).setLevel(level)
+        try:
+            ray.init(**options)
+            yield Cluster(_nodes())
+        except ConnectionError as error:
+            raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
+        finally:
+            ray.shutdown()
+
+
+def _nodes() -> tuple[Resources, ...]:
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
+
+
+def _probe(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"address {address!r}: expected host:port of a Ray head, for example 10.0.0.5:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"address {address}: nothing answers ({error}). Expected the head of a running Ray cluster; "
+            "start it with `ray start --head`, or leave the address out to use this machine."
+        ) from error
+
+
+def _workers_on(node: Resources, workers: WorkersConfig) -> int:
+    by_cpu = math.floor(node.cpus / workers.cpus + 1e-6)
+    return by_cpu if workers.gpus == 0 else min(by_cpu, math.floor(node.gpus / workers.gpus + 1e-6))
+
+
+def _cgroup_cpus() -> float:
+    """The CPUs that the container's quota grants; infinite without one."""
+    modern, old = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    if modern.exists():
+        quota, period = modern.read_text().split()[:2]
+        return math.inf if quota == "max" else int(quota) / int(period)
+    if (old / "cpu.cfs_quota_us").exists():
+        quota_us = int((old / "cpu.cfs_quota_us").read_text())
+        return math.inf if quota_us <= 0 else quota_us / int((old / "cpu.cfs_period_us").read_text())
+    return math.inf
+
+
+def _visible_gpus() -> int:
+    """Without importing torch, which takes seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+    return (
+        present
+        if visible is None
+        else min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    )

@@ -1,0 +1,135 @@
+"""One trial: one Ray Train run, from its settings to its result or to the reason why it failed."""
+
+import json
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Experiment
+from pipeline.files import read_json, write_whole
+from pipeline.layout import TrialFolder
+
+TrainFunction = Callable[[dict[str, Any]], None]
+
+
+class TrialFailed(Exception):
+    """A trial did not finish. The message names each failed rank and its error."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The last time that a trial was taken up: its number, from 1, and the session that did it."""
+
+    number: int
+    session: str
+
+
+def last_attempt(folder: TrialFolder) -> Attempt | None:
+    """None when the trial has never been taken up."""
+    found = read_json(folder.ray / "attempt.json")
+    return None if found is None else Attempt(found["attempt"], found["session"])
+
+
+def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
+    """Says for a trial that could not say so itself why it ended in `session`."""
+    before = last_attempt(folder)
+    _write_attempt(folder, Attempt(before.number if before else 0, session))
+    write_whole(folder.failure, reason)
+
+
+def _write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
+    write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))
+
+
+def run_trial(
+    experiment: Experiment,
+    folder: TrialFolder,
+    data: Path,
+    train_fn: TrainFunction,
+    session: str,
+    verbose: bool = False,
+) -> None:
+    """Trains `experiment` in `folder` with `train_fn` in every worker; returns when folder.result is there.
+
+    Each attempt is a Ray Train run under a new name, so that Ray never takes up old state by itself: the train
+    function goes on from its own checkpoints. A worker's death is survived `workers.max_failures` times.
+
+    Args:
+        session: names the command that this trial runs under.
+
+    Raises:
+        TrialFailed: also written in folder.failure.
+    """
+    before = last_attempt(folder)
+    attempt = 1 + (before.number if before else 0)
+    folder.failure.unlink(missing_ok=True)
+    write_whole(folder.config, experiment.model_dump_json(indent=1))
+    _write_attempt(folder, Attempt(attempt, session))
+    try:
+        _fit(experiment, folder, data, train_fn, attempt, verbose)
+        if not folder.result.exists():
+            raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
+    except Exception as error:
+        reason = explain(error)
+        write_whole(folder.failure, reason)
+        raise TrialFailed(reason) from None
+
+
+def _fit(
+    experiment: Experiment, folder: TrialFolder, data: Path, train_fn: TrainFunction, attempt: int, verbose: bool
+) -> None:
+    from ray.train.torch import TorchConfig  # seconds of imports, only where trials run
+    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class LeanTrainer(TorchTrainer):
+        """A TorchTrainer without the process that serves Ray Data, which no trial uses: seconds less a trial."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+
+    workers = experiment.workers
+    on_gpu = workers.gpus > 0
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if on_gpu else {})
+    settings = {
+        "experiment": experiment.model_dump_json(),
+        "folder": str(folder.root),
+        "data": str(data),
+        "attempt": attempt,
+    }
+    LeanTrainer(
+        train_fn,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=workers.timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="PACK"
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempt:03d}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(folder.ray),
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures, controller_failure_limit=2, max_preemption_failures=2
+            ),
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+        ),
+    ).fit()
+
+
+def explain(error: BaseException) -> str:
+    """Why a trial failed, as text: first a line for each rank that failed, then all that is known."""
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not ranks:
+        cause = getattr(error, "controller_failure", error)
+        return f"{type(cause).__name__}: {cause}" if str(cause) else "".join(traceback.format_exception(cause))
+    lines = [f"rank {rank}: {_in_a_line(failure)}" for rank, failure in sorted(ranks.items())]
+    return "\n".join([*lines, "", str(error)])
+
+
+def _in_a_line(failure: Exception) -> str:
+    root = getattr(failure, "_base_exc", failure)  # Ray wraps a worker's own exception with its traceback
+    said = " ".join(str(root).split())
+    return f"{type(root).__name__}: {said}" if len(said) < 400 else f"{type(root).__name__}: {said[:400]} ..."

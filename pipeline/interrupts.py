@@ -1,0 +1,30 @@
+"""Ctrl-C and SIGTERM as a value to look at, so that a command ends in its own way."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Interrupts:
+    """Between entering and leaving, SIGINT and SIGTERM only set `signal` (the first one counts). Main thread only."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.hold()
+        return self
+
+    def hold(self) -> None:
+        """Takes the signals again, after something (ray.init) has put its own handlers there."""
+        for number in self._before:
+            signal.signal(number, self._on_signal)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.signal = self.signal or number

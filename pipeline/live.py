@@ -1,0 +1,144 @@
+"""What a user sees while trials run: one table that stays in place, or plain lines where there is no terminal."""
+
+import math
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.progress import Progress, State, all_left
+
+_COLOURS = {
+    State.WAITING: "dim",
+    State.RUNNING: "cyan",
+    State.FINISHED: "green",
+    State.FAILED: "bold red",
+    State.STOPPED: "yellow",
+}
+_PLAIN_EVERY_S = 15.0
+_FRAME_LINES = 7  # the table's borders and heading, and the line of the sweep
+
+
+class LiveView:
+    """Shows `trials` on `console` between entering and leaving; `update` after every change.
+
+    Args:
+        at_once: how many trials run at once, for the time left.
+    """
+
+    def __init__(self, name: str, trials: list[Progress], console: Console, at_once: int = 1) -> None:
+        self._name, self._trials, self._console = name, trials, console
+        self.at_once = at_once
+        self._live: Live | None = None
+        self._told: dict[str, State] = {}
+        self._told_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live = Live(self.render(), console=self._console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.update()
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Draws anew from what `trials` say now."""
+        if self._live is not None:
+            self._live.update(self.render(), refresh=True)
+        else:
+            for line in self.plain_lines():
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def render(self) -> RenderableType:
+        """The table and the line of the sweep. Trials that do not fit on the screen are counted below it."""
+        table = Table(title=None, expand=False, pad_edge=False)
+        for heading in ("trial", "state"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("step", min_width=24)
+        for heading in ("loss", "active: first", "middle", "last", "left"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        shown = self._shown()
+        for trial in shown:
+            table.add_row(*self._row(trial))
+        hidden = len(self._trials) - len(shown)
+        more = [Text(f"… and {hidden} more", style="dim")] if hidden else []
+        return Group(table, *more, Text(self.summary(), style="bold"))
+
+    def summary(self) -> str:
+        """The sweep in a line: done n of m, running, failed, time left for all."""
+        count = {state: sum(t.state is state for t in self._trials) for state in State}
+        parts = [f"{self._name}: {count[State.FINISHED]} of {len(self._trials)} done"]
+        parts += [
+            f"{count[s]} {s.value}" for s in (State.RUNNING, State.WAITING, State.FAILED, State.STOPPED) if count[s]
+        ]
+        left = all_left(self._trials, self.at_once)
+        if left:
+            parts.append(f"about {duration(left)} left")
+        return ", ".join(parts)
+
+    def plain_lines(self) -> list[str]:
+        """A line for each trial whose state has changed, and now and then one for each that runs."""
+        lines = []
+        for trial in self._trials:
+            key = trial.trial.key
+            if trial.state is not self._told.get(key, State.WAITING):
+                self._told[key] = trial.state
+                took = f" after {duration(trial.seconds)}" if trial.seconds is not None else ""
+                lines.append(f"{key}: {trial.state.value}{took}{_measured(trial)}")
+        now = time.monotonic()
+        if now - self._told_at >= _PLAIN_EVERY_S:
+            self._told_at = now
+            running = [trial for trial in self._trials if trial.state is State.RUNNING and trial.step]
+            lines += [f"{t.trial.key}: step {t.step} of {t.steps}{_measured(t)}" for t in running]
+            lines.append(self.summary())
+        return lines
+
+    def _shown(self) -> list[Progress]:
+        room = max(1, self._console.height - _FRAME_LINES)
+        if len(self._trials) <= room:
+            return self._trials
+        order = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.FINISHED)
+        chosen = sorted(range(len(self._trials)), key=lambda i: (order.index(self._trials[i].state), i))[:room]
+        return [self._trials[i] for i in sorted(chosen)]
+
+    def _row(self, trial: Progress) -> list[RenderableType]:
+        starting = trial.state is State.RUNNING and not trial.step
+        state = Text("starting" if starting else trial.state.value, style=_COLOURS[trial.state])
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=trial.steps, completed=trial.step, width=14), f"{trial.step}/{trial.steps}")
+        left = trial.seconds_left()
+        time_text = duration(left) if left is not None else ""
+        if trial.seconds is not None:
+            time_text = f"took {duration(trial.seconds)}"
+        rates = [_percent(trial.activation.get(layer, math.nan)) for layer in trial.layers]
+        loss = "" if math.isnan(trial.loss) else f"{trial.loss:.3f}"
+        return [trial.trial.key, state, bar, loss, *rates, time_text]
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _percent(rate: float) -> str:
+    return "" if math.isnan(rate) else f"{100 * rate:.1f} %"
+
+
+def _measured(trial: Progress) -> str:
+    loss = "" if math.isnan(trial.loss) else f", loss {trial.loss:.3f}"
+    rates = [_percent(trial.activation[layer]) for layer in trial.layers if layer in trial.activation]
+    left = trial.seconds_left()
+    return loss + (f", active {' / '.join(rates)}" if rates else "") + (f", {duration(left)} left" if left else "")

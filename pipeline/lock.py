@@ -1,0 +1,39 @@
+"""One sweep at a time in a folder."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Holds `folder`/lock, which names this process. The kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        UserError: another process holds it; names its pid and host.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock"
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = read_json(path) or {}
+            raise UserError(
+                f"{folder}: in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}. "
+                "Wait until it ends, stop it with Ctrl-C, or use another --output."
+            ) from error
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

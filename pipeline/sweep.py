@@ -1,0 +1,256 @@
+"""Runs trials on Ray Tune, watches them, and ends cleanly however it ends."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.claim import claim
+from pipeline.cluster import connect, fit, local_resources
+from pipeline.config import Experiment, Trial
+from pipeline.courier import Courier, Tracker
+from pipeline.driver import TrainFunction, explain, run_trial, write_failure
+from pipeline.interrupts import Interrupts
+from pipeline.layout import Output, TrialFolder
+from pipeline.live import LiveView
+from pipeline.lock import folder_lock
+from pipeline.manifest import Prepared
+from pipeline.progress import Progress, State, state_of
+from pipeline.quiet import chatter_to
+
+_LOOK_EVERY_S = 0.5
+_STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it."""
+
+    finished: int
+    total: int
+    failures: dict[str, str] = field(default_factory=dict)
+    signal: int | None = None
+
+    @property
+    def failed(self) -> int:
+        """How many trials failed."""
+        return len(self.failures)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when a trial did not finish, or 130 after Ctrl-C, 143 after SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return 0 if self.finished == self.total else 1
+
+
+def run_sweep(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    output: Output,
+    prepared: Prepared,
+    *,
+    train_fn: TrainFunction,
+    resume: bool,
+    tracker: Tracker,
+    command: str,
+    address: str | None = None,
+    verbose: bool = False,
+    console: Console | None = None,
+    report: Callable[[], list[Path]] | None = None,
+) -> SweepOutcome:
+    """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
+
+    A trial that fails does not stop the others. Ctrl-C and SIGTERM stop all within seconds; runs end as KILLED.
+
+    Args:
+        trials: `trials_of(experiment)`, or one trial alone when the experiment has no `sweep`.
+        train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
+        command: what the user typed, without --resume: shown as the way to go on.
+        report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
+
+    Raises:
+        UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
+            `resume`; no trial fits the cluster; nothing answers at `address`.
+    """
+    console = console or Console()
+    folder = output.sweep(experiment.name)
+    places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
+    progress = [Progress(trial, place) for trial, place in zip(trials, places, strict=True)]
+    session = uuid.uuid4().hex[:12]
+    left = [p for p in progress if not p.folder.result.exists()]
+    if address is None:
+        for one in left:
+            fit(one.trial.experiment.workers, (local_resources(),), 1)
+    with folder_lock(folder), Interrupts() as interrupts:
+        claim(folder, experiment, prepared.manifest.data_hash, resume, command)
+        look(progress, session)
+        pairs = list(zip(trials, places, strict=True))
+        courier = Courier(tracker, experiment.name, folder, experiment, pairs, data_tags(prepared))
+        job = _Job(folder, session, left, prepared.folder.resolve(), train_fn, verbose)
+        try:
+            if left:
+                console.print(_opening(experiment, progress, left), highlight=False)
+                with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
+                    _run(job, experiment, address, progress, courier, interrupts, console)
+        finally:
+            states = _settled(progress, session, interrupts.signal)
+            courier.see(states)
+            outcome = _outcome(progress, interrupts.signal)
+            problems = courier.finish(
+                "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
+                None if outcome.interrupted or not outcome.finished else report,
+                _STOPPING_S if outcome.interrupted else None,
+            )
+    _closing(outcome, problems, progress, console, command)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What the thread of the Tuner works on."""
+
+    folder: Path
+    session: str
+    left: list[Progress]
+    data: Path
+    train_fn: TrainFunction
+    verbose: bool
+
+
+def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
+    """Every trial's state as its folder now says, taken into `progress`."""
+    for trial in progress:
+        trial.read(state_of(trial.folder, session))
+    return {trial.trial.key: trial.state for trial in progress}
+
+
+def data_tags(prepared: Prepared) -> dict[str, str]:
+    """What the tracker is told of the data set."""
+    manifest = prepared.manifest
+    counts = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
+    return {"data_name": manifest.dataset, "data_hash": manifest.data_hash, "data_counts": json.dumps(counts)}
+
+
+def _run(
+    job: _Job,
+    experiment: Experiment,
+    address: str | None,
+    progress: list[Progress],
+    courier: Courier,
+    interrupts: Interrupts,
+    console: Console,
+) -> None:
+    """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
+    faults: list[BaseException] = []
+    with connect(address, job.verbose) as cluster:
+        interrupts.hold()
+        wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
+        at_once = min(fit(p.trial.experiment.workers, cluster.nodes, min(wanted, len(job.left))) for p in job.left)
+        thread = threading.Thread(target=_tune, args=(job, at_once, faults), name="tuner", daemon=True)
+        if interrupts.signal is None:
+            thread.start()
+        with LiveView(experiment.name, progress, console, at_once) as view:
+            while thread.is_alive() and interrupts.signal is None:
+                courier.see(look(progress, job.session))
+                view.update()
+                time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
+            _settled(progress, job.session, interrupts.signal)
+    if thread.ident is not None:
+        thread.join(timeout=10)
+    if interrupts.signal is None:
+        _account(job, faults)
+    shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
+
+
+def _tune(job: _Job, at_once: int, faults: list[BaseException]) -> None:
+    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place."""
+    from ray import tune
+
+    experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
+    folders = {p.trial.key: str(p.folder.root) for p in job.left}
+    data, train_fn, session, verbose = job.data, job.train_fn, job.session, job.verbose
+
+    def trial(config: dict[str, Any]) -> None:
+        key = config["trial"]
+        experiment = Experiment.model_validate_json(experiments[key])
+        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose)
+
+    try:
+        # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
+        held = tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001})
+        tune.Tuner(
+            held,
+            param_space={"trial": tune.grid_search(list(experiments))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once,
+                reuse_actors=True,  # seconds of imports less for every trial but the first
+                trial_dirname_creator=lambda tried: str(tried.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=job.session, storage_path=str((job.folder / "ray").resolve()), verbose=2 if verbose else 0
+            ),
+        ).fit()
+    except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes
+        faults.append(error)
+
+
+def _account(job: _Job, faults: list[BaseException]) -> None:
+    """No trial may end without a word: one that has neither a result nor a failure gets the reason written down."""
+    reason = explain(faults[0]) if faults else "its driver process ended without a word; it may have run out of memory"
+    for trial in job.left:
+        if not trial.folder.result.exists() and state_of(trial.folder, job.session) is not State.FAILED:
+            write_failure(trial.folder, job.session, reason)
+
+
+def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:
+    """The states at the end: what was running when the sweep stopped is stopped."""
+    states = look(progress, session)
+    for trial in progress:
+        if stopped_by is not None and states[trial.trial.key] is State.RUNNING:
+            trial.read(State.STOPPED)
+    return {trial.trial.key: trial.state for trial in progress}
+
+
+def _outcome(progress: Sequence[Progress], stopped_by: int | None) -> SweepOutcome:
+    failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
+    return SweepOutcome(sum(p.state is State.FINISHED for p in progress), len(progress), failures, stopped_by)
+
+
+def _opening(experiment: Experiment, progress: Sequence[Progress], left: Sequence[Progress]) -> str:
+    done = len(progress) - len(left)
+    return f"{experiment.name}: {len(left)} trials to run" + (f", {done} finished before" if done else "")
+
+
+def _closing(
+    outcome: SweepOutcome, problems: list[str], progress: Sequence[Progress], console: Console, command: str
+) -> None:
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    folders = {p.trial.key: p.folder for p in progress}
+    for key, reason in outcome.failures.items():
+        say(f"{key} failed: {reason.splitlines()[0]}\n  all of it in {folders[key].failure}", "red")
+    if outcome.failed:
+        say(f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
+    for problem in problems:
+        say(f"Not all of it is tracked. {problem}", "yellow")
+    if outcome.signal is not None:
+        name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
+        say(f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
+    if outcome.exit_code or problems:
+        say(f"Go on with:\n  {command} --resume")

@@ -1,0 +1,126 @@
+"""A train function that does what the sweep expects of the real one in milliseconds, and misbehaves on request."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, Trial, WorkersConfig
+from pipeline.files import write_whole
+from pipeline.layout import TrialFolder
+from pipeline.manifest import Manifest, Prepared
+from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.spool import Spool
+
+
+def toy_train(settings: dict[str, Any]) -> None:
+    """Steps through a trial. The experiment's description, as JSON, may say:
+
+    {"sleep_s": seconds a step, "raise": [arm, rank], "kill_once": arm}
+    """
+    import ray.train
+    import torch
+    import torch.distributed as dist
+
+    experiment = Experiment.model_validate_json(settings["experiment"])
+    folder, wish = TrialFolder(Path(settings["folder"])), json.loads(experiment.description or "{}")
+    rank, world, arm = dist.get_rank(), dist.get_world_size(), experiment.training.arm
+    seen = torch.tensor([float(rank + 1)])
+    dist.all_reduce(seen)
+    (folder.root / f"entered-{settings['attempt']}-{rank}").write_text(str(time.time()))
+    if wish.get("raise") == [arm, rank]:
+        raise ValueError(f"the loss of {arm} is not finite")
+    marker = folder.root / "killed-once"
+    if wish.get("kill_once") == arm and rank == 0 and not marker.exists():
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    spool = Spool(folder.spool) if rank == 0 else None
+    for step in range(1, experiment.training.steps + 1):
+        time.sleep(wish.get("sleep_s", 0.0))
+        if spool is not None:
+            rates = {by_layer(ACTIVATION_RATE, layer): 0.5 / (layer + 1) for layer in range(experiment.model.layers)}
+            spool.write(step, {TASK_LOSS: 1.0 / step, **rates})
+        ray.train.report({"step": step, "loss": 1.0 / step})
+    if rank == 0:
+        result = {"metrics": {"sum_of_ranks": float(seen), "world": world}, "steps": experiment.training.steps}
+        write_whole(folder.result, json.dumps({**result, "seconds": 0.1, "attempt": settings["attempt"]}))
+
+
+def toy_experiment(
+    name: str = "toy", arms: tuple[str, ...] = ("per_token", "aggregated", "none"), **changes: Any
+) -> Experiment:
+    """A small sweep of half-core workers."""
+    values: dict[str, Any] = {
+        "data": DataConfig(max_tokens=16),
+        "model": ModelConfig(hidden=8, layers=3, heads=2),
+        "training": TrainingConfig(steps=3, warmup_steps=1, batch_tokens=64),
+        "workers": WorkersConfig(cpus=0.5, timeout_s=30),
+        "sweep": SweepConfig(arms=arms, seeds=(0,)),
+        **changes,
+    }
+    return Experiment(name=name, **values)
+
+
+def toy_data(folder: Path) -> Prepared:
+    """A prepared data set that holds nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    nothing = "0" * 64
+    return Prepared(
+        folder,
+        Manifest(
+            schema_version=1,
+            dataset="toy",
+            config=DataConfig(max_tokens=16),
+            source_hash=nothing,
+            data_hash=nothing,
+            counts={},
+            refused=(),
+            leakage=(),
+            shards=(),
+        ),
+    )
+
+
+class RecordingTracker:
+    """Notes what it is told, and from which thread."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.threads: set[str] = set()
+        self._log = log
+
+    def _note(self, *words: str) -> None:
+        self.calls.append(words)
+        self.threads.add(threading.current_thread().name)
+        if self._log is not None:
+            with self._log.open("a") as file:
+                file.write(" ".join(words) + "\n")
+
+    def start_trial(self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str]) -> str:
+        self._note("start", trial.key, sweep, extra["data_name"])
+        return trial.key
+
+    def ship(self, folder: TrialFolder) -> int:
+        self._note("ship", folder.root.name)
+        return 0
+
+    def end_trial(self, folder: TrialFolder, status: str) -> None:
+        self._note("end", folder.root.name, status)
+
+    def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
+        self._note("start_summary", experiment.name)
+        return "summary"
+
+    def end_summary(self, status: str, artifacts: list[Path]) -> None:
+        self._note("end_summary", status, *(path.name for path in artifacts))
+
+    def close(self, status: str) -> list[Path]:
+        self._note("close", status)
+        return []
+
+    def ended(self) -> dict[str, str]:
+        """The last status of each trial."""
+        return {call[1]: call[2] for call in self.calls if call[0] == "end"}
