@@ -1,10 +1,10 @@
-"""What the numbers of a sweep say, in words; every clause is computed, and what cannot be computed is said to be missing."""
+"""What the numbers of a sweep say, in words; each clause computed, and what cannot be is said to be missing."""
 
 import math
 
 from pipeline import measures
 from pipeline.columns import EVAL_LOSS
-from pipeline.results import Results, Row
+from pipeline.results import Results, Row, Trial
 from pipeline.statistics import ENOUGH_SEEDS, mean, paired_difference
 
 CONTROL = "per_token"
@@ -24,7 +24,13 @@ def findings(results: Results) -> list[str]:
         for row in rows:
             if control is not None and row is not control:
                 sentences += [density(row, control), loss(row, control)]
-        sentences += [s for row in rows for s in (selectivity(row), ranking(row)) if s]
+        if control is not None and len(rows) > 1 and len(control.trials) < ENOUGH_SEEDS:
+            count = f"{len(control.trials)} seed{'s' * (len(control.trials) > 1)}"
+            sentences.append(f"From {count} an interval is only the spread of the differences: too few to tell.")
+        sentences += [text for row in rows if (text := selectivity(row))]
+        if dense := [row.arm for row in rows if not selectivity(row)]:
+            sentences.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
+        sentences += [text for row in rows if (text := ranking(row))]
         paragraphs.append(head + " ".join(sentences))
     return [*paragraphs, limits(results)]
 
@@ -76,16 +82,11 @@ def loss(row: Row, control: Row) -> str:
     if found.interval is None:
         return f"{text} in the one seed that both have, which tells nothing of chance."
     text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
-    text += ", which excludes 0)" if found.excludes_zero else ", which includes 0)"
-    if found.seeds < ENOUGH_SEEDS:
-        text += (
-            f"; from {found.seeds} seeds that interval is only the spread of {found.seeds} differences, too few to tell"
-        )
-    return text + "."
+    return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
 
 
 def selectivity(row: Row) -> str:
-    """How much the experts in use tell of the token in the arm's sparse layers, against the most that they could."""
+    """How much the experts tell of the token in the arm's sparse layers, of the most they could; "" without any."""
     sparse: dict[int, tuple[float, float]] = {}
     for layer in sorted({layer for trial in row.trials.values() for layer in trial.layers}):
         active, nats, used = (
@@ -95,17 +96,19 @@ def selectivity(row: Row) -> str:
         if active < _SPARSE and math.isfinite(nats):
             sparse[layer] = nats, used
     if not sparse:
-        return f"{row.arm} has no layer with less than {100 * _SPARSE:.0f} % of its experts active."
-    low, high = (pick(nats for nats, _ in sparse.values()) for pick in (min, max))
-    text = f"In the {len(sparse)} sparse layer{'s' * (len(sparse) > 1)} of {row.arm} (less than {100 * _SPARSE:.0f} % active) "
-    text += f"the expert tells {_range(low, high, 2)} nats about the token"
-    used = [effective for _, effective in sparse.values() if effective > 1]
-    if not used:
+        return ""
+    tells = [nats for nats, _ in sparse.values()]
+    text = (
+        f"In the {len(sparse)} sparse layer{'s' * (len(sparse) > 1)} of {row.arm} "
+        f"(less than {100 * _SPARSE:.0f} % active) the expert tells {_range(tells)} nats about the token"
+    )
+    useful = [(nats, effective) for nats, effective in sparse.values() if effective > 1]
+    if not useful:
         return text + "."
-    shares = [100 * nats / math.log(effective) for nats, effective in sparse.values() if effective > 1]
+    shares = [100 * nats / math.log(effective) for nats, effective in useful]
     return (
-        f"{text}, which is {_range(min(shares), max(shares), 0)} % of the most that its "
-        f"{_range(min(used), max(used), 1)} effective experts could."
+        f"{text}, which is {_range(shares, 0)} % of the most that its "
+        f"{_range([effective for _, effective in useful], 1)} effective experts could."
     )
 
 
@@ -122,7 +125,7 @@ def ranking(row: Row) -> str:
         return ""
     strongest = max(known, key=lambda word: abs(known[word]))
     listed = ", ".join(f"{word} {value:+.2f}" for word, value in known.items())
-    return f"Goodness in {row.arm} ranks active experts most like their {strongest} (rank correlation: {listed})."
+    return f"Goodness in {row.arm} ranks active experts most like their {strongest} (rank correlations: {listed})."
 
 
 def limits(results: Results) -> str:
@@ -135,8 +138,8 @@ def limits(results: Results) -> str:
     diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.EVAL_LOSS))})
     text = (
         f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
-        f"{sizes['model.hidden']}, {sizes['model.layers']} layers, {sizes['training.steps']} training steps and the data "
-        f"{sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
+        f"{sizes['model.hidden']}, {sizes['model.layers']} layers, {sizes['training.steps']} training steps and "
+        f"the data {sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
     )
     if not any(math.isfinite(trial.last(measures.EVAL_TASKS_EXACT)) for trial in trials):
         text += ", nor whether whole tasks are solved (none was decoded)"
@@ -148,7 +151,7 @@ def limits(results: Results) -> str:
     return text
 
 
-def _values(trials: list, name: str) -> str:
+def _values(trials: list[Trial], name: str) -> str:
     return " / ".join(sorted({trial.params.get(name, "unknown") for trial in trials}))
 
 
@@ -165,6 +168,10 @@ def _by_factor(chosen: dict[int, float]) -> str:
     return f"by a factor of {chosen[least]:.1f} (L{least}) to {chosen[most]:.1f} (L{most})"
 
 
-def _range(low: float, high: float, digits: int) -> str:
-    a, b = f"{low:.{digits}f}", f"{high:.{digits}f}"
-    return a if a == b else f"{a} to {b}"
+def _range(values: list[float], digits: int = 2) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _or(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -156,7 +156,9 @@ def _mean(results: Results, row: Row, column: Column, mark: Callable[[str], str]
     shown = column.show(value)
     rivals = [mean(column.of_row(other)) for other in results.rows if other.cell == row.cell]
     finite = [rival for rival in rivals if math.isfinite(rival)]
-    best = column.best is not None and len(finite) > 1 and value == column.best(finite)
+    best = (
+        column.best is not None and len({column.show(rival) for rival in finite}) > 1 and value == column.best(finite)
+    )
     return mark(shown) if best else shown
 
 

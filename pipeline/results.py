@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import measures
 from pipeline.describe import ARM, ROLE, SEED, SWEEP, TRIAL
 from pipeline.errors import UserError
-from pipeline.store import open_store
+from pipeline.store import find_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,11 +87,8 @@ def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
         UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
     """
     client = open_store(uri)
-    experiment = client.get_experiment_by_name(experiment_name)
-    if experiment is None:
-        known = ", ".join(sorted(e.name for e in client.search_experiments())) or "none"
-        raise UserError(f"MLflow has no experiment {experiment_name!r}; there are: {known}.")
-    runs = [r for r in _all_runs(client, experiment.experiment_id) if r.data.tags.get(ROLE) == "trial"]
+    experiment_id = find_experiment(client, experiment_name)
+    runs = [r for r in _all_runs(client, experiment_id) if r.data.tags.get(ROLE) == "trial"]
     mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
     if not mine:
         known = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in runs})) or "none"

@@ -71,6 +71,19 @@ def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -
     return str(found.experiment_id)
 
 
+def find_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of the experiment `name`.
+
+    Raises:
+        UserError: there is none; names those that there are.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        known = ", ".join(sorted(experiment.name for experiment in client.search_experiments())) or "none"
+        raise UserError(f"MLflow has no experiment {name!r}; there are: {known}.")
+    return str(found.experiment_id)
+
+
 def mask(text: str, uri: str = "") -> str:
     """`text` without the passwords of any URI in it, nor that of `uri`."""
     found = re.search(r"://[^/@\s]*?:([^@\s]+)@", uri)

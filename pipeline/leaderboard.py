@@ -1,0 +1,109 @@
+"""The MLflow page, opened where it helps: arms as a leaderboard, and their curves."""
+
+import base64
+import json
+import re
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from pipeline import measures
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_KEY = "arms"
+_LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
+
+
+def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
+    """Stores the leaderboard's view with the experiment: runs grouped by arm, the columns that matter, their charts.
+
+    MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
+    open the runs, only without the columns.
+    """
+    runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=50)
+    layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
+    state = {"name": "arms", "createdAt": 0, "updatedAt": 0, "state": _packed(view_state(sorted(layers) or [0]))}
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_KEY}", json.dumps(state))
+
+
+def links(address: str, experiment_id: str) -> dict[str, str]:
+    """The addresses of the page's two useful views, on the server at `address`."""
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    shared = f"{page}?workflowType=machine_learning&viewStateShareKey={_KEY}"
+    return {"leaderboard by arm": shared, "curves by arm": f"{shared}&compareRunsMode=CHART"}
+
+
+def view_state(layers: list[int]) -> dict[str, Any]:
+    """What the page shows, in the page's own terms."""
+    metrics = leaderboard_metrics(layers)
+    columns = [f"metrics.`{name}`" for name in metrics]
+    charts = [measures.EVAL_LOSS, measures.TASK_LOSS]
+    charts += [measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)]
+    charts += [measures.by_layer(measures.MUTUAL_INFORMATION, layer) for layer in _places(layers)]
+    return {
+        "searchFilter": "tags.role = 'trial'",
+        "orderByKey": f"metrics.`{measures.EVAL_LOSS}`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": dict.fromkeys(columns, 165),
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "arm"}]},
+        "groupsExpanded": {},
+        "useGroupedValuesInCharts": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": True,
+        "compareRunSections": [{"uuid": "arms", "name": "Arms", "display": True, "isReordered": True}, *_closed()],
+        "isAccordionReordered": True,
+        "compareRunCharts": [_line_chart(name) for name in charts],
+    }
+
+
+def leaderboard_metrics(layers: list[int]) -> list[str]:
+    """The few metrics of the leaderboard, for a model with these layers."""
+    middle = layers[len(layers) // 2]
+    return [
+        measures.EVAL_LOSS,
+        measures.EVAL_TOKEN_ACCURACY,
+        *(measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)),
+        measures.by_layer(measures.FRACTION_GOOD, middle),
+        measures.by_layer(measures.MUTUAL_INFORMATION, middle),
+        measures.STEP_SECONDS,
+    ]
+
+
+def _closed() -> list[dict[str, Any]]:
+    """The sections of per-module charts, folded: there are hundreds."""
+    names = [f"{measure}.by_module" for measure in measures.HEALTH]
+    return [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in names]
+
+
+def _places(layers: list[int]) -> list[int]:
+    """First, middle and last, each once."""
+    return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
+
+
+def _line_chart(metric: str) -> dict[str, Any]:
+    return {
+        "uuid": metric,
+        "type": "LINE",
+        "metricSectionId": "arms",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "deleted": False,
+        "isGenerated": False,
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "lineSmoothness": 0,
+        "ignoreOutliers": False,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+    }
+
+
+def _packed(state: dict[str, Any]) -> str:
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()

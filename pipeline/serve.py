@@ -1,0 +1,96 @@
+"""Serves the MLflow page on this machine, with links that open it where it helps."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import click
+
+from pipeline.errors import UserError
+from pipeline.leaderboard import links, share_leaderboard
+from pipeline.store import find_experiment, mask, open_store
+
+_START_LIMIT_S = 60.0
+
+
+def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> None:
+    """Runs MLflow's server on 127.0.0.1 for the store at `uri`, prints the links, and stops it on Ctrl-C.
+
+    Of a server that already runs (http, https) only the links are printed.
+
+    Raises:
+        UserError: there is no such store or experiment, the port is taken, or the server does not come up or ends.
+    """
+    client = open_store(uri)
+    experiment_id = find_experiment(client, experiment_name)
+    share_leaderboard(client, experiment_id)
+    if uri.startswith(("http://", "https://")):
+        _print_links(mask(uri), experiment_id)
+        return
+    port = _free_port(port)
+    address = f"http://127.0.0.1:{port}"
+    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    words += ["--port", str(port), "--workers", "1", "--default-artifact-root", artifacts.resolve().as_uri()]
+    # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
+    with subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            _wait_until_up(server, address)
+            _print_links(address, experiment_id)
+            click.echo("Ctrl-C stops the server.")
+            status = server.wait()
+            raise UserError(
+                f"MLflow's server ended by itself, with status {status}. Start it again with `tiny-onn ui`."
+            )
+        except KeyboardInterrupt:
+            click.echo("Stopped.")
+        finally:
+            _stop(server)
+
+
+def _print_links(address: str, experiment_id: str) -> None:
+    for name, link in links(address, experiment_id).items():
+        click.echo(f"{name}:\n  {link}")
+
+
+def _wait_until_up(server: "subprocess.Popen[bytes]", address: str) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            command = " ".join(map(str, server.args)) if isinstance(server.args, list) else server.args
+            raise UserError(
+                f"MLflow's server ended with status {server.returncode}; to see why, run: {mask(str(command))}"
+            )
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise UserError(f"MLflow's server did not answer at {address} within {_START_LIMIT_S:.0f} s.")
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    if server.poll() is None:
+        server.terminate()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _free_port(port: int | None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror}). Name another, or none for a free one."
+            ) from error
+        return int(probe.getsockname()[1])
