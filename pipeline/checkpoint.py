@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,7 +95,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
                 f"{path}/state.safetensors: sha256 {actual[:12]}, expected {expected['state.safetensors'][:12]}"
             )
         return step, load_file(path / "state.safetensors")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 

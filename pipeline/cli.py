@@ -30,7 +30,9 @@ _URI = click.option(
     metavar="URI",
     help="MLflow's store, for example http://host:5000. Default: a SQLite file in the output folder.",
 )
-_EXPERIMENT = click.option("--experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
+_EXPERIMENT = click.option(
+    "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."
+)
 
 
 def _running(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,7 +137,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
 @_OUTPUT
 @_URI
 @_EXPERIMENT
-def report(sweep: str, output: Path, tracking_uri: str | None, experiment: str) -> None:
+def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str) -> None:
     """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
 
     \b
@@ -144,7 +146,7 @@ def report(sweep: str, output: Path, tracking_uri: str | None, experiment: str) 
       tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
     """
     uri = tracking_uri or _local_store(output, sweep)
-    _report(uri, experiment, sweep, output)
+    _report(uri, mlflow_experiment, sweep, output)
 
 
 @main.command()
@@ -152,7 +154,7 @@ def report(sweep: str, output: Path, tracking_uri: str | None, experiment: str) 
 @_URI
 @_EXPERIMENT
 @click.option("--port", type=click.IntRange(1, 65535), default=None, help="Default: a free one.")
-def ui(output: Path, tracking_uri: str | None, experiment: str, port: int | None) -> None:
+def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int | None) -> None:
     """Serve MLflow's page on this machine and print links that open it as a leaderboard of arms.
 
     \b
@@ -164,7 +166,7 @@ def ui(output: Path, tracking_uri: str | None, experiment: str, port: int | None
     from pipeline.serve import serve
 
     uri = tracking_uri or _local_store(output, "a sweep")
-    serve(uri, experiment, Output(output).artifacts, port)
+    serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
 def _read(config: Path, changes: tuple[str, ...]) -> Any:
@@ -226,9 +228,8 @@ def _run(
     resume: bool,
     address: str | None,
     verbose: bool,
-    experiment_name: str = "",
     tracking_uri: str | None,
-    **named: str,
+    mlflow_experiment: str,
 ) -> None:
     from rich.console import Console
 
@@ -237,7 +238,6 @@ def _run(
     from pipeline.tracking import Tracker
     from pipeline.worker import train_fn_per_worker
 
-    mlflow_experiment = named["experiment"]
     where = Output(output)
     prepared = _prepare(experiment, output)
     uri = tracking_uri or where.tracking_uri
@@ -260,13 +260,13 @@ def _run(
     sys.exit(outcome.exit_code)
 
 
-def _report(uri: str, experiment: str, sweep: str, output: Path) -> list[Path]:
+def _report(uri: str, mlflow_experiment: str, sweep: str, output: Path) -> list[Path]:
     from rich.console import Console
 
     from pipeline.layout import Output
     from pipeline.report import make_report, print_report, write_report
 
-    made = make_report(uri, experiment, sweep)
+    made = make_report(uri, mlflow_experiment, sweep)
     files = write_report(made, Output(output).sweep(sweep) / "report")
     console = Console()
     print_report(made, console)

@@ -38,7 +38,7 @@ class Rotation(NamedTuple):
 
 
 def rotation(positions: Int[Tensor, "b s"], width: int, dtype: torch.dtype) -> Rotation:
-    """Rotary position embedding (RoPE, Su et al. 2021): pair k of a head of `width` turns by position / 10000^(2k/d)."""
+    """Rotary position embedding (RoPE, Su et al. 2021): pair k turns by position / 10000^(2k/d)."""
     half = width // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=positions.device) / half)
     angle = positions[:, :, None, None] * frequency

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import read_experiment, replace, trials_of, validate_experiment
+from pipeline.errors import UserError
+from pipeline.yaml_file import read_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "name: is missing"),
+        ({"name": "../x"}, "name: found '../x'"),
+        ({"name": "x", "trainin": {}}, "trainin: no such setting (did you mean 'training'?)"),
+        ({"name": "x", "training": {"stepps": 3}}, "training.stepps: no such setting (did you mean 'training.steps'?)"),
+        ({"name": "x", "training": {"arm": "per_tokn"}}, "unknown arm 'per_tokn' (did you mean 'per_token'?)"),
+        ({"name": "x", "training": {"steps": True}}, "training.steps: found True"),
+        ({"name": "x", "training": {"steps": "300"}}, "training.steps: found '300'"),
+        ({"name": "x", "training": {"steps": 0}}, "training.steps: found 0"),
+        ({"name": "x", "training": {"learning_rate": float("nan")}}, "not a finite number"),
+        ({"name": "x", "training": {"steps": 10, "warmup_steps": 10}}, "warmup_steps=10 must be smaller than steps=10"),
+        ({"name": "x", "model": {"hidden": 63, "heads": 4}}, "nearest: hidden=56 or 64"),
+        ({"name": "x", "data": {"dataset": "arc-agi-3"}}, "data.dataset: found 'arc-agi-3'"),
+        ({"name": "x", "data": {"dataset": "folder"}}, "`folder` names a path exactly when"),
+        ({"name": "x", "workers": {"count": 4}}, "use batch_tokens >= 2048"),
+        ({"name": "x", "sweep": {"arms": ["none", "none"], "seeds": [0]}}, "arms names a value twice"),
+        ({"name": "x", "sweep": {"arms": ["nonee"], "seeds": [0]}}, "unknown arm 'nonee' (did you mean 'none'?)"),
+        (
+            {"name": "x", "sweep": {"arms": ["none"], "seeds": [0], "grid": {"model.layer": [1]}}},
+            "'model.layer' is no setting (did you mean 'model.layers'?)",
+        ),
+    ],
+)
+def test_bad_settings_are_named(values: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        validate_experiment(values, "my.yaml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "line 3: key 'a' stands twice (first on line 1)"),
+        ("a: &x [1]\nb: *x\n", "line 2: aliases are not supported"),
+        ("a: !!python/object/apply:os.system ['true']\n", "line 1: could not determine a constructor"),
+        ("a:\n\t- 1\n", "line 2"),
+        ("- 1\n", "expected a mapping"),
+        ("1: 2\n", "keys must be text"),
+    ],
+)
+def test_yaml_traps_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_yaml(path)
+    assert message in str(error.value)
+
+
+def test_yaml_values_are_what_people_mean(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: 1e-3\nb: no\nc: true\nd: 012\ne: 3\nf: -2.5\ng: .5\nh: null\n")
+    assert read_yaml(path) == {"a": 1e-3, "b": "no", "c": True, "d": "012", "e": 3, "f": -2.5, "g": 0.5, "h": None}
+
+
+def test_a_sweep_is_arms_times_seeds_times_grid() -> None:
+    experiment = validate_experiment(
+        {"name": "x", "sweep": {"arms": ["per_token", "none"], "seeds": [0, 5], "grid": {"model.layers": [4, 6]}}}, "t"
+    )
+    trials = trials_of(experiment)
+    assert len({t.key for t in trials}) == 8
+    assert trials[0].key == "per_token-s0-layers_4"
+    assert {(t.experiment.training.arm, t.experiment.training.seed, t.experiment.model.layers) for t in trials} == {
+        (arm, seed, layers) for arm in ("per_token", "none") for seed in (0, 5) for layers in (4, 6)
+    }
+    # A trial is its control with the named fields replaced.
+    assert replace(trials[1].experiment, {"training.arm": "per_token"}, "t") == trials[0].experiment
+
+
+@pytest.mark.parametrize("name", ["ablation", "smoke"])
+def test_the_experiments_that_ship_are_valid(name: str) -> None:
+    assert read_experiment(ROOT / "experiments" / f"{name}.yaml").name == name
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+        lambda v: st.lists(v) | st.dictionaries(st.text(), v),
+    )
+)
+def test_no_value_crashes_the_loader(value: object) -> None:
+    for values in ({"name": "x", "training": value}, {"name": value}, {"name": "x", "sweep": value}):
+        try:
+            validate_experiment(values, "t")
+        except UserError:
+            continue
