@@ -46,7 +46,7 @@ def prototype_distribution(snapshot: Path) -> Figure:
     figure = Figure(figsize=(2.1 * len(projections) + 0.8, 1.65 * len(layers) + 0.6), dpi=80)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))  # one for all panels: an Axes each would take most of the time
-    for (layer, projection), name in modules.items():
+    for (layer, projection), name in sorted(modules.items(), key=lambda m: (m[0][0], projections.index(m[0][1]))):
         column, row = projections.index(projection), layers.index(layer)
         activation, good = tensors[f"{name}/activation"], tensors.get(f"{name}/good")
         points.append(_spread(tensors[f"{name}/prototypes"]) + np.array([column, -row]))

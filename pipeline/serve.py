@@ -1,11 +1,14 @@
 """Serves the MLflow page on this machine, with links that open it where it helps."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -75,13 +78,12 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", address: str) -> None:
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:
-    if server.poll() is None:
-        server.terminate()
-        try:
+    """Ends the server and the workers that it has started, which share its process group."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
             server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
 
 
 def _free_port(port: int | None) -> int:
