@@ -121,9 +121,9 @@ def _restore(dynamics: LearningDynamics, state: dict[str, Tensor]) -> None:
                 _, place, slot = name.split("/")
                 slots.setdefault(int(place), {})[slot] = tensor
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for place, values in slots.items():
-            if place >= len(parameters) or values["exp_avg"].shape != parameters[place].shape:
-                raise UserError(f"the checkpoint's {stream} state {place} does not fit the model's parameters")
+        for index, values in slots.items():
+            if index >= len(parameters) or values["exp_avg"].shape != parameters[index].shape:
+                raise UserError(f"the checkpoint's {stream} state {index} does not fit the model's parameters")
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -204,17 +204,23 @@ def _prepare(experiment: Any, output: Path) -> Any:
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     manifest = prepared.manifest
-    console.print(f"Data: [bold]{manifest.dataset}[/bold] in {prepared.folder}", highlight=False)
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"Data: {manifest.dataset} in {prepared.folder}")
     for split, count in manifest.counts.items():
-        console.print(
-            f"  {split}: {count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens; "
-            f"{count.too_long_tasks} tasks of more than {manifest.config.max_tokens} tokens left out",
-            highlight=False,
+        left_out = f"; {count.too_long_tasks} tasks of more than {manifest.config.max_tokens} tokens left out"
+        say(
+            f"  {split.replace('_', '-')}: {count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
+            + (left_out if count.too_long_tasks else "")
         )
     for reason in manifest.refused:
-        console.print(f"  refused: {reason}", style="yellow", markup=False)
+        say(f"  refused: {reason}", "yellow")
     for leak in manifest.leakage:
-        console.print(f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}", style="yellow")
+        say(
+            f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}, which is trained on", "yellow"
+        )
     return prepared
 
 

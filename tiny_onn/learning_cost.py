@@ -104,7 +104,7 @@ def per_token_vmap(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], c
     weight = x.new_zeros(grad_output.shape[-1], x.shape[-1])
 
     def one_token(g: Tensor, token: Tensor) -> Tensor:
-        _, pull_back = torch.func.vjp(lambda w: w @ token, weight)
+        pull_back = torch.func.vjp(lambda w: w @ token, weight)[1]
         return torch.linalg.vector_norm(pull_back(g)[0], dim=-1)
 
     return torch.func.vmap(one_token, chunk_size=chunk)(grad_output, x)

@@ -103,8 +103,8 @@ def measure(hidden: int, layers: int, seq: int, repeats: int, threads: int) -> d
 @click.command()
 @click.option("--hidden", multiple=True, type=click.IntRange(2), default=(64, 128, 256), show_default=True)
 @click.option("--layers", type=click.IntRange(1), default=6, show_default=True)
-@click.option("--seq", type=click.IntRange(2), default=512, show_default=True, help="Tokens of a step.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a step.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
 def main(hidden: tuple[int, ...], layers: int, seq: int, repeats: int, threads: int, as_json: bool) -> None:
