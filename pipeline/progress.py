@@ -65,7 +65,7 @@ class Progress:
         if changed and state is State.RUNNING:
             self._began, self._first = now, None
         if changed and state in (State.FINISHED, State.FAILED, State.STOPPED) and self._began is not None:
-            self.seconds = now - self._began
+            self.seconds = self.seconds or now - self._began
         lines, self._offset = read_spool(self.folder.spool, self._offset)
         for line in lines:
             self.step = max(self.step, line.step)

@@ -218,10 +218,16 @@ def _account(job: _Job, faults: list[BaseException]) -> None:
 
 
 def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:
-    """The states at the end: what was running when the sweep stopped is stopped."""
+    """The states at the end. What was running when the sweep stopped is stopped: that its driver, dying with the
+    cluster, may still call it a failure does not count."""
+    stopped = {trial.trial.key for trial in progress if trial.state is State.STOPPED}
     states = look(progress, session)
     for trial in progress:
-        if stopped_by is not None and states[trial.trial.key] is State.RUNNING:
+        state = states[trial.trial.key]
+        if state is State.FINISHED or stopped_by is None:
+            continue
+        if state is State.RUNNING or trial.trial.key in stopped:
+            trial.folder.failure.unlink(missing_ok=True)
             trial.read(State.STOPPED)
     return {trial.trial.key: trial.state for trial in progress}
 

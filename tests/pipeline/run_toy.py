@@ -1,0 +1,36 @@
+"""`python -m tests.pipeline.run_toy OUTPUT DESCRIPTION LOG`: a toy sweep in a process of its own, for signals."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.config import TrainingConfig, trials_of
+from pipeline.layout import Output
+from pipeline.sweep import run_sweep
+from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
+
+
+def main(output: Path, description: str, log: Path) -> int:
+    """The sweep's exit code."""
+    experiment = toy_experiment(
+        arms=("none",),
+        description=description,
+        training=TrainingConfig(steps=1000, warmup_steps=1, batch_tokens=64),
+    )
+    outcome = run_sweep(
+        experiment,
+        trials_of(experiment),
+        Output(output),
+        toy_data(output / "data"),
+        train_fn=toy_train,
+        resume=False,
+        tracker=RecordingTracker(log),
+        command="tiny-onn ablate toy.yaml",
+        console=Console(),
+    )
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
