@@ -21,9 +21,11 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
     open the runs, only without the columns.
     """
-    runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=50)
+    runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=1000)
     layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
-    state = {"name": "arms", "createdAt": 0, "updatedAt": 0, "state": _packed(view_state(sorted(layers) or [0]))}
+    sweeps = {run.data.tags.get("sweep") for run in runs}
+    packed = _packed(view_state(sorted(layers) or [0], len(sweeps) > 1))
+    state = {"name": "arms", "createdAt": 0, "updatedAt": 0, "state": packed}
     client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_KEY}", json.dumps(state))
 
 
@@ -34,8 +36,11 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
     return {"leaderboard by arm": shared, "curves by arm": f"{shared}&compareRunsMode=CHART"}
 
 
-def view_state(layers: list[int]) -> dict[str, Any]:
-    """What the page shows, in the page's own terms."""
+def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
+    """What the page shows, in the page's own terms; `by_sweep` keeps the arms of several sweeps apart."""
+    groups = [{"mode": "param", "groupByData": "arm"}]
+    if by_sweep:
+        groups.insert(0, {"mode": "tag", "groupByData": "sweep"})
     metrics = leaderboard_metrics(layers)
     columns = [f"metrics.`{name}`" for name in metrics]
     charts = [measures.EVAL_LOSS, measures.TASK_LOSS]
@@ -49,8 +54,8 @@ def view_state(layers: list[int]) -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": dict.fromkeys(columns, 165),
-        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "param", "groupByData": "arm"}]},
+        "columnWidths": dict.fromkeys(columns, 145),
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
         "groupsExpanded": {},
         "useGroupedValuesInCharts": True,
         "runsHiddenMode": "SHOW_ALL",

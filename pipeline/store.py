@@ -1,6 +1,7 @@
 """Opens the MLflow store, and says plainly when it cannot be reached."""
 
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def open_store(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
     try:
         if uri.startswith(_SQLITE):
             with _alone(Path(uri.removeprefix(_SQLITE))):
