@@ -36,6 +36,16 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
     return {"leaderboard by arm": shared, "curves by arm": f"{shared}&compareRunsMode=CHART"}
 
 
+def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
+    """The addresses of the sweeps' summary runs, which hold the reports; the newest of each sweep."""
+    runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    return {
+        f"report of {run.data.tags.get('sweep', '?')}": f"{page}/{run.info.run_id}?workflowType=machine_learning"
+        for run in runs
+    }
+
+
 def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
     """What the page shows, in the page's own terms; `by_sweep` keeps the arms of several sweeps apart."""
     groups = [{"mode": "param", "groupByData": "arm"}]

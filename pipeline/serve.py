@@ -10,12 +10,16 @@ import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.errors import UserError
-from pipeline.leaderboard import links, share_leaderboard
+from pipeline.leaderboard import links, report_links, share_leaderboard
 from pipeline.store import find_experiment, mask, open_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _START_LIMIT_S = 60.0
 
@@ -32,19 +36,19 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
     experiment_id = find_experiment(client, experiment_name)
     share_leaderboard(client, experiment_id)
     if uri.startswith(("http://", "https://")):
-        _print_links(mask(uri), experiment_id)
+        _print_links(client, mask(uri), experiment_id)
         return
     port = _free_port(port)
     address = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
     words += ["--port", str(port), "--workers", "1", "--default-artifact-root", artifacts.resolve().as_uri()]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts nine idle processes
     # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
-    with subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as server:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server:
         try:
             _wait_until_up(server, address)
-            _print_links(address, experiment_id)
+            _print_links(client, address, experiment_id)
             click.echo("Ctrl-C stops the server.")
             status = server.wait()
             raise UserError(
@@ -56,8 +60,9 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
             _stop(server)
 
 
-def _print_links(address: str, experiment_id: str) -> None:
-    for name, link in links(address, experiment_id).items():
+def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> None:
+    everything = {**links(address, experiment_id), **report_links(client, address, experiment_id)}
+    for name, link in everything.items():
         click.echo(f"{name}:\n  {link}")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.leaderboard import leaderboard_metrics, links, share_leaderboard, view_state
+from pipeline.leaderboard import leaderboard_metrics, links, report_links, share_leaderboard, view_state
 from pipeline.serve import serve
 from pipeline.tracking import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
@@ -34,6 +34,7 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     trial, folder = trials(output, experiment())[0]
     write_spool(trial, folder)
     tracker.start_trial(folder, trial, "sample", EXTRA)
+    summary = tracker.start_summary(tmp_path, experiment())
     tracker.close("FINISHED")
     share_leaderboard(tracker._client, tracker.experiment_id)
     tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags["mlflow.sharedViewState.arms"])
@@ -43,5 +44,8 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     for link in links("http://127.0.0.1:5000", tracker.experiment_id).values():
         assert "workflowType=machine_learning" in link
         assert "viewStateShareKey=arms" in link
+    (report,) = report_links(tracker._client, "http://127.0.0.1:5000", tracker.experiment_id).items()
+    assert report[0] == "report of sample"
+    assert f"/runs/{summary}?" in report[1]
     with pytest.raises(UserError, match="no experiment 'nosuch'"):
         serve(output.tracking_uri, "nosuch", output.artifacts, None)
