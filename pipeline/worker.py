@@ -89,8 +89,9 @@ def run_training(
             window.valid.append(outcome.valid)
         if not logs:
             continue
-        metrics = {measures.EPOCH: float(epoch), **_rates(rates), **_step_metrics(outcome), **window.read()}
-        if done % training.evaluate_every == 0 or done == training.steps:
+        evaluates = done % training.evaluate_every < training.log_every or done == training.steps
+        metrics = {measures.EPOCH: float(epoch), **_rates(rates), **_step_metrics(outcome, evaluates), **window.read()}
+        if evaluates:
             metrics |= evaluate(model, held_out, training.batch_tokens // world_size, rank, world_size)
         if done == training.steps and rank == 0:
             metrics |= _predict(experiment, model, held_out, folder)
@@ -195,7 +196,8 @@ def _rates(rates: tuple[float, float]) -> dict[str, float]:
     return {measures.LEARNING_RATE: rates[0], measures.ROUTER_LEARNING_RATE: rates[1]}
 
 
-def _step_metrics(outcome: StepReport) -> dict[str, float]:
+def _step_metrics(outcome: StepReport, by_module: bool) -> dict[str, float]:
+    """The step's metrics; those of single modules, most of all there are, only where asked for."""
     metrics = {
         measures.TASK_LOSS: float(outcome.task_loss),
         measures.META_LOSS: float(outcome.dynamics.meta_loss),
@@ -205,7 +207,8 @@ def _step_metrics(outcome: StepReport) -> dict[str, float]:
     for name, health in (outcome.dynamics.health or {}).items():
         layer, projection = place_of(name)
         for measure, value in health.measures().items():
-            metrics[measures.by_module(measure, layer, projection)] = value
+            if by_module:
+                metrics[measures.by_module(measure, layer, projection)] = value
             layers.setdefault((measure, layer), []).append(value)
     for (measure, layer), values in layers.items():
         known = [value for value in values if math.isfinite(value)]
