@@ -5,6 +5,7 @@ import time
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -29,18 +30,24 @@ class LiveView:
 
     Args:
         at_once: how many trials run at once, for the time left.
+        chatty: what else is printed meanwhile goes above the table; otherwise it is left to find its own way.
     """
 
-    def __init__(self, name: str, trials: list[Progress], console: Console, at_once: int = 1) -> None:
+    def __init__(
+        self, name: str, trials: list[Progress], console: Console, at_once: int = 1, chatty: bool = False
+    ) -> None:
         self._name, self._trials, self._console = name, trials, console
-        self.at_once = at_once
+        self._at_once, self._chatty = at_once, chatty
         self._live: Live | None = None
         self._told: dict[str, State] = {}
         self._told_at = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Live(self.render(), console=self._console, auto_refresh=False)
+            own = self._chatty
+            self._live = Live(
+                self.render(), console=self._console, auto_refresh=False, redirect_stdout=own, redirect_stderr=own
+            )
             self._live.start()
         return self
 
@@ -59,7 +66,7 @@ class LiveView:
 
     def render(self) -> RenderableType:
         """The table and the line of the sweep. Trials that do not fit on the screen are counted below it."""
-        table = Table(title=None, expand=False, pad_edge=False)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for heading in ("trial", "state"):
             table.add_column(heading, no_wrap=True)
         table.add_column("step", min_width=24)
@@ -79,7 +86,7 @@ class LiveView:
         parts += [
             f"{count[s]} {s.value}" for s in (State.RUNNING, State.WAITING, State.FAILED, State.STOPPED) if count[s]
         ]
-        left = all_left(self._trials, self.at_once)
+        left = all_left(self._trials, self._at_once)
         if left:
             parts.append(f"about {duration(left)} left")
         return ", ".join(parts)

@@ -164,7 +164,7 @@ def _run(
         thread = threading.Thread(target=_tune, args=(job, at_once, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
-        with LiveView(experiment.name, progress, console, at_once) as view:
+        with LiveView(experiment.name, progress, console, at_once, job.verbose) as view:
             while thread.is_alive() and interrupts.signal is None:
                 courier.see(look(progress, job.session))
                 view.update()

@@ -82,7 +82,7 @@ def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tm
 
     output = Output(tmp_path)
     good, bad, killed = (output.trial("toy", f"{arm}-s0") for arm in ("per_token", "aggregated", "none"))
-    assert (outcome.finished, outcome.failed, outcome.total, outcome.exit_code) == (2, 1, 3, 1)
+    assert (outcome.finished, outcome.failed, outcome.total, outcome.exit_code) == (2, 1, 3, 1), outcome
     assert result(good)["metrics"] == {"sum_of_ranks": 3.0, "world": 2}  # 1 + 2, reduced by gloo
     assert (killed.root / "killed-once").exists()
     assert result(killed)["metrics"] == {"sum_of_ranks": 1.0, "world": 1}
