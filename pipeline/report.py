@@ -61,24 +61,24 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The table of means, the differences in loss and the findings, for a terminal."""
-    table = Table(title=Text(headline(report.results)), title_justify="left", caption_justify="left")
-    for heading in ("arm", *report.results.varying):
-        table.add_column(Text(heading), no_wrap=True)
-    table.add_column("seeds", justify="right")
-    for column in COLUMNS:
-        table.add_column(f"{column.title}, {column.unit}", justify="right")
-    for row in report.results.rows:
-        cells = [row.arm, *(value for _, value in row.cell), str(len(row.trials))]
-        means = [_mean(report.results, row, column, lambda text: text + " *") for column in COLUMNS]
-        table.add_row(*map(Text, cells + means))
-    if report.results.rows:
-        table.caption = "* best of its kind"
+    """For a terminal: for each cell of the grid a table of means, an arm a column; then the findings."""
+    results = report.results
+    console.print(Text(headline(results)))
+    for cell in dict.fromkeys(row.cell for row in results.rows):
+        rows = [row for row in results.rows if row.cell == cell]
+        title = ", ".join(f"{name} {value}" for name, value in cell)
+        table = Table(title=Text(title) if title else None, title_justify="left")
+        table.add_column("mean over seeds")
+        for row in rows:
+            table.add_column(Text(row.arm), justify="right", no_wrap=True)
+        table.add_row("seeds", *(str(len(row.trials)) for row in rows))
+        for column in COLUMNS:
+            means = [_mean(results, row, column, lambda text: "* " + text) for row in rows]
+            table.add_row(f"{column.title}, {column.unit}", *map(Text, means))
+        table.caption, table.caption_justify = "* best of its row", "left"
         console.print(table)
-    else:
-        console.print(Text(headline(report.results)))
     for paragraph in report.findings:
-        console.print(Text(paragraph), soft_wrap=False)
+        console.print(Text(paragraph))
         console.print()
 
 

@@ -174,7 +174,7 @@ def test_print_shows_the_table_and_the_words(whole):
     screen = io.StringIO()
     print_report(whole, Console(file=screen, width=200))
     text = screen.getvalue()
-    assert "1.0167 *" in text
+    assert "* 1.0167" in text
     assert "all 3 seeds agree" in text
 
 
