@@ -131,6 +131,11 @@ class _Job:
     train_fn: TrainFunction
     verbose: bool
 
+    @property
+    def stop(self) -> Path:
+        """Where this file is, the Tuner lets go of everything."""
+        return self.folder / "ray" / f"{self.session}.stop"
+
 
 def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
     """Every trial's state as its folder now says, taken into `progress`."""
@@ -170,10 +175,12 @@ def _run(
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)
-    if thread.ident is not None:
-        thread.join(timeout=10)
+        if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
+            job.stop.touch()
+            thread.join(timeout=5)
     if interrupts.signal is None:
         _account(job, faults)
+    job.stop.unlink(missing_ok=True)
     shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
 
 
@@ -183,7 +190,18 @@ def _tune(job: _Job, at_once: int, faults: list[BaseException]) -> None:
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
-    data, train_fn, session, verbose = job.data, job.train_fn, job.session, job.verbose
+    data, train_fn, session, verbose, stop = job.data, job.train_fn, job.session, job.verbose, job.stop
+
+    class StopFile(tune.Stopper):
+        """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            if stop.exists():
+                raise SystemExit
+            return False
 
     def trial(config: dict[str, Any]) -> None:
         key = config["trial"]
@@ -202,7 +220,10 @@ def _tune(job: _Job, at_once: int, faults: list[BaseException]) -> None:
                 trial_dirname_creator=lambda tried: str(tried.trial_id),
             ),
             run_config=tune.RunConfig(
-                name=job.session, storage_path=str((job.folder / "ray").resolve()), verbose=2 if verbose else 0
+                name=job.session,
+                storage_path=str((job.folder / "ray").resolve()),
+                verbose=2 if verbose else 0,
+                stop=StopFile(),
             ),
         ).fit()
     except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes
