@@ -112,10 +112,11 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
             for name in ("ray", "ray.tune", "ray.train", "ray.air"):
                 logging.getLogger(name).setLevel(level)
         try:
-            ray.init(**options)
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
             yield Cluster(_nodes())
-        except ConnectionError as error:
-            raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
         finally:
             ray.shutdown()
 

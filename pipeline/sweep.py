@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +17,7 @@ from pipeline.claim import claim
 from pipeline.cluster import connect, fit, local_resources
 from pipeline.config import Experiment, Trial
 from pipeline.courier import Courier, Tracker
-from pipeline.driver import TrainFunction, explain, run_trial, write_failure
+from pipeline.driver import TrainFunction
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
 from pipeline.live import LiveView
@@ -26,6 +25,7 @@ from pipeline.lock import folder_lock
 from pipeline.manifest import Prepared
 from pipeline.progress import Progress, State, state_of
 from pipeline.quiet import chatter_to
+from pipeline.tuner import TunerJob, account_for, tune_trials
 
 _LOOK_EVERY_S = 0.5
 _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
@@ -101,9 +101,9 @@ def run_sweep(
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, data_tags(prepared))
-        job = _Job(folder, session, left, prepared.folder.resolve(), train_fn, verbose)
+        job = TunerJob(folder, session, left, prepared.folder.resolve(), train_fn, verbose)
         try:
-            if left:
+            if left and interrupts.signal is None:
                 console.print(_opening(experiment, progress, left), highlight=False)
                 with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
                     _run(job, experiment, address, progress, courier, interrupts, console)
@@ -118,23 +118,6 @@ def run_sweep(
             )
     _closing(outcome, problems, progress, console, command)
     return outcome
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What the thread of the Tuner works on."""
-
-    folder: Path
-    session: str
-    left: list[Progress]
-    data: Path
-    train_fn: TrainFunction
-    verbose: bool
-
-    @property
-    def stop(self) -> Path:
-        """Where this file is, the Tuner lets go of everything."""
-        return self.folder / "ray" / f"{self.session}.stop"
 
 
 def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
@@ -152,7 +135,7 @@ def data_tags(prepared: Prepared) -> dict[str, str]:
 
 
 def _run(
-    job: _Job,
+    job: TunerJob,
     experiment: Experiment,
     address: str | None,
     progress: list[Progress],
@@ -166,7 +149,7 @@ def _run(
         interrupts.hold()
         wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
         at_once = min(fit(p.trial.experiment.workers, cluster.nodes, min(wanted, len(job.left))) for p in job.left)
-        thread = threading.Thread(target=_tune, args=(job, at_once, faults), name="tuner", daemon=True)
+        thread = threading.Thread(target=tune_trials, args=(job, at_once, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
         with LiveView(experiment.name, progress, console, at_once, job.verbose) as view:
@@ -179,63 +162,9 @@ def _run(
             job.stop.touch()
             thread.join(timeout=5)
     if interrupts.signal is None:
-        _account(job, faults)
+        account_for(job, faults)
     job.stop.unlink(missing_ok=True)
     shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
-
-
-def _tune(job: _Job, at_once: int, faults: list[BaseException]) -> None:
-    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place."""
-    from ray import tune
-
-    experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
-    folders = {p.trial.key: str(p.folder.root) for p in job.left}
-    data, train_fn, session, verbose, stop = job.data, job.train_fn, job.session, job.verbose, job.stop
-
-    class StopFile(tune.Stopper):
-        """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
-
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            if stop.exists():
-                raise SystemExit
-            return False
-
-    def trial(config: dict[str, Any]) -> None:
-        key = config["trial"]
-        experiment = Experiment.model_validate_json(experiments[key])
-        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose)
-
-    try:
-        # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
-        held = tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001})
-        tune.Tuner(
-            held,
-            param_space={"trial": tune.grid_search(list(experiments))},
-            tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once,
-                reuse_actors=True,  # seconds of imports less for every trial but the first
-                trial_dirname_creator=lambda tried: str(tried.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name=job.session,
-                storage_path=str((job.folder / "ray").resolve()),
-                verbose=2 if verbose else 0,
-                stop=StopFile(),
-            ),
-        ).fit()
-    except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes
-        faults.append(error)
-
-
-def _account(job: _Job, faults: list[BaseException]) -> None:
-    """No trial may end without a word: one that has neither a result nor a failure gets the reason written down."""
-    reason = explain(faults[0]) if faults else "its driver process ended without a word; it may have run out of memory"
-    for trial in job.left:
-        if not trial.folder.result.exists() and state_of(trial.folder, job.session) is not State.FAILED:
-            write_failure(trial.folder, job.session, reason)
 
 
 def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:

@@ -187,7 +187,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     )
     folder = Output(output).trial("toy", "none-s0")
     awaited = folder.spool if sent == signal.SIGINT else Output(output).sweep("toy") / "sweep.json"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while not awaited.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     assert awaited.exists()
@@ -195,9 +195,9 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     for _ in range(2 if sent == signal.SIGINT else 1):
         process.send_signal(sent)
         time.sleep(0.3)
-    printed, _ = process.communicate(timeout=60)
+    printed, _ = process.communicate(timeout=90)
     assert process.returncode == code, printed
-    assert time.monotonic() - began < 25
+    assert time.monotonic() - began < 60  # a few seconds; Ray, still starting, takes longer on a machine under load
     assert "tiny-onn ablate toy.yaml --resume" in printed
     told = log.read_text().splitlines()
     assert told[-1] == "close KILLED"

@@ -1,0 +1,81 @@
+"""The Tuner: which trials run when. It works in a thread; what it leaves behind is in the trials' folders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Experiment
+from pipeline.driver import TrainFunction, explain, run_trial, write_failure
+from pipeline.layout import TrialFolder
+from pipeline.progress import Progress, State, state_of
+
+
+@dataclass(frozen=True)
+class TunerJob:
+    """What the Tuner works on: the trials that are left, in the command `session`."""
+
+    folder: Path
+    session: str
+    left: list[Progress]
+    data: Path
+    train_fn: TrainFunction
+    verbose: bool
+
+    @property
+    def stop(self) -> Path:
+        """Where this file is, the Tuner lets go of everything."""
+        return self.folder / "ray" / f"{self.session}.stop"
+
+
+def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> None:
+    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place."""
+    from ray import tune
+
+    experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
+    folders = {p.trial.key: str(p.folder.root) for p in job.left}
+    data, train_fn, session, verbose, stop = job.data, job.train_fn, job.session, job.verbose, job.stop
+
+    class StopFile(tune.Stopper):
+        """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            if stop.exists():
+                raise SystemExit
+            return False
+
+    def trial(config: dict[str, Any]) -> None:
+        key = config["trial"]
+        experiment = Experiment.model_validate_json(experiments[key])
+        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose)
+
+    try:
+        # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
+        held = tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001})
+        tune.Tuner(
+            held,
+            param_space={"trial": tune.grid_search(list(experiments))},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=at_once,
+                reuse_actors=True,  # seconds of imports less for every trial but the first
+                trial_dirname_creator=lambda tried: str(tried.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=job.session,
+                storage_path=str((job.folder / "ray").resolve()),
+                verbose=2 if verbose else 0,
+                stop=StopFile(),
+            ),
+        ).fit()
+    except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes
+        faults.append(error)
+
+
+def account_for(job: TunerJob, faults: list[BaseException]) -> None:
+    """No trial may end without a word: one that has neither a result nor a failure gets the reason written down."""
+    reason = explain(faults[0]) if faults else "its driver process ended without a word; it may have run out of memory"
+    for trial in job.left:
+        if not trial.folder.result.exists() and state_of(trial.folder, job.session) is not State.FAILED:
+            write_failure(trial.folder, job.session, reason)
