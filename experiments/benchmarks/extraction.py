@@ -14,6 +14,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import torch
@@ -73,11 +74,19 @@ def _peak(arm: str, hidden: int, layers: int, seq: int, threads: int) -> float:
     torch.set_num_threads(threads)
     step = stepper("none", 8, 1, 8)
     step()  # what torch itself takes at its first step
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water_mark()
     step = stepper(arm, hidden, layers, seq)
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_high_water_mark() - before) / 1024
+
+
+def _high_water_mark() -> int:
+    """Peak memory of this process in kB. On Linux not getrusage's, which a process inherits from its parent."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # macOS counts bytes
 
 
 def measure(hidden: int, layers: int, seq: int, repeats: int, threads: int) -> dict[str, dict[str, float]]:
