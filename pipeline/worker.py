@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pipeline.build import build_dynamics, build_model, set_learning_rates
 from pipeline.checkpoint import load_newest, save_checkpoint
 from pipeline.config import Experiment
 from pipeline.evaluate import evaluate, exact_match, predict
+from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
 from pipeline.shards import open_prepared, read_rows
@@ -162,23 +162,14 @@ class _Writer:
 
     def result(self, metrics: dict[str, float], steps: int, seconds: float, parameters: int) -> None:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        write_json(
-            self.folder.result,
-            {
-                "metrics": finite,
-                "steps": steps,
-                "seconds": seconds,
-                "parameters": parameters,
-                "checkpoint_problems": self.problems,
-            },
-        )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes aside and renames, so that the file is whole or not there."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1))
-    aside.rename(path)
+        result = {
+            "metrics": finite,
+            "steps": steps,
+            "seconds": seconds,
+            "parameters": parameters,
+            "checkpoint_problems": self.problems,
+        }
+        write_whole(self.folder.result, json.dumps(result, indent=1))
 
 
 def place_of(name: str) -> tuple[int, str]:
@@ -224,5 +215,5 @@ def _predict(experiment: Experiment, model: Any, held_out: list[Sequence], folde
     if not rows:
         return {}
     predictions = predict(model, rows, experiment.data.max_tokens)
-    write_json(folder.predictions, [each.as_dict() for each in predictions])
+    write_whole(folder.predictions, json.dumps([each.as_dict() for each in predictions]))
     return exact_match(predictions)
