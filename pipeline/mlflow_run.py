@@ -1,11 +1,12 @@
 """One MLflow run, created once and for all: what it is called and described by, and how it is found again."""
 
 import json
-import os
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipeline.files import write_whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,13 +80,7 @@ def read_memory(path: Path) -> dict[str, Any]:
 
 def write_memory(path: Path, value: dict[str, Any]) -> None:
     """Writes JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_whole(path, json.dumps(value))
 
 
 def _describe(client: "MlflowClient", run_id: str, description: Description) -> None:
