@@ -1,6 +1,5 @@
 """One training step, as a function that needs no trainer."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,12 +40,10 @@ def train_step(
         autocast: run the forward pass in bfloat16.
     """
     counts = sum_over_workers(torch.stack([(batch.labels != IGNORED).sum(), batch.valid.sum()]))
-    needs_capture = dynamics.cost is not None or observe
-    with dynamics.capture(batch.valid) if needs_capture else nullcontext() as captured:
+    labels = counts[0].clamp(min=1)
+    with dynamics.watch(batch.valid, labels=labels, tokens=counts[1], observe=observe) as engine:
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=autocast):
             logits = model(batch.tokens, batch.rows, batch.columns)
-        share = summed_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels)
-        labels = counts[0].clamp(min=1)
-        share = share / labels
-        report = dynamics.compute_and_apply_gradients(share, captured, labels=labels, observe=observe)
-    return StepReport(sum_over_workers(share.detach().clone()), counts[0], counts[1], report)
+        share = summed_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels) / labels
+        report = dynamics.compute_and_apply_gradients(share, engine)
+    return StepReport(report.task_loss, counts[0], counts[1], report)

@@ -70,7 +70,7 @@ def run_training(
     dynamics = build_dynamics(model, training)
     digest = experiment.digest()
     first, problems = load_newest(folder.checkpoints, dynamics, digest)
-    wrapped = distribute(model, router_learns_from_task=dynamics.cost is None)
+    wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
     writer = _Writer(folder, Spool(folder.spool), problems) if rank == 0 else None
     window = _Window()
     metrics: dict[str, float] = {}

@@ -39,6 +39,22 @@ def token_costs(g: Tensor, x: Tensor) -> Tensor:
     return costs
 
 
+def relative_costs(g: Tensor, x: Tensor, W: Tensor) -> Tensor:
+    """The whole gradient's norm over that of the row that it would change."""
+    sizes = [math.sqrt(sum(float(w) ** 2 for w in row)) + EPS for row in W]
+    return token_costs(g, x) / torch.tensor(sizes, dtype=g.dtype)
+
+
+def fisher_costs(g: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """The whole gradient's norm in the metric 1 / (sqrt(v) + eps), entry by entry."""
+    costs = torch.zeros(len(g), g.shape[1], dtype=g.dtype)
+    for n in range(len(g)):
+        for o in range(g.shape[1]):
+            terms = ((float(g[n, o] * x[n, i])) ** 2 / (math.sqrt(float(v[o, i])) + EPS) for i in range(x.shape[1]))
+            costs[n, o] = math.sqrt(sum(terms))
+    return costs
+
+
 def without_noise(g: Tensor) -> Tensor:
     """g of the summed loss, with the tokens at 0 whose largest entry is not above 1e-5."""
     return torch.stack([token if token.abs().max() > 1e-5 else token * 0 for token in g])

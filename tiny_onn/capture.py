@@ -5,7 +5,7 @@ list: each call's own hook holds the record that it fills.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tiny_onn.layers import CallPoint, SparseProtoCall, SparseProtoLinear, sparse_layers
+from tiny_onn.routing import Routing, at_least_float32
 
 Storage = Literal["reference", "clone"]
 
@@ -37,10 +38,12 @@ class CapturedCall:
     call_index: int
     x: Float[Tensor, "*b i"]
     masked_output: Float[Tensor, "*b o"]
+    routing: Routing
     valid: Bool[Tensor, " *b"] | None
     during_backward: bool
     grad_output: Float[Tensor, "*b o"] | None = None
-    _versions: dict[str, int] = field(default_factory=dict)
+    arrived: bool = False
+    _versions: list[tuple[str, Tensor, int]] = field(default_factory=list)
 
     @cached_property
     def _valid_places(self) -> Tensor:
@@ -54,30 +57,52 @@ class CapturedCall:
 
     def check_unchanged(self) -> None:
         """Raises CaptureError where a tensor that is held by reference has been written to since."""
-        for name, version in self._versions.items():
-            if getattr(self, name)._version != version:
+        for name, tensor, version in self._versions:
+            if tensor._version != version:
                 raise CaptureError(
                     f"{name} of {self.title} was modified in place after it was captured, so its values are lost; "
                     'use an out-of-place operation, or capture(..., storage="clone")'
                 )
 
+    def watch_version(self, name: str, tensor: Tensor) -> None:
+        """Has `check_unchanged` look at a tensor that is held by reference."""
+        self._versions.append((name, tensor, tensor._version))
+
+    def let_go(self, *names: str) -> None:
+        """Drops fields that nothing later needs, so that their memory is free before the backward pass ends."""
+        for name in names:
+            if name == "routing":
+                self.routing = self.routing._replace(match=torch.empty(0), gate=torch.empty(0))
+            else:
+                setattr(self, name, None if name in ("grad_output", "valid") else torch.empty(0))
+        gone = {*names, *(("match", "gate") if "routing" in names else ())}
+        self._versions = [entry for entry in self._versions if entry[0] not in gone]
+
     def tokens(self) -> tuple[Float[Tensor, "n i"], Float[Tensor, "n o"], Float[Tensor, "n o"]]:
         """(x, masked_output, grad_output) of the n valid tokens, leading axes flattened; at least float32."""
         assert self.grad_output is not None
-        parts = []
-        for part in (self.x, self.masked_output, self.grad_output):
-            flat = part.reshape(-1, part.shape[-1])
-            if self.valid is not None:
-                flat = flat.index_select(0, self._valid_places)
-            parts.append(flat.to(torch.promote_types(flat.dtype, torch.float32)))
-        return parts[0], parts[1], parts[2]
+        x, masked_output, grad_output = (self.select(t) for t in (self.x, self.masked_output, self.grad_output))
+        return x, masked_output, grad_output
+
+    def select(self, tensor: Float[Tensor, "*b k"]) -> Float[Tensor, "n k"]:
+        """The rows of the valid tokens, leading axes flattened; at least float32."""
+        flat = tensor.reshape(-1, tensor.shape[-1])
+        if self.valid is not None:
+            flat = flat.index_select(0, self._valid_places)
+        return at_least_float32(flat)
 
 
 class Captured:
     """The calls seen so far. Filled while `capture` is open; emptied when it closes."""
 
-    def __init__(self, names: dict[CallPoint, str], layers: dict[str, SparseProtoLinear], storage: Storage) -> None:
-        self._names, self._layers, self._storage = names, layers, storage
+    def __init__(
+        self,
+        names: dict[CallPoint, str],
+        layers: dict[str, SparseProtoLinear],
+        storage: Storage,
+        on_gradient: Callable[[CapturedCall], None] | None,
+    ) -> None:
+        self._names, self._layers, self._storage, self._on_gradient = names, layers, storage, on_gradient
         self._calls: list[CapturedCall] = []
         self._index: Counter[str] = Counter()
         self._handles: list[Any] = []
@@ -102,7 +127,7 @@ class Captured:
         missing: list[CapturedCall] = []
         for call in self._calls:
             call.check_unchanged()
-            (missing if call.grad_output is None else complete).append(call)
+            (complete if call.arrived else missing).append(call)
         # Non-reentrant checkpointing runs a forward a second time, during backward, only to refill the saved tensors of
         # the first: that second call rightly gets no gradient, as long as there is a first one that did.
         spare = Counter(call.module_name for call in complete if not call.during_backward)
@@ -121,17 +146,21 @@ class Captured:
         call: SparseProtoCall = args[0]
         name = self._names[point]
         keep = (lambda t: t.detach().clone()) if self._storage == "clone" else (lambda t: t.detach())
+        routing = call.routing._replace(match=keep(call.routing.match), gate=keep(call.routing.gate))
         record = CapturedCall(
             module_name=name,
             module=self._layers[name],
             call_index=self._index[name],
             x=keep(call.x),
             masked_output=keep(call.masked_output),
+            routing=routing,
             valid=self._matching_valid(call.x, name),
             during_backward=torch._C._current_graph_task_id() != -1,
         )
         if self._storage == "reference":
-            record._versions = {"x": record.x._version, "masked_output": record.masked_output._version}
+            for held, tensor in (("x", record.x), ("masked_output", record.masked_output), *routing._asdict().items()):
+                if isinstance(tensor, Tensor):
+                    record.watch_version(held, tensor)
         self._index[name] += 1
         self._calls.append(record)
         if call.computation_output.requires_grad:
@@ -162,7 +191,13 @@ class Captured:
                 record.grad_output = gradient.clone()
             else:
                 record.grad_output = gradient
-                record._versions["grad_output"] = gradient._version
+                record.watch_version("grad_output", gradient)
+            if self._on_gradient is not None:
+                if record.arrived:
+                    raise CaptureError(f"{record.title} got a second gradient after its first had been made use of")
+                record.check_unchanged()
+                self._on_gradient(record)
+            record.arrived = True
 
         self._handles.append(computation_output.register_hook(on_gradient))
 
@@ -170,10 +205,7 @@ class Captured:
         for handle in self._handles:
             handle.remove()
         for call in self._calls:
-            empty = torch.empty(0)
-            call.x = call.masked_output = empty
-            call.grad_output = call.valid = None
-            call._versions.clear()
+            call.let_go("x", "masked_output", "routing", "grad_output", "valid")
         self._handles.clear()
         self._calls.clear()
         self._valid = None
@@ -181,7 +213,11 @@ class Captured:
 
 @contextmanager
 def capture(
-    model: nn.Module, *, valid: Bool[Tensor, " *b"] | None = None, storage: Storage = "reference"
+    model: nn.Module,
+    *,
+    valid: Bool[Tensor, " *b"] | None = None,
+    storage: Storage = "reference",
+    on_gradient: Callable[[CapturedCall], None] | None = None,
 ) -> Iterator[Captured]:
     """Watches every SparseProtoLinear of `model` (ADR-0004, steps 1 to 3).
 
@@ -193,9 +229,11 @@ def capture(
         valid: which tokens count; see `Captured.use_valid`.
         storage: "reference" keeps no copy and raises where a tensor is modified in place; "clone" copies every tensor
             as the ADR's IMP-002 asks, at the cost of the memory.
+        on_gradient: called with each call as its gradient arrives, during the backward pass; it may `let_go` of what
+            nothing later needs. A second gradient for the same call is then an error.
     """
     layers = sparse_layers(model)
-    captured = Captured({layer.call_point: name for name, layer in layers.items()}, layers, storage)
+    captured = Captured({layer.call_point: name for name, layer in layers.items()}, layers, storage, on_gradient)
     captured.use_valid(valid)
     handles = [layer.call_point.register_forward_hook(captured._record) for layer in layers.values()]
     try:

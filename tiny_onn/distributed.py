@@ -25,15 +25,17 @@ def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def distribute(model: nn.Module, *, router_learns_from_task: bool) -> nn.Module:
+def distribute(model: nn.Module, *, router_in_backward: bool) -> nn.Module:
     """`model` in DDP with gradients summed over the workers; the model itself where there is one worker.
 
-    P and G get no gradient from the task loss (but in the control arm), so DDP must not wait for theirs: they are left
-    to LearningDynamics, which reduces them in one message.
+    Args:
+        router_in_backward: P and G get their gradients in the backward pass, as in the control arm and from the fused
+            engine. Otherwise DDP must not wait for them: they are left to the hooks' engine, which reduces them in one
+            message.
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return model
-    apart = [] if router_learns_from_task else router_parameters(model)
+    apart = [] if router_in_backward else router_parameters(model)
     for parameter in apart:
         parameter.requires_grad_(False)
     device = next(model.parameters()).device

@@ -4,31 +4,34 @@ The task loss's gradient goes to the computation parameters. The meta-loss's goe
 layer's detached input: learning is local. Every worker computes both on its own shard; all that it sends is sums.
 """
 
-from collections import defaultdict
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import Captured, CapturedCall, Storage, capture
+from tiny_onn.capture import Storage
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.layers import SparseProtoLinear, computation_parameters
+from tiny_onn.engine import Engine
+from tiny_onn.fused import fused_pass
+from tiny_onn.hooks import hooks_pass
+from tiny_onn.layers import computation_parameters, sparse_layers
 from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost
-from tiny_onn.mas import mas
-from tiny_onn.meta_loss import meta_loss_and_gradient
-from tiny_onn.routing_health import Health, routing_health
-from tiny_onn.signals import Signals, layer_signals, token_signals
+from tiny_onn.routing_health import Health
+
+EngineName = Literal["hooks", "fused"]
 
 
 @dataclass(frozen=True)
 class DynamicsReport:
     """What a step did; detached, on the device, already global.
 
-    `meta_loss` in nats, NaN in the control arm. `gradient_norm` of the computation stream before clipping. `health` by
-    module, where it was asked for.
+    `task_loss` and `meta_loss` in nats, the latter NaN in the control arm. `gradient_norm` of the computation stream
+    before clipping. `health` by module, where it was asked for.
     """
 
+    task_loss: Tensor
     meta_loss: Tensor
     gradient_norm: Tensor
     health: dict[str, Health] | None
@@ -42,8 +45,15 @@ class LearningDynamics:
         cost: the arm's learning cost; None for the control, whose router the task loss trains.
         computation_optimizer: over `computation_parameters(model)`.
         router_optimizer: over `router_parameters(model)`.
+        engine: "hooks" captures (ADR-0004) and takes any cost; "fused" is the single backward pass, for costs a token
+            and the control. The two agree to rounding.
         clip_norm: bound on the gradient norm of the computation stream.
-        storage: see `capture`.
+        storage: see `capture`; of the hooks.
+        use_compiler: compile the elementwise parts; see `tiny_onn.compiling.compiler_problem`.
+
+    Raises:
+        ValueError: engine "fused" with a cost of granularity "layer", or a cost that needs Adam's second moment with
+            an optimizer that has none.
     """
 
     def __init__(
@@ -53,106 +63,109 @@ class LearningDynamics:
         computation_optimizer: torch.optim.Optimizer,
         router_optimizer: torch.optim.Optimizer,
         *,
+        engine: EngineName = "hooks",
         clip_norm: float = 1.0,
         storage: Storage = "reference",
+        use_compiler: bool = False,
     ) -> None:
+        if engine == "fused" and isinstance(cost, LayerCost):
+            raise ValueError("a cost of granularity 'layer' is measured after the backward pass; use engine='hooks'")
+        if _needs_second_moment(cost) and not isinstance(computation_optimizer, _ADAMS):
+            raise ValueError(
+                "this learning cost needs Adam's second moment; expected the computation optimizer to be one of "
+                f"{', '.join(each.__name__ for each in _ADAMS)}, found {type(computation_optimizer).__name__}"
+            )
         self.model, self.cost = model, cost
         self.computation_optimizer, self.router_optimizer = computation_optimizer, router_optimizer
-        self.clip_norm, self.storage = clip_norm, storage
+        self.engine, self.clip_norm, self.storage, self.use_compiler = engine, clip_norm, storage, use_compiler
         self._computation = computation_parameters(model)
 
-    def capture(self, valid: Tensor | None = None) -> AbstractContextManager[Captured]:
-        """The context in which to run forward and `compute_and_apply_gradients`."""
-        return capture(self.model, valid=valid, storage=self.storage)
+    @property
+    def router_in_backward(self) -> bool:
+        """Whether P and G get their gradients in the backward pass, as all others do; see `distribute`."""
+        return self.cost is None or self.engine == "fused"
 
-    def compute_and_apply_gradients(
-        self, task_loss: Tensor, captured: Captured | None, *, labels: Tensor | int, observe: bool = False
-    ) -> DynamicsReport:
+    def watch(
+        self,
+        valid: Tensor | None = None,
+        *,
+        labels: Tensor | int,
+        tokens: Tensor | int | None = None,
+        observe: bool = False,
+    ) -> AbstractContextManager[Engine]:
+        """The context in which to run the forward passes and `compute_and_apply_gradients`.
+
+        Args:
+            valid: which tokens count, False for padding; see `Engine.use_valid`, also for several forward passes.
+            labels: the number, over all workers, of labelled tokens that the task loss is divided by.
+            tokens: the number of valid tokens over all workers, where it is known.
+            observe: also measure routing health, which costs about as much again as the meta-loss.
+        """
+        health: dict[str, Health] | None = {} if observe else None
+        moments = self._second_moments() if _needs_second_moment(self.cost) else {}
+        if self.engine == "fused":
+            assert not isinstance(self.cost, LayerCost)
+            return fused_pass(
+                self.model,
+                self.cost,
+                valid=valid,
+                tokens=tokens,
+                labels=labels,
+                second_moments=moments,
+                health=health,
+                use_compiler=self.use_compiler,
+            )
+        return hooks_pass(
+            self.model,
+            self.cost,
+            valid=valid,
+            labels=labels,
+            second_moments=moments,
+            health=health,
+            storage=self.storage,
+            use_compiler=self.use_compiler,
+        )
+
+    def compute_and_apply_gradients(self, task_loss: Tensor, engine: Engine) -> DynamicsReport:
         """Backward, meta-learning, one step of both optimizers; ADR-0004's method of this name.
 
         Args:
             task_loss: this worker's share: its sum over labelled tokens divided by the *global* number of them.
                 Gradients must be summed over workers, not averaged; see `tiny_onn.distributed`.
-            captured: what `capture` saw of the forward passes. None is right only in the control arm.
-            labels: that global number.
-            observe: also measure routing health, which costs about as much again as the meta-loss.
+            engine: of `watch`, open.
 
         Raises:
-            CaptureError: a captured call cannot be trusted; no parameter has been changed.
+            CaptureError: a call cannot be trusted; no parameter has been changed.
             RuntimeError: the gradient norm is not finite; no parameter has been changed.
         """
         try:
             task_loss.backward()
-            calls = captured.calls() if captured is not None else []
-            health: dict[str, Health] | None = {} if observe else None
-            if self.cost is None:
-                meta = task_loss.new_full((), torch.nan)
-                for call in calls if observe else []:
-                    _observe(health, call, None)
-            else:
-                meta = self._meta_backward(self.cost, calls, labels, health)
+            task, meta = engine.finish(task_loss)
             norm = nn.utils.clip_grad_norm_(self._computation, self.clip_norm, error_if_nonfinite=True)
             self.computation_optimizer.step()
             self.router_optimizer.step()
         finally:
             self.computation_optimizer.zero_grad()
             self.router_optimizer.zero_grad()
-        return DynamicsReport(meta, norm.detach(), _over_workers(health))
+        return DynamicsReport(task, meta, norm.detach(), _over_workers(self._in_order(engine.health)))
 
-    @staticmethod
-    def _meta_backward(
-        cost: LearningCost, calls: list[CapturedCall], labels: Tensor | int, health: dict[str, Health] | None
-    ) -> Tensor:
-        """Fills P.grad and G.grad with the meta-loss's gradient; returns the meta-loss. One reduction over workers."""
-        by_module: dict[str, list[CapturedCall]] = defaultdict(list)
-        for call in calls:
-            by_module[call.module_name].append(call)
-        shared = layer_signals(by_module, cost) if isinstance(cost, LayerCost) else {}
-        sums: list[Tensor] = []
-        for name, module_calls in by_module.items():
-            parts = []
-            for call in module_calls:
-                x, masked_output, grad_output = call.tokens()
-                if isinstance(cost, TokenCost):
-                    signals = token_signals(cost, x, masked_output, grad_output * labels)
-                else:
-                    signals = shared[name]
-                parts.append(_router_gradients(call.module, x, signals))
-                _observe(health, call, signals)
-            sums += [sum(part).reshape(-1) for part in zip(*parts, strict=True)]
-        flat = iter(sum_over_workers(torch.cat(sums)).split([len(part) for part in sums]))
-        losses = []
-        for module_calls in by_module.values():
-            module = module_calls[0].module
-            prototypes, gates, (loss, count) = next(flat), next(flat), next(flat)
-            share = 1 / (count.clamp(min=1) * len(by_module))
-            module.proto_weight.grad = (prototypes * share).view_as(module.proto_weight).to(module.proto_weight.dtype)
-            module.gate_param.grad = (gates * share).view_as(module.gate_param).to(module.gate_param.dtype)
-            losses.append(loss * share)
-        return torch.stack(losses).sum()
+    def _in_order(self, health: dict[str, Health] | None) -> dict[str, Health] | None:
+        """By the model's order, the same on all workers, not by that of the backward pass."""
+        return health and {name: health[name] for name in sparse_layers(self.model) if name in health}
+
+    def _second_moments(self) -> dict[str, Tensor]:
+        state = self.computation_optimizer.state
+        return {
+            name: state[layer.mu_weight].get("exp_avg_sq", torch.zeros_like(layer.mu_weight.detach()))
+            for name, layer in sparse_layers(self.model).items()
+        }
 
 
-@torch.no_grad()
-def _router_gradients(module: SparseProtoLinear, x: Tensor, signals: Signals) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one call, summed over its tokens: the meta-loss's gradient of P and of G, and (meta-loss, tokens)."""
-    with torch.autocast(x.device.type, enabled=False):
-        loss, logits_gradient = meta_loss_and_gradient(module.routing_logits(x, learn=False), signals.goodness)
-        prototypes, gates = module.router_gradients(x, logits_gradient)
-    return prototypes, gates, torch.stack([loss, loss.new_tensor(len(x))])
+_ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 
 
-@torch.no_grad()
-def _observe(health: dict[str, Health] | None, call: CapturedCall, signals: Signals | None) -> None:
-    """Adds the call's routing health to its module's, where health is wanted."""
-    if health is None:
-        return
-    weights = mas(call.module.routing_logits(call.tokens()[0], learn=False))
-    if signals is None:
-        seen = routing_health(weights)
-    else:
-        seen = routing_health(weights, signals.goodness, (signals.contribution, signals.relevance, signals.cost))
-    before = health.get(call.module_name)
-    health[call.module_name] = before + seen if before else seen
+def _needs_second_moment(cost: LearningCost | None) -> bool:
+    return isinstance(cost, TokenCost) and cost.needs_second_moment
 
 
 def _over_workers(health: dict[str, Health] | None) -> dict[str, Health] | None:

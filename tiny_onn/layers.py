@@ -1,13 +1,14 @@
 """SparseProtoLinear: a linear layer whose output rows, the experts, speak only where they are routed to."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from tiny_onn.mas import mas, mas_backward
+from tiny_onn.routing import Routing
 
 
 class SparseProtoCall(NamedTuple):
@@ -16,6 +17,7 @@ class SparseProtoCall(NamedTuple):
     x: Float[Tensor, "*b i"]
     computation_output: Float[Tensor, "*b o"]
     masked_output: Float[Tensor, "*b o"]
+    routing: Routing
 
 
 class CallPoint(nn.Module):
@@ -40,6 +42,10 @@ class SparseProtoLinear(nn.Module):
         gain: scales the routing logits.
         router_learns_from_task: let the task loss's gradient into P and G (the control arm). Otherwise they are
             constants to it, and its gradient only flows *through* the routing weights to x.
+
+    Attributes:
+        single_pass: None, or what computes a call's masked output in the stead of `forward` where gradients are wanted;
+            see `tiny_onn.fused`.
 
     Raises:
         ValueError: `residual` with I != O.
@@ -66,33 +72,27 @@ class SparseProtoLinear(nn.Module):
         self.proto_weight = nn.Parameter(torch.empty(out_features, in_features))
         self.gate_param = nn.Parameter(torch.zeros(out_features, in_features))
         self.call_point = CallPoint()
+        self.single_pass: Callable[[SparseProtoLinear, Tensor], Tensor] | None = None
         nn.init.kaiming_uniform_(self.mu_weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.proto_weight, a=math.sqrt(5))
 
-    def routing_logits(self, x: Float[Tensor, "*b i"], *, learn: bool) -> Float[Tensor, "*b o"]:
-        """gain (x P^T / sqrt(I) - mas(x G^T)); with `learn` False, P and G are constants."""
+    def routing(self, x: Float[Tensor, "*b i"], *, learn: bool) -> Routing:
+        """Which experts speak for each token; with `learn` False, P and G are constants."""
         prototypes = self.proto_weight if learn else self.proto_weight.detach()
         gates = self.gate_param if learn else self.gate_param.detach()
-        match = nn.functional.linear(x, prototypes) / math.sqrt(self.in_features)
-        return self.gain * (match - mas(nn.functional.linear(x, gates)))
-
-    @torch.no_grad()
-    def router_gradients(
-        self, x: Float[Tensor, "n i"], logits_gradient: Float[Tensor, "n o"]
-    ) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o i"]]:
-        """The gradients of P and G from dL/d(routing_logits), summed over the tokens."""
-        gate = nn.functional.linear(x, self.gate_param)
-        gate_gradient = mas_backward(logits_gradient, gate, mas(gate))
-        scale = self.gain / math.sqrt(self.in_features)
-        return (logits_gradient.T @ x).mul_(scale), (gate_gradient.T @ x).mul_(-self.gain)
+        match, gate = nn.functional.linear(x, prototypes), nn.functional.linear(x, gates)
+        return Routing(match, gate, self.gain, self.in_features)
 
     def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:
         """The masked output."""
+        if self.single_pass is not None and torch.is_grad_enabled():
+            return self.single_pass(self, x)
         computation_output = nn.functional.linear(x, self.mu_weight, self.mu_bias)
         if self.residual:
             computation_output = x + computation_output
-        routing_weights = mas(self.routing_logits(x, learn=self.router_learns_from_task))
-        return self.call_point(SparseProtoCall(x, computation_output, computation_output * routing_weights))
+        routing = self.routing(x, learn=self.router_learns_from_task)
+        masked_output = computation_output * routing.weights()
+        return self.call_point(SparseProtoCall(x, computation_output, masked_output, routing))
 
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""

@@ -1,28 +1,42 @@
 """What did learning cost? The arms of the ablation: one number for every expert, from captured gradients.
 
 The learning cost is the only thing in which the arms differ. A cost of granularity "token" is computed for every token
-from grad_output and x alone; a cost of granularity "layer" is computed from the weight gradient, in which the tokens of
-the whole (global) batch are already summed.
+from grad_output, x and what is known of the weight; a cost of granularity "layer" is computed from the weight gradient,
+in which the tokens of the whole (global) batch are already summed.
 """
 
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from tiny_onn.mas import EPS
+
+
+class WeightState(NamedTuple):
+    """What a token cost may know of W beside the call: its value, and Adam's second moment of its gradient.
+
+    `second_moment` is there only for a cost that says it `needs_second_moment`; zeros before the first step.
+    """
+
+    weight: Float[Tensor, "o i"]
+    second_moment: Float[Tensor, "o i"] | None = None
 
 
 @dataclass(frozen=True)
 class TokenCost:
     """A learning cost with one value for each token and expert.
 
-    `measure(grad_output [N, O], x [N, I]) -> cost [N, O]`, non-negative, detached, in the units of the gradient.
+    `measure(grad_output [N, O], x [N, I], weight: WeightState) -> cost [N, O]`, non-negative, detached. Its scale does
+    not matter: Goodness divides each token's costs by the largest.
     """
 
-    measure: Callable[[Tensor, Tensor], Tensor]
+    measure: Callable[[Tensor, Tensor, WeightState], Tensor]
+    needs_second_moment: bool = False
     granularity: Literal["token"] = "token"
 
 
@@ -40,9 +54,31 @@ class LayerCost:
 LearningCost = TokenCost | LayerCost
 
 
-def per_token(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+def per_token(
+    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None
+) -> Float[Tensor, "n o"]:
     """C[n,o] = ||grad_output[n,o] x[n,:]||_2 = |grad_output[n,o]| ||x[n,:]||_2, exactly, without the [n,o,i] tensor."""
     return grad_output.abs() * torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def relative(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: WeightState) -> Float[Tensor, "n o"]:
+    """`per_token` / (||W[o,:]||_2 + EPS): the gradient as a fraction of the weight that it would change.
+
+    Unlike `per_token` it does not cancel against relevance in Goodness (DESIGN, fact 5).
+    """
+    sizes = torch.linalg.vector_norm(weight.weight, dim=-1).to(x.dtype)
+    return per_token(grad_output, x) / (sizes + EPS)
+
+
+def fisher(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: WeightState) -> Float[Tensor, "n o"]:
+    """|grad_output[n,o]| sqrt(sum_i x[n,i]^2 / (sqrt(v[o,i]) + EPS)): the gradient in the metric of Adam's diagonal.
+
+    v is Adam's second moment of W, a running diagonal of the empirical Fisher information: a step along a direction in
+    which gradients have been small is dear. At v = 0, before the first step, it ranks experts as `per_token` does.
+    """
+    assert weight.second_moment is not None
+    metric = 1 / (weight.second_moment.to(x.dtype).sqrt() + EPS)
+    return grad_output.abs() * (x.square() @ metric.T).sqrt()
 
 
 def aggregated(weight_gradient: Float[Tensor, "o i"]) -> Float[Tensor, " o"]:
@@ -92,14 +128,16 @@ def per_token_gradients(grad_output: Float[Tensor, "*b o"], x: Float[Tensor, "*b
 
 
 def per_token_einsum(
-    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], chunk: int = 64
+    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None, chunk: int = 64
 ) -> Float[Tensor, "n o"]:
     """`per_token` as ADR-0004 writes it, `chunk` tokens at a time: einsum, then norm. An oracle; O times the memory."""
     gradients = per_token_gradients(grad_output, x)
     return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in gradients.chunks(chunk)])
 
 
-def per_token_vmap(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], chunk: int = 64) -> Float[Tensor, "n o"]:
+def per_token_vmap(
+    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None, chunk: int = 64
+) -> Float[Tensor, "n o"]:
     """`per_token` by ALT-001: torch.func.vmap over tokens of the vector-Jacobian product of the linear map."""
     weight = x.new_zeros(grad_output.shape[-1], x.shape[-1])
 
@@ -128,7 +166,9 @@ class _CostThroughBackward(torch.autograd.Function):
         return grad_output @ weight, grad_output.T @ x, per_token_einsum(grad_output, x)
 
 
-def per_token_function(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"]) -> Float[Tensor, "n o"]:
+def per_token_function(
+    grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None
+) -> Float[Tensor, "n o"]:
     """`per_token` by ALT-003: a custom autograd.Function that hands the costs out of its backward."""
     with torch.enable_grad():
         slot = torch.zeros_like(grad_output, requires_grad=True)
@@ -143,6 +183,8 @@ _ARMS: dict[str, LearningCost | None] = {
     "aggregated": LayerCost(aggregated),
     "metric_only": LayerCost(metric_only),
     "none": None,
+    "relative": TokenCost(relative),
+    "fisher": TokenCost(fisher, needs_second_moment=True),
     "per_token_einsum": TokenCost(per_token_einsum),
     "per_token_vmap": TokenCost(per_token_vmap),
     "per_token_function": TokenCost(per_token_function),

@@ -28,11 +28,12 @@ def meta_loss(routing_logits: Float[Tensor, "n o"], goodness: Float[Tensor, "*n 
 
 @torch.no_grad()
 def meta_loss_and_gradient(
-    routing_logits: Float[Tensor, "n o"], goodness: Float[Tensor, "*n o"]
+    routing_logits: Float[Tensor, "n o"], goodness: Float[Tensor, "*n o"], counts: Float[Tensor, " n"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "n o"]]:
-    """`meta_loss` summed over the tokens, and its gradient with respect to `routing_logits`, in closed form.
+    """sum_n counts_n `meta_loss`_n, and its gradient with respect to `routing_logits`, in closed form.
 
-    With y = mas(l), p = y / S, S = sum y + EPS and m = (p + q) / 2:
+    `counts` is 1 for a token that counts and 0 for padding. With y = mas(l), p = y / S, S = sum y + EPS and
+    m = (p + q) / 2:
 
         dJSD/dp_i = (log(p_i + EPS) + p_i / (p_i + EPS) - log(m_i + EPS) - m_i / (m_i + EPS)) / 2
         dJSD/dy_i = (dJSD/dp_i - sum_j p_j dJSD/dp_j) / S
@@ -40,14 +41,13 @@ def meta_loss_and_gradient(
     and `mas_backward` from there. No graph is built and nothing is kept.
     """
     y = mas(routing_logits)
-    total = y.sum(dim=-1, keepdim=True).add_(EPS)
+    total = y.sum(dim=-1, keepdim=True) + EPS
     p, q = y / total, normalise(mas(goodness))
-    p_safe, m_safe = p + EPS, ((p + q) / 2).add_(EPS)
-    log_m = m_safe.log()
-    gradient = p_safe.log().sub_(log_m)
-    q_divergence = (q + EPS).log_().sub(log_m).mul_(q)
-    loss = ((p * gradient).sum() + q_divergence.sum()) / 2
+    p_safe, m_safe = p + EPS, (p + q) / 2 + EPS
+    gradient = (p_safe / m_safe).log()
+    divergence = (p * gradient).sum(dim=-1) + (q * ((q + EPS) / m_safe).log()).sum(dim=-1)
+    loss = (divergence * counts).sum() / 2
     # x / (x + EPS) = 1 - EPS / (x + EPS), and the ones cancel.
-    gradient.sub_(EPS / p_safe).add_(EPS / m_safe).div_(2)
-    gradient.sub_((p * gradient).sum(dim=-1, keepdim=True)).div_(total)
+    gradient = (gradient - EPS / p_safe + EPS / m_safe) * (counts[:, None] / 2)
+    gradient = (gradient - (p * gradient).sum(dim=-1, keepdim=True)) / total
     return loss, mas_backward(gradient, routing_logits, y)

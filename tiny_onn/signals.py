@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tiny_onn.capture import CapturedCall
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.goodness import goodness
-from tiny_onn.learning_cost import LayerCost, TokenCost
+from tiny_onn.learning_cost import LayerCost, TokenCost, WeightState
 
 NO_SIGNAL = (
     1e-5  # nats per unit of computation_output; float32 rounds such a gradient, a difference of terms near 1, at 1e-7
@@ -36,6 +35,7 @@ def token_signals(
     x: Float[Tensor, "n i"],
     masked_output: Float[Tensor, "n o"],
     grad_output: Float[Tensor, "n o"],
+    weight: WeightState,
 ) -> Signals:
     """Every token's own signals: |masked_output|, |grad_output| and the token cost. Needs no other worker.
 
@@ -46,26 +46,22 @@ def token_signals(
     """
     size = grad_output.abs().amax(dim=-1, keepdim=True)
     grad_output = grad_output * (size > NO_SIGNAL)
-    return _signals(masked_output.abs(), grad_output.abs(), cost.measure(grad_output, x))
+    return _signals(masked_output.abs(), grad_output.abs(), cost.measure(grad_output, x, weight))
 
 
 @torch.no_grad()
-def layer_signals(by_module: dict[str, list[CapturedCall]], cost: LayerCost) -> dict[str, Signals]:
+def layer_signals(
+    squares: dict[str, tuple[Tensor, Tensor]], gradients: dict[str, Tensor], cost: LayerCost
+) -> dict[str, Signals]:
     """One set of signals for each module, from the valid tokens of all its calls on all workers.
 
-    Contribution and relevance are L2 norms over those tokens; the cost is measured on the weight gradient, which DDP
-    has already summed. One reduction over the workers.
+    Args:
+        squares: by module, masked_output^2 and grad_output^2 summed over this worker's valid tokens, [o] each. One
+            reduction adds up the workers'; contribution and relevance are the roots.
+        gradients: by module, W.grad [o, i], which DDP has already summed; the cost is measured on it.
     """
-    squares: list[Tensor] = []
-    for calls in by_module.values():
-        tokens = [call.tokens() for call in calls]
-        squares += [torch.stack([part[place].square().sum(dim=0) for part in tokens]).sum(dim=0) for place in (1, 2)]
-    reduced = sum_over_workers(torch.cat(squares)).split([len(part) for part in squares])
-    signals = {}
-    for place, (name, calls) in enumerate(by_module.items()):
-        gradient = calls[0].module.mu_weight.grad
-        if gradient is None:
-            raise RuntimeError(f"{name!r} has no weight gradient; a cost of granularity 'layer' is measured on it")
-        contribution, relevance = reduced[2 * place].sqrt(), reduced[2 * place + 1].sqrt()
-        signals[name] = _signals(contribution, relevance, cost.measure(gradient))
-    return signals
+    parts = [part for pair in squares.values() for part in pair]
+    reduced = iter(sum_over_workers(torch.cat(parts)).split([len(part) for part in parts]))
+    return {
+        name: _signals(next(reduced).sqrt(), next(reduced).sqrt(), cost.measure(gradients[name])) for name in squares
+    }

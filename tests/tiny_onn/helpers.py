@@ -1,5 +1,7 @@
 """Small models and one training step, for the tests."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -57,9 +59,10 @@ def step(
     dynamics: LearningDynamics, tokens: Tensor, valid: Tensor, model: nn.Module | None = None, **options: bool
 ) -> DynamicsReport:
     """One step on one worker."""
-    with dynamics.capture(valid) as captured:
-        total, count = loss_sum(model or dynamics.model, tokens, valid)
-        return dynamics.compute_and_apply_gradients(total / count, captured, labels=count, **options)
+    count = int(valid[:, 1:].sum())
+    with dynamics.watch(valid, labels=count, **options) as engine:
+        total, _ = loss_sum(model or dynamics.model, tokens, valid)
+        return dynamics.compute_and_apply_gradients(total / count, engine)
 
 
 def router_gradients_of(dynamics: LearningDynamics, tokens: Tensor, valid: Tensor) -> list[Tensor]:
@@ -70,4 +73,15 @@ def router_gradients_of(dynamics: LearningDynamics, tokens: Tensor, valid: Tenso
         p.grad.clone() for p in router_parameters(dynamics.model)
     )
     step(dynamics, tokens, valid)
+    return seen
+
+
+def all_gradients(dynamics: LearningDynamics, run: Callable[[], DynamicsReport]) -> dict[str, Tensor]:
+    """Every parameter's gradient as the optimizers would get it, after clipping, without any step being taken."""
+    seen: dict[str, Tensor] = {}
+    dynamics.computation_optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    dynamics.router_optimizer.step = lambda: seen.update(  # type: ignore[method-assign, assignment]
+        {name: p.grad.clone() for name, p in dynamics.model.named_parameters() if p.grad is not None}
+    )
+    run()
     return seen

@@ -24,7 +24,7 @@ def test_a_layer_is_its_definition_token_by_token(inputs: int, outputs: int) -> 
     )
     torch.testing.assert_close(layer(x).flatten(0, 1), truth["masked"], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        layer.routing_logits(x, learn=True).flatten(0, 1), truth["logits"], rtol=1e-12, atol=1e-12
+        layer.routing(x, learn=True).logits().flatten(0, 1), truth["logits"], rtol=1e-12, atol=1e-12
     )
 
 
@@ -50,7 +50,7 @@ def test_a_gate_of_zeros_gets_no_gradient() -> None:
     """A property of the definition: relu'(0) = 0, so mas(x G^T) is flat at G = 0 and no loss can move it."""
     layer = SparseProtoLinear(5, 4).double()
     x = torch.randn(3, 5, dtype=torch.float64)
-    layer.routing_logits(x, learn=True).square().sum().backward()
+    layer.routing(x, learn=True).logits().square().sum().backward()
     assert not layer.gate_param.grad.any()
     assert layer.proto_weight.grad.any()
 

@@ -5,6 +5,7 @@ from tests import oracles
 from tiny_onn.learning_cost import (
     LayerCost,
     TokenCost,
+    WeightState,
     aggregated,
     learning_cost,
     learning_cost_names,
@@ -24,7 +25,44 @@ def test_token_costs_equal_the_norm_of_the_whole_gradient(arm: str, shape: tuple
     g[0] = 0
     cost = learning_cost(arm)
     assert isinstance(cost, TokenCost)
-    torch.testing.assert_close(cost.measure(g, x), oracles.token_costs(g, x), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(
+        cost.measure(g, x, WeightState(torch.zeros(o, i).double())), oracles.token_costs(g, x), rtol=1e-12, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (1, 3, 7)])
+def test_relative_and_fisher_equal_their_definitions(shape: tuple[int, int, int]) -> None:
+    n, i, o = shape
+    torch.manual_seed(n)
+    g, x = torch.randn(n, o, dtype=torch.float64), torch.randn(n, i, dtype=torch.float64)
+    weight = WeightState(torch.randn(o, i, dtype=torch.float64), torch.rand(o, i, dtype=torch.float64))
+    relative, fisher = learning_cost("relative"), learning_cost("fisher")
+    assert isinstance(relative, TokenCost)
+    assert isinstance(fisher, TokenCost)
+    torch.testing.assert_close(
+        relative.measure(g, x, weight), oracles.relative_costs(g, x, weight.weight), rtol=1e-12, atol=1e-15
+    )
+    torch.testing.assert_close(
+        fisher.measure(g, x, weight), oracles.fisher_costs(g, x, weight.second_moment), rtol=1e-12, atol=1e-15
+    )
+
+
+def test_relative_and_fisher_by_hand() -> None:
+    g, x = torch.tensor([[2.0, -1.0]]), torch.tensor([[3.0, 4.0]])
+    weight = WeightState(torch.tensor([[0.0, 5.0], [0.6, 0.8]]), torch.tensor([[1.0, 1.0], [9.0, 16.0]]))
+    assert learning_cost("relative").measure(g, x, weight).tolist() == [[2.0, 5.0]]  # 2*5/5 and 1*5/1
+    # 2 sqrt(9 + 16) and sqrt(9/3 + 16/4)
+    assert learning_cost("fisher").measure(g, x, weight)[0].tolist() == pytest.approx([10.0, 7**0.5])
+
+
+def test_unlike_per_token_relative_and_fisher_tell_experts_apart() -> None:
+    """C / |g| is the same for all experts of a token in per_token (DESIGN, fact 5), and is not in the others."""
+    torch.manual_seed(0)
+    g, x = torch.randn(3, 4).double(), torch.randn(3, 5).double()
+    weight = WeightState(torch.randn(4, 5).double(), torch.rand(4, 5).double())
+    for arm, differs in (("per_token", False), ("relative", True), ("fisher", True)):
+        ratio = learning_cost(arm).measure(g, x, weight) / g.abs()
+        assert bool((ratio.std(dim=-1) > 1e-3).all()) == differs
 
 
 def test_layer_costs_by_hand() -> None:
@@ -47,7 +85,7 @@ def test_full_gradients_on_request() -> None:
     torch.testing.assert_close(gradients.norms(), whole.norm(dim=-1), rtol=1e-12, atol=0)
 
 
-def my_cost(grad_output: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def my_cost(grad_output: torch.Tensor, x: torch.Tensor, weight: WeightState) -> torch.Tensor:
     return grad_output.abs()
 
 

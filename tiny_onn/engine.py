@@ -1,0 +1,56 @@
+"""What a step asks of an engine: the two of them, `hooks` and `fused`, are one thing to LearningDynamics."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from tiny_onn.layers import SparseProtoLinear
+from tiny_onn.routing import Routing
+from tiny_onn.routing_health import Health, routing_health
+from tiny_onn.signals import Signals
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Open during the forward passes and the one backward pass of a step.
+
+    `health` by module, where it was asked for: this worker's share.
+    """
+
+    health: dict[str, Health] | None
+
+    def use_valid(self, valid: Bool[Tensor, " *b"] | None, tokens: Tensor | int | None = None) -> None:
+        """Says which tokens of the forward passes from here on count (False for padding). None: all.
+
+        Args:
+            tokens: their number over all workers; where it is not given, it is asked of them, by one reduction.
+        """
+
+    def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
+        """After the backward pass: P.grad and G.grad hold the meta-loss's global gradient, where the arm has one.
+
+        Returns:
+            task loss and meta-loss, summed over workers; the meta-loss is NaN in the control arm.
+        """
+
+
+@torch.no_grad()
+def observe(health: dict[str, Health] | None, name: str, routing: Routing, signals: Signals | None) -> None:
+    """Adds the routing health of some valid tokens to their module's, where health is wanted."""
+    if health is None:
+        return
+    weights = routing.weights()
+    if signals is None:
+        seen = routing_health(weights)
+    else:
+        seen = routing_health(weights, signals.goodness, (signals.contribution, signals.relevance, signals.cost))
+    before = health.get(name)
+    health[name] = before + seen if before else seen
+
+
+def set_router_gradients(layer: SparseProtoLinear, prototypes: Tensor, gates: Tensor, share: Tensor) -> None:
+    """P.grad and G.grad from sums over tokens; `share` is what one token's part of the meta-loss is."""
+    layer.proto_weight.grad = (prototypes * share).view_as(layer.proto_weight).to(layer.proto_weight.dtype)
+    layer.gate_param.grad = (gates * share).view_as(layer.gate_param).to(layer.gate_param.dtype)
