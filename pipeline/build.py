@@ -1,12 +1,16 @@
 """From an experiment's settings to the model, its learning dynamics and its schedule."""
 
+from typing import Literal
+
 import torch
 
 from pipeline import tokens
 from pipeline.config import Experiment, TrainingConfig
-from tiny_onn.dynamics import LearningDynamics
+from pipeline.errors import UserError
+from tiny_onn.compiling import compiler_problem
+from tiny_onn.dynamics import EngineName, LearningDynamics
 from tiny_onn.layers import computation_parameters, router_parameters
-from tiny_onn.learning_cost import learning_cost
+from tiny_onn.learning_cost import can_be_fused, learning_cost
 from tiny_onn.model import GridTransformer
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
@@ -36,13 +40,40 @@ def build_dynamics(model: GridTransformer, training: TrainingConfig) -> Learning
         {"params": [p for p in computation if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in computation if p.ndim < 2], "weight_decay": 0.0},
     ]
+    if compiling(training, next(model.parameters()).device) == "blocks":
+        model.compile_blocks()
     return LearningDynamics(
         model,
         learning_cost(training.arm),
         torch.optim.AdamW(groups, lr=training.learning_rate, fused=True),
         torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0, fused=True),
+        engine=engine_of(training),
         clip_norm=training.clip_norm,
+        use_compiler=compiling(training, next(model.parameters()).device) != "eager",
     )
+
+
+def engine_of(training: TrainingConfig) -> EngineName:
+    """The engine that `training.engine` comes to for this arm."""
+    if training.engine == "auto":
+        return "fused" if can_be_fused(training.arm) else "hooks"
+    return training.engine
+
+
+def compiling(
+    training: TrainingConfig, device: torch.device | str = "cpu"
+) -> Literal["eager", "elementwise", "blocks"]:
+    """What `training.compile` comes to on this machine.
+
+    Raises:
+        UserError: compilation is asked for and cannot be.
+    """
+    problem = compiler_problem(device)
+    if training.compile == "auto":
+        return "eager" if problem else "elementwise"
+    if training.compile != "eager" and problem:
+        raise UserError(f"training.compile: {training.compile} needs torch.compile, but {problem}; use compile: auto")
+    return training.compile
 
 
 def schedule(training: TrainingConfig, step: int) -> float:

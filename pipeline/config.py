@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.errors import UserError
 from pipeline.yaml_file import read_yaml
-from tiny_onn.learning_cost import learning_cost_names
+from tiny_onn.learning_cost import can_be_fused, learning_cost_names
 
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -81,6 +81,12 @@ class TrainingConfig(Settings):
     warmup_steps: NonNegative = 30
     clip_norm: Rate = 1.0
     precision: Literal["float64", "float32", "bfloat16"] = "float32"
+    engine: Literal["auto", "fused", "hooks"] = Field(
+        "auto", description="auto: fused, a single backward pass, for costs a token and the control; else hooks"
+    )
+    compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
+        "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
+    )
     log_every: Count = 10
     evaluate_every: Count = 100
     checkpoint_every: Count = 100
@@ -93,6 +99,10 @@ class TrainingConfig(Settings):
         names = learning_cost_names()
         if self.arm not in names and ":" not in self.arm:
             raise ValueError(f"unknown arm {self.arm!r}{did_you_mean(self.arm, names)}; there are: {', '.join(names)}")
+        if self.engine == "fused" and self.arm in names and not can_be_fused(self.arm):
+            raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
+        if self.compile == "blocks" and self.arm in names and not can_be_fused(self.arm):
+            raise ValueError(f"compile: blocks cannot run arm {self.arm!r}, which needs hooks; use compile: auto")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be smaller than steps={self.steps}")
         return self

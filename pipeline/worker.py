@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pipeline import measures
-from pipeline.build import build_dynamics, build_model, set_learning_rates
+from pipeline.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.checkpoint import load_newest, save_checkpoint
 from pipeline.config import Experiment
 from pipeline.evaluate import evaluate, exact_match, predict
@@ -38,6 +39,8 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
     import ray.train.torch
 
     experiment = Experiment.model_validate_json(settings["experiment"])
+    # Kernels are compiled in this process: a pool of compilers beside every worker would cost more than it saves.
+    torch._inductor.config.compile_threads = 1
     if experiment.workers.gpus == 0:
         torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
     run_training(
@@ -107,7 +110,14 @@ def run_training(
         if report:
             report(done, metrics[measures.TASK_LOSS])
     if writer:
-        writer.result(metrics, training.steps, time.monotonic() - started, sum(p.numel() for p in model.parameters()))
+        facts = {
+            "steps": training.steps,
+            "seconds": time.monotonic() - started,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "engine": dynamics.engine,
+            "compiled": compiling(training, device),
+        }
+        writer.result(metrics, facts)
     return metrics
 
 
@@ -160,15 +170,9 @@ class _Writer:
         save_file(tensors, aside)
         aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
 
-    def result(self, metrics: dict[str, float], steps: int, seconds: float, parameters: int) -> None:
+    def result(self, metrics: dict[str, float], facts: dict[str, Any]) -> None:
         finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        result = {
-            "metrics": finite,
-            "steps": steps,
-            "seconds": seconds,
-            "parameters": parameters,
-            "checkpoint_problems": self.problems,
-        }
+        result = {"metrics": finite, **facts, "checkpoint_problems": self.problems}
         write_whole(self.folder.result, json.dumps(result, indent=1))
 
 

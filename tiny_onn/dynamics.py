@@ -4,7 +4,8 @@ The task loss's gradient goes to the computation parameters. The meta-loss's goe
 layer's detached input: learning is local. Every worker computes both on its own shard; all that it sends is sums.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,28 +104,45 @@ class LearningDynamics:
         """
         health: dict[str, Health] | None = {} if observe else None
         moments = self._second_moments() if _needs_second_moment(self.cost) else {}
-        if self.engine == "fused":
-            assert not isinstance(self.cost, LayerCost)
-            return fused_pass(
-                self.model,
-                self.cost,
-                valid=valid,
-                tokens=tokens,
-                labels=labels,
-                second_moments=moments,
-                health=health,
-                use_compiler=self.use_compiler,
-            )
-        return hooks_pass(
-            self.model,
-            self.cost,
-            valid=valid,
-            labels=labels,
-            second_moments=moments,
-            health=health,
-            storage=self.storage,
-            use_compiler=self.use_compiler,
-        )
+        return self._watch(valid, tokens, labels=labels, second_moments=moments, health=health)
+
+    @contextmanager
+    def _watch(
+        self,
+        valid: Tensor | None,
+        tokens: Tensor | int | None,
+        *,
+        labels: Tensor | int,
+        second_moments: dict[str, Tensor],
+        health: dict[str, Health] | None,
+    ) -> Iterator[Engine]:
+        with ExitStack() as stack:
+            if self.engine == "fused":
+                assert not isinstance(self.cost, LayerCost)
+                if health is not None:  # to look at a call is to leave a compiled region, so for once all is as written
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                opened: AbstractContextManager[Engine] = fused_pass(
+                    self.model,
+                    self.cost,
+                    valid=valid,
+                    tokens=tokens,
+                    labels=labels,
+                    second_moments=second_moments,
+                    health=health,
+                    use_compiler=self.use_compiler,
+                )
+            else:
+                opened = hooks_pass(
+                    self.model,
+                    self.cost,
+                    valid=valid,
+                    labels=labels,
+                    second_moments=second_moments,
+                    health=health,
+                    storage=self.storage,
+                    use_compiler=self.use_compiler,
+                )
+            yield stack.enter_context(opened)
 
     def compute_and_apply_gradients(self, task_loss: Tensor, engine: Engine) -> DynamicsReport:
         """Backward, meta-learning, one step of both optimizers; ADR-0004's method of this name.

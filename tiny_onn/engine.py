@@ -25,7 +25,7 @@ class Engine(Protocol):
         """Says which tokens of the forward passes from here on count (False for padding). None: all.
 
         Args:
-            tokens: their number over all workers; where it is not given, it is asked of them, by one reduction.
+            tokens: their number over all workers, where it is known; a longer last message carries it otherwise.
         """
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:

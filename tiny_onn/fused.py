@@ -7,10 +7,9 @@ plain step and no more. DDP reduces them as it does any other gradient. Between 
 its three products.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -93,32 +92,25 @@ def backward_elementwise(
     )
 
 
-class _Kernels(NamedTuple):
-    forward: Callable[..., Tensor]
-    backward: Callable[..., Gradients]
+class Kernels(NamedTuple):
+    """The elementwise parts, compiled or as they are."""
+
+    forward: Callable[..., Tensor] = forward_elementwise
+    backward: Callable[..., Gradients] = backward_elementwise
 
 
-_EAGER = _Kernels(forward_elementwise, backward_elementwise)
+class Plan(NamedTuple):
+    """What a call's node needs beside its tensors. `observe` is called in each backward, where health is wanted."""
 
-
-@dataclass(frozen=True)
-class _Call:
-    """What a call's node needs and has no gradient."""
-
-    name: str
     shape: Shape
     cost: TokenCost | None
-    counts: Float[Tensor, " n"]
-    labels: Float[Tensor, ""]
-    tokens: Float[Tensor, ""]
-    second_moment: Tensor | None
-    kernels: _Kernels
-    health: dict[str, Health] | None
-    arrived: "Counter[str]"
+    kernels: Kernels
+    arrived: Callable[[], None]
+    observe: Callable[..., None] | None
 
 
-class _Node(torch.autograd.Function):
-    """One call. `tally` [2] is there for its gradient, which autograd adds up: (meta-loss, tokens over all workers)."""
+class Node(torch.autograd.Function):
+    """One call. `tally` [2] is there for its gradient, which autograd adds up: (meta-loss, `tokens`)."""
 
     @staticmethod
     def forward(
@@ -129,62 +121,97 @@ class _Node(torch.autograd.Function):
         prototypes: Tensor,
         gates: Tensor,
         tally: Tensor,
-        call: _Call,
+        counts: Tensor,
+        tokens: Tensor,
+        labels: Tensor,
+        second_moment: Tensor | None,
+        plan: Plan,
     ) -> Tensor:
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
             narrow = x.to(dtype)
             affine = nn.functional.linear(narrow, weight.to(dtype), bias.to(dtype))
-            match, gate = (nn.functional.linear(narrow, each.to(dtype)) for each in (prototypes, gates))
-            masked_output = call.kernels.forward(x, affine, match, gate, call.shape)
+            match = nn.functional.linear(narrow, prototypes.to(dtype))
+            gate = nn.functional.linear(narrow, gates.to(dtype))
+            masked_output = plan.kernels.forward(x, affine, match, gate, plan.shape)
         ctx.save_for_backward(x, affine, match, gate, weight, prototypes, gates)
-        ctx.call = call
+        # Not saved as the tensors above are: a call that checkpointing computes anew keeps the mask that it first had.
+        ctx.constants = counts, tokens, labels, second_moment
+        ctx.plan = plan
         return masked_output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
+        plan: Plan = ctx.plan
         x, affine, match, gate, weight, prototypes, gates = ctx.saved_tensors
-        state = WeightState(weight, call.second_moment)
+        counts, tokens, labels, second_moment = ctx.constants
+        state = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
-            found = call.kernels.backward(
-                grads[0], x, affine, match, gate, call.counts, call.labels, state, call.cost, call.shape
+            found = plan.kernels.backward(
+                grads[0], x, affine, match, gate, counts, labels, state, plan.cost, plan.shape
             )
-            if call.health is not None:
-                _observe(call, x, affine, match, gate, found.output, state)
+            if plan.observe is not None:
+                plan.observe(x, affine, match, gate, found.output, counts, labels, state)
             dtype = match.dtype
             output, narrow = found.output.to(dtype), x.to(dtype)
-            x_gradient = (
-                torch.addmm(output, output, weight.to(dtype)) if call.shape.residual else output @ weight.to(dtype)
-            )
-            x_gradient.addmm_(found.match, prototypes.to(dtype)).addmm_(found.gate, gates.to(dtype))
-            call.arrived[call.name] += 1
+            through_weight = weight.to(dtype)
+            x_gradient = torch.addmm(output, output, through_weight) if plan.shape.residual else output @ through_weight
+            x_gradient = torch.addmm(x_gradient, found.match, prototypes.to(dtype))
+            x_gradient = torch.addmm(x_gradient, found.gate, gates.to(dtype))
+            if not torch.compiler.is_compiling():
+                plan.arrived()
             return (
                 x_gradient.to(x.dtype),
                 (output.T @ narrow).to(weight.dtype),
                 found.output.sum(dim=0).to(weight.dtype),
                 (found.router_match.T @ narrow).to(weight.dtype),
                 (found.router_gate.T @ narrow).to(weight.dtype),
-                torch.stack([found.loss, call.tokens]),
+                torch.stack([found.loss, tokens]),
+                None,
+                None,
+                None,
+                None,
                 None,
             )
 
 
-def _observe(
-    call: _Call, x: Tensor, affine: Tensor, match: Tensor, gate: Tensor, grad_output: Tensor, state: WeightState
-) -> None:
-    places = call.counts.nonzero().squeeze(1)
-    x, affine, match, gate, grad_output = (
-        at_least_float32(t.index_select(0, places)) for t in (x, affine, match, gate, grad_output)
-    )
-    routing = Routing(match, gate, call.shape.gain, x.shape[-1])
-    signals = None
-    if call.cost is not None:
-        masked_output = forward_elementwise(x, affine, match, gate, call.shape)
-        signals = token_signals(call.cost, x, masked_output, grad_output * call.labels, state)
-    observe(call.health, call.name, routing, signals)
+class LayerPass:
+    """One layer's part of a FusedPass: what its `forward` hands its calls to, and what came of them."""
+
+    def __init__(self, layer: SparseProtoLinear, labels: Tensor | int, second_moment: Tensor | None) -> None:
+        weight = layer.mu_weight
+        self.dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.tally = torch.zeros(2, dtype=self.dtype, device=weight.device, requires_grad=True)
+        self.labels = torch.as_tensor(labels, dtype=self.dtype, device=weight.device)
+        self.second_moment = second_moment
+        self.valid: Tensor | None = None
+        self.tokens: Tensor | None = None
+        self.calls = self.arrivals = 0
+        self.plan: Plan
+
+    def arrived(self) -> None:
+        """Counts a call whose gradient came."""
+        self.arrivals += 1
+
+    def __call__(self, layer: SparseProtoLinear, x: Tensor) -> Tensor:
+        """The layer's masked output for x; called by its `forward`."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
+            self.calls += 1  # in a backward pass, checkpointing merely fills the saved tensors of a call anew
+        if self.valid is not None and self.valid.shape != x.shape[:-1]:
+            raise CaptureError(
+                f"the mask of valid tokens has shape {tuple(self.valid.shape)}, but a layer was called with tokens of "
+                f"shape {tuple(x.shape[:-1])}"
+            )
+        flat = x.reshape(-1, x.shape[-1])
+        if self.valid is None:
+            counts = torch.ones(flat.shape[0], dtype=self.dtype, device=x.device)
+        else:
+            counts = self.valid.reshape(-1).to(self.dtype)
+        tokens = counts.sum() if self.tokens is None else self.tokens
+        constants = counts, tokens, self.labels, self.second_moment
+        weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
+        return Node.apply(flat, *weights, self.tally, *constants, self.plan).view(*x.shape[:-1], layer.out_features)
 
 
 class FusedPass:
@@ -198,96 +225,85 @@ class FusedPass:
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
         health: dict[str, Health] | None,
-        use_compiler: bool,
+        kernels: Kernels,
     ) -> None:
-        self.health = health
-        self._layers, self._cost, self._labels, self._second_moments = layers, cost, labels, second_moments
-        self._names = {id(layer): name for name, layer in layers.items()}
-        self._kernels = (
-            _Kernels(compiled(forward_elementwise, 4), compiled(backward_elementwise, 6)) if use_compiler else _EAGER
-        )
-        self._valid: Tensor | None = None
-        self._counts: Tensor | None = None
-        self._tokens: Tensor | int | None = None
-        self._calls: Counter[str] = Counter()
-        self._arrived: Counter[str] = Counter()
-        self._tallies: dict[str, Tensor] = {}
+        self.health, self._layers, self._cost = health, layers, cost
+        self._tokens_are_global = False
+        self.passes: dict[str, LayerPass] = {}
+        for name, layer in layers.items():
+            each = LayerPass(layer, labels, second_moments.get(name))
+            shape = Shape(layer.gain, layer.residual)
+            observer = None if health is None else partial(_observe, health, name, shape, cost)
+            each.plan = Plan(shape, cost, kernels, each.arrived, observer)
+            self.passes[name] = each
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
-        """See Engine."""
-        self._valid, self._tokens, self._counts = valid, tokens, None
-
-    def __call__(self, layer: SparseProtoLinear, x: Tensor) -> Tensor:
-        """The layer's masked output for x; called by its `forward`."""
-        name = self._names[id(layer)]
-        flat = x.reshape(-1, x.shape[-1])
-        counts, tokens = self._counted(x, name)
-        tally = self._tallies.get(name)
-        if tally is None:
-            tally = self._tallies[name] = torch.zeros(2, dtype=counts.dtype, device=x.device, requires_grad=True)
-        if torch._C._current_graph_task_id() == -1:  # else: checkpointing fills the saved tensors of a call anew
-            self._calls[name] += 1
-        call = _Call(
-            name,
-            Shape(layer.gain, layer.residual),
-            self._cost,
-            counts,
-            torch.as_tensor(self._labels, dtype=counts.dtype, device=x.device),
-            tokens,
-            self._second_moments.get(name),
-            self._kernels,
-            self.health,
-            self._arrived,
-        )
-        weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
-        return _Node.apply(flat, *weights, tally, call).view(*x.shape[:-1], layer.out_features)
-
-    def _counted(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """(1 or 0 for each token, their number over all workers), worked out once for each forward pass."""
-        shape = x.shape[:-1]
-        if self._valid is not None and self._valid.shape != shape:
-            raise CaptureError(
-                f"the mask of valid tokens has shape {tuple(self._valid.shape)}, but {name!r} was called with tokens "
-                f"of shape {tuple(shape)}"
+        """See Engine. Without `tokens`, this worker's are counted, and the last reduction adds up the workers'."""
+        self._tokens_are_global = tokens is not None
+        for each in self.passes.values():
+            each.valid = valid
+            each.tokens = (
+                None if tokens is None else torch.as_tensor(tokens, dtype=each.dtype, device=each.labels.device)
             )
-        if self._counts is None or len(self._counts) != shape.numel():
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            valid = self._valid
-            self._counts = (
-                valid.reshape(-1).to(dtype)
-                if valid is not None
-                else torch.ones(shape.numel(), dtype=dtype, device=x.device)
-            )
-            if self._tokens is None:
-                self._tokens = sum_over_workers(self._counts.sum())
-            self._tokens = torch.as_tensor(self._tokens, dtype=dtype, device=x.device)
-        assert isinstance(self._tokens, Tensor)
-        return self._counts, self._tokens
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """See Engine. One reduction over the workers, of two numbers; the gradients are global already.
+        """See Engine. One reduction over the workers, of the losses; the gradients are global already.
 
         Raises:
             CaptureError: the task loss's gradient did not reach a call; names the module.
         """
-        for name, calls in self._calls.items():
-            if self._arrived[name] < calls:
+        for name, each in self.passes.items():
+            if each.arrivals < each.calls:
                 raise CaptureError(
-                    f"{calls - self._arrived[name]} of {calls} calls of {name!r} got no gradient: their output does "
-                    "not reach the loss, or backward() has not run"
+                    f"{each.calls - each.arrivals} of {each.calls} calls of {name!r} got no gradient: their output "
+                    "does not reach the loss, or backward() has not run"
                 )
-        tallies = {name: tally.grad for name, tally in self._tallies.items() if tally.grad is not None}
+        tallies = {name: each.tally.grad for name, each in self.passes.items() if each.tally.grad is not None}
         task_loss = task_loss.detach()
-        meta_loss = task_loss.new_zeros(())
-        if self._cost is not None:
-            for name, (loss, tokens) in tallies.items():
-                layer, share = self._layers[name], 1 / (tokens.clamp(min=1) * len(tallies))
-                assert layer.proto_weight.grad is not None
-                assert layer.gate_param.grad is not None
-                set_router_gradients(layer, layer.proto_weight.grad, layer.gate_param.grad, share)
-                meta_loss = meta_loss + loss * share
-        task_loss, meta_loss = sum_over_workers(torch.stack([task_loss, meta_loss.to(task_loss)])).unbind()
-        return task_loss, meta_loss if self._cost is not None else meta_loss * torch.nan
+        if self._cost is None or not tallies:
+            task_loss, nothing = sum_over_workers(
+                torch.stack([task_loss, torch.full_like(task_loss, torch.nan)])
+            ).unbind()
+            return task_loss, nothing
+        losses, tokens = torch.stack(list(tallies.values())).to(task_loss.dtype).unbind(dim=1)
+        if self._tokens_are_global:
+            shares = 1 / (tokens.clamp(min=1) * len(tallies))
+            task_loss, meta_loss = sum_over_workers(torch.stack([task_loss, (losses * shares).sum()])).unbind()
+        else:
+            message = sum_over_workers(torch.cat([task_loss.reshape(1), losses, tokens]))
+            task_loss, (losses, tokens) = message[0], message[1:].chunk(2)
+            shares = 1 / (tokens.clamp(min=1) * len(tallies))
+            meta_loss = (losses * shares).sum()
+        for name, share in zip(tallies, shares.unbind(), strict=True):
+            layer = self._layers[name]
+            assert layer.proto_weight.grad is not None
+            assert layer.gate_param.grad is not None
+            set_router_gradients(layer, layer.proto_weight.grad, layer.gate_param.grad, share)
+        return task_loss, meta_loss
+
+
+def _observe(
+    health: dict[str, Health],
+    name: str,
+    shape: Shape,
+    cost: TokenCost | None,
+    x: Tensor,
+    affine: Tensor,
+    match: Tensor,
+    gate: Tensor,
+    grad_output: Tensor,
+    counts: Tensor,
+    labels: Tensor,
+    state: WeightState,
+) -> None:
+    """Routing health of a call's valid tokens, as its backward goes by."""
+    places = counts.nonzero().squeeze(1)
+    x, affine, match, gate, grad_output = (t.index_select(0, places) for t in (x, affine, match, gate, grad_output))
+    signals = None
+    if cost is not None:
+        masked_output = at_least_float32(forward_elementwise(x, affine, match, gate, shape))
+        signals = token_signals(cost, at_least_float32(x), masked_output, grad_output * labels, state)
+    observe(health, name, Routing(match, gate, shape.gain, x.shape[-1]), signals)
 
 
 @contextmanager
@@ -307,12 +323,13 @@ def fused_pass(
     On leaving, whatever happened, every layer computes as it did before.
     """
     layers = sparse_layers(model)
-    engine = FusedPass(
-        layers, cost, labels=labels, second_moments=second_moments, health=health, use_compiler=use_compiler
+    kernels = (
+        Kernels(compiled(forward_elementwise, 4), compiled(backward_elementwise, 6)) if use_compiler else Kernels()
     )
+    engine = FusedPass(layers, cost, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
     engine.use_valid(valid, tokens)
-    for layer in layers.values():
-        layer.single_pass = engine
+    for name, layer in layers.items():
+        layer.single_pass = engine.passes[name]
     try:
         yield engine
     finally:

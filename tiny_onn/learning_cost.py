@@ -216,3 +216,8 @@ def learning_cost(name: str) -> LearningCost | None:
     if not isinstance(found, TokenCost | LayerCost):
         raise ValueError(f"arm {name!r} is a {type(found).__name__}; expected a TokenCost or a LayerCost")
     return found
+
+
+def can_be_fused(name: str) -> bool:
+    """Whether the single-pass engine can run an arm: where the cost is a token's own, and in the control."""
+    return not isinstance(learning_cost(name), LayerCost)

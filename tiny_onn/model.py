@@ -9,25 +9,28 @@ from torch import Tensor, nn
 from tiny_onn.layers import SparseProtoLinear
 
 
-class KVCache:
-    """Keys and values of the tokens so far, [layers, batch, heads, length, width], for decoding token by token."""
+class LayerCache(NamedTuple):
+    """Keys and values of one layer's tokens so far, [batch, heads, length, width]; written in place."""
 
-    def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
-        self.keys = like.new_zeros(layers, batch, heads, length, width)
-        self.values = torch.zeros_like(self.keys)
+    keys: Float[Tensor, "b h l d"]
+    values: Float[Tensor, "b h l d"]
 
     def update(
-        self,
-        layer: int,
-        positions: Int[Tensor, "b s"],
-        keys: Float[Tensor, "b h s d"],
-        values: Float[Tensor, "b h s d"],
-    ) -> tuple[Float[Tensor, "b h l d"], Float[Tensor, "b h l d"]]:
-        """Writes keys and values at each row's own positions and returns all of the layer's."""
+        self, positions: Int[Tensor, "b s"], keys: Float[Tensor, "b h s d"], values: Float[Tensor, "b h s d"]
+    ) -> None:
+        """Writes keys and values at each row's own positions."""
         index = positions[:, None, :, None].expand_as(keys)
-        self.keys[layer].scatter_(2, index, keys)
-        self.values[layer].scatter_(2, index, values)
-        return self.keys[layer], self.values[layer]
+        self.keys.scatter_(2, index, keys)
+        self.values.scatter_(2, index, values)
+
+
+class KVCache:
+    """A LayerCache for every layer, for decoding token by token."""
+
+    def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
+        self.layers = [
+            LayerCache(*(like.new_zeros(batch, heads, length, width) for _ in range(2))) for _ in range(layers)
+        ]
 
 
 class Rotation(NamedTuple):
@@ -68,8 +71,7 @@ class SparseAttention(nn.Module):
         x: Float[Tensor, "b s h"],
         positions: Int[Tensor, "b s"],
         turn: Rotation,
-        cache: KVCache | None,
-        layer: int,
+        cache: LayerCache | None,
     ) -> Float[Tensor, "b s h"]:
         """Attends to the tokens up to each position; with a cache, to those that it holds as well."""
         batch, length, hidden = x.shape
@@ -80,7 +82,8 @@ class SparseAttention(nn.Module):
         if cache is None:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            k, v = cache.update(layer, positions, k, v)
+            cache.update(positions, k, v)
+            k, v = cache
             seen = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.o(mixed.transpose(1, 2).reshape(batch, length, hidden))
@@ -99,11 +102,10 @@ class MoIETransformerBlock(nn.Module):
         x: Float[Tensor, "b s h"],
         positions: Int[Tensor, "b s"],
         turn: Rotation,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        cache: LayerCache | None = None,
     ) -> Float[Tensor, "b s h"]:
         """x plus what attention adds."""
-        return x + self.attention(self.norm(x), positions, turn, cache, layer)
+        return x + self.attention(self.norm(x), positions, turn, cache)
 
 
 class GridTransformer(nn.Module):
@@ -161,8 +163,13 @@ class GridTransformer(nn.Module):
         x = self.token_embedding(tokens) + self.row_embedding(rows) + self.column_embedding(columns)
         turn = rotation(positions, x.shape[-1] // self.heads, x.dtype)
         for layer, block in enumerate(self.blocks):
-            x = block(x, positions, turn, cache, layer)
+            x = block(x, positions, turn, cache.layers[layer] if cache else None)
         return self.head(self.norm(x))
+
+    def compile_blocks(self) -> None:
+        """Has every block run compiled: once for all blocks, and for any number of rows and tokens."""
+        for block in self.blocks:
+            block.compile(dynamic=True)
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens."""

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model, step
 from tiny_onn.capture import CaptureError
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.fused import _EAGER, Shape, _Call, _Node, fused_pass
+from tiny_onn.fused import Kernels, Node, Plan, Shape, fused_pass
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import learning_cost
 
@@ -187,25 +187,6 @@ def test_bfloat16_autocast() -> None:
         assert float((found["fused"][name] - value).norm()) < 1e-2 * float(value.norm()) + 1e-3 * largest, name
 
 
-def one_call(layer: SparseProtoLinear, x: Tensor, arm: str) -> _Call:
-    ones = torch.ones(len(x), dtype=x.dtype)
-    scalar = torch.tensor(float(len(x)), dtype=x.dtype)
-    from collections import Counter
-
-    return _Call(
-        "only",
-        Shape(layer.gain, layer.residual),
-        learning_cost(arm),
-        ones,
-        scalar,
-        scalar,
-        None,
-        _EAGER,
-        None,
-        Counter(),
-    )
-
-
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (5, 3)])
 @pytest.mark.parametrize("arm", ["none", "per_token"])
 def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int, arm: str) -> None:
@@ -214,17 +195,21 @@ def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int
     layer = SparseProtoLinear(inputs, outputs, gain=1.3).double()
     nn.init.normal_(layer.gate_param)
     x = torch.randn(3, inputs, dtype=torch.float64, requires_grad=True)
-    tally, call = torch.zeros(2, dtype=torch.float64), one_call(layer, x, arm)
+    three = torch.tensor(3.0, dtype=torch.float64)
+    tally, counts = torch.zeros(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    plan = Plan(Shape(layer.gain, layer.residual), learning_cost(arm), Kernels(), lambda: None, None)
     weights = [p.detach().requires_grad_(arm == "none") for p in (layer.proto_weight, layer.gate_param)]
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return _Node.apply(x, weight, bias, *weights, tally, call)
+        return Node.apply(x, weight, bias, *weights, tally, counts, three, three, None, plan)
 
     assert torch.autograd.gradcheck(forward, (x, layer.mu_weight, layer.mu_bias))
     if arm == "none":
 
         def router(prototypes: Tensor, gates: Tensor) -> Tensor:
-            return _Node.apply(x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, tally, call)
+            return Node.apply(
+                x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, tally, counts, three, three, None, plan
+            )
 
         assert torch.autograd.gradcheck(router, tuple(weights))
 
@@ -285,7 +270,7 @@ def test_the_mask_must_fit() -> None:
     dynamics = new_dynamics(Chain(), "per_token", engine="fused")
     with (
         dynamics.watch(torch.ones(3, 3, dtype=torch.bool), labels=1),
-        pytest.raises(CaptureError, match=r"shape \(3, 3\), but 'first' was called with tokens of shape \(1, 3\)"),
+        pytest.raises(CaptureError, match=r"shape \(3, 3\), but a layer was called with tokens of shape \(1, 3\)"),
     ):
         dynamics.model(torch.randn(1, 3, 5, dtype=torch.float64))
 
@@ -317,17 +302,24 @@ def test_fisher_uses_adams_second_moment() -> None:
 
 COMPILED = """
 import torch
+from tiny_onn.layers import sparse_layers
 from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
 found = {}
-for engine, use_compiler in (("hooks", False), ("hooks", True), ("fused", True)):
+for engine, compiled in (("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise"), ("fused", "blocks")):
     for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
-        dynamics = new_dynamics(small_model(), "per_token", engine=engine, use_compiler=use_compiler)
+        model = small_model()
+        dynamics = new_dynamics(model, "per_token", engine=engine, use_compiler=compiled != "no")
+        if compiled == "blocks":
+            model.compile_blocks()
         tokens, valid = batch(torch.Generator().manual_seed(1), *size)
-        found[engine, use_compiler, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
-for (engine, use_compiler, size), gradients in found.items():
-    for name, value in found["hooks", False, size].items():
+        found[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
+        if compiled == "blocks":
+            observed = step(dynamics, tokens, valid, observe=True)
+            assert set(observed.health) == set(sparse_layers(model))
+for (engine, compiled, size), gradients in found.items():
+    for name, value in found["hooks", "no", size].items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3, torch._dynamo.utils.counters
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4, torch._dynamo.utils.counters
 assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters
 print("equal")
 """
