@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,19 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Group(click.Group):
-    """Ends on a UserError with its message alone, and exit code 2: nothing was started."""
+    """Ends on a UserError with its message alone, and exit code 2: nothing was started.
+
+    Commands of packages that build on this one, such as `bench`, come in by the entry points `tiny_onn.commands`.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_entry_points()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in _entry_points():
+            found = _entry_points()[cmd_name].load()
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -62,6 +75,10 @@ class _Group(click.Group):
         except UserError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {each.name: each for each in entry_points(group="tiny_onn.commands")}
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -1,0 +1,5 @@
+"""python -m experiments.benchmarks"""
+
+from experiments.benchmarks.cli import bench
+
+bench(prog_name="python -m experiments.benchmarks")

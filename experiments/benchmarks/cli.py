@@ -1,0 +1,97 @@
+"""`tiny-onn bench`: what things cost, one question at a time. Runs without Ray and MLflow, on a CPU or a GPU:
+
+python -m experiments.benchmarks step --device cuda
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FOLDER = Path("runs/bench")
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print one JSON object last, on stdout; the rest on stderr."
+        ),
+        click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder."),
+        click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
+        click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),
+    ):
+        command = option(command)
+    return command
+
+
+def _sizes(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+        click.option("--seq", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Tokens."),
+        click.option("--layers", type=click.IntRange(1), default=6, show_default=True),
+        click.option("--hidden", multiple=True, type=click.IntRange(2), default=(256,), show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def bench() -> None:
+    """Measures what meta-learning costs, one question at a time.
+
+    \b
+    Examples:
+      tiny-onn bench step                                  a training step in every variant
+      tiny-onn bench step --hidden 64 --hidden 256 --seq 256 --seq 1024
+      tiny-onn bench step --device cuda --hidden 2048 --seq 4096 --bfloat16
+
+    Every benchmark prints a table and files it with a plot and all numbers. Times are medians of repeats that are taken
+    in turn; compare the ratios, which are of one run.
+    """
+
+
+@bench.command()
+@_sizes
+@_common
+@click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
+@click.option("--variant", "variants", multiple=True, help="Only these; all by default.")
+def step(
+    hidden: tuple[int, ...],
+    layers: int,
+    seq: tuple[int, ...],
+    device: str,
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+    bfloat16: bool,
+    variants: tuple[str, ...],
+) -> None:
+    """What does meta-learning add to a training step?"""
+    from rich.console import Console
+
+    from experiments.benchmarks import step as question
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.variants import NAMES, Size
+
+    for name in variants:
+        if name not in NAMES:
+            raise click.BadParameter(f"{name!r}; there are {', '.join(NAMES)}", param_hint="--variant")
+    check_device(device)
+    sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(sizes, repeats, threads, variants or NAMES, progress)
+    tell(result, output, as_json)
+
+
+def check_device(device: str) -> None:
+    """Refuses a device that is not there."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("cuda is asked for, but torch finds no GPU here", param_hint="--device")

@@ -1,0 +1,128 @@
+"""How a benchmark tells what it found: a table on the terminal, a table and a plot and the numbers in a folder."""
+
+import json
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+
+@dataclass
+class Result:
+    """What a question's answer consists of. `series` by line and then by place on the x axis."""
+
+    question: str
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    plot_label: str
+    series: dict[str, dict[str, float]]
+    data: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[doing]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, what: str, steps: int) -> None:
+        """A new bar of so many steps."""
+        if self._task is not None:
+            self._bars.remove_task(self._task)
+        self._task = self._bars.add_task(what, total=steps, doing="")
+
+    def step(self, doing: str) -> None:
+        """One step on; what is done now."""
+        if self._task is not None:
+            self._bars.update(self._task, advance=1, doing=doing)
+
+
+def tell(result: Result, folder: Path, as_json: bool) -> None:
+    """Prints the table, files table, plot and numbers in `folder`, and prints the numbers last where asked."""
+    console = Console(stderr=as_json)
+    table = Table(title=result.title)
+    for column in result.columns:
+        table.add_column(column, justify="left" if column in ("variant", "method", "what") else "right")
+    for row in result.rows:
+        table.add_row(*row)
+    console.print(table)
+    for note in result.notes:
+        console.print(note)
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {"question": result.question, "environment": environment(), **result.data}
+    (folder / f"{result.question}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    (folder / f"{result.question}.md").write_text(_markdown(result))
+    _plot(result, folder / f"{result.question}.png")
+    console.print(f"Filed in {folder}: {result.question}.md, .png, .json")
+    if as_json:
+        print(json.dumps(numbers))
+
+
+def environment() -> dict[str, str]:
+    """What the numbers depend on."""
+    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def milliseconds(seconds: float) -> str:
+    """For a table."""
+    return f"{seconds * 1e3:.1f}"
+
+
+def mebibytes(size: float) -> str:
+    """For a table."""
+    return f"{size / 2**20:.0f}"
+
+
+def _markdown(result: Result) -> str:
+    lines = [f"**{result.title}**", "", "| " + " | ".join(result.columns) + " |", "|" + " --- |" * len(result.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in result.rows]
+    return "\n".join([*lines, "", *(f"{note}\n" for note in result.notes)])
+
+
+def _plot(result: Result, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    places = list(dict.fromkeys(place for line in result.series.values() for place in line))
+    for name, line in result.series.items():
+        xs = [places.index(place) for place in line]
+        axes.plot(xs, list(line.values()), marker="o", label=name)
+    axes.set_xticks(range(len(places)), places)
+    axes.set_yscale("log")
+    axes.set_ylabel(result.plot_label)
+    axes.set_title(result.title, fontsize=10)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
