@@ -51,6 +51,12 @@ def compiled(function: Callable[..., Result], rows: int) -> Callable[..., Result
     return call
 
 
+def any_size(*tensors: Tensor) -> None:
+    """Has what is compiled for these tensors serve any sizes of their first two axes, rows and tokens."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, [0, 1][: tensor.ndim])
+
+
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)

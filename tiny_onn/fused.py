@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tiny_onn.capture import CaptureError
-from tiny_onn.compiling import compiled
+from tiny_onn.compiling import any_size, compiled
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, set_router_gradients
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
@@ -240,6 +240,8 @@ class FusedPass:
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
         """See Engine. Without `tokens`, this worker's are counted, and the last reduction adds up the workers'."""
         self._tokens_are_global = tokens is not None
+        if valid is not None:
+            any_size(valid)
         for each in self.passes.values():
             each.valid = valid
             each.tokens = (

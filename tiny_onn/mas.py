@@ -14,7 +14,12 @@ def mas(v: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
 
     Where several entries tie for the maximum, its gradient is shared among them evenly, as torch.amax does.
     """
-    return _Mas.apply(v)
+    # A compiler derives as good a backward from the formula, and does not follow one custom function into another.
+    return _scaled(v) if torch.compiler.is_compiling() else _Mas.apply(v)
+
+
+def _scaled(v: Tensor) -> Tensor:
+    return torch.relu(v / (v.abs().amax(dim=-1, keepdim=True) + EPS))
 
 
 def normalise(v: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
@@ -44,7 +49,7 @@ class _Mas(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor) -> Tensor:
-        return (v / v.abs().amax(dim=-1, keepdim=True).add_(EPS)).relu_()
+        return _scaled(v)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tiny_onn.compiling import any_size
 from tiny_onn.layers import SparseProtoLinear
 
 
@@ -139,6 +140,7 @@ class GridTransformer(nn.Module):
         if hidden % (2 * heads):
             raise ValueError(f"hidden={hidden} cannot be cut into {heads} heads of even width")
         self.heads = heads
+        self._blocks_are_compiled = False
         self.token_embedding = nn.Embedding(vocabulary, hidden)
         self.row_embedding = nn.Embedding(coordinates, hidden)
         self.column_embedding = nn.Embedding(coordinates, hidden)
@@ -163,13 +165,16 @@ class GridTransformer(nn.Module):
         x = self.token_embedding(tokens) + self.row_embedding(rows) + self.column_embedding(columns)
         turn = rotation(positions, x.shape[-1] // self.heads, x.dtype)
         for layer, block in enumerate(self.blocks):
+            if self._blocks_are_compiled:
+                any_size(x, positions, *turn)
             x = block(x, positions, turn, cache.layers[layer] if cache else None)
         return self.head(self.norm(x))
 
     def compile_blocks(self) -> None:
         """Has every block run compiled: once for all blocks, and for any number of rows and tokens."""
+        self._blocks_are_compiled = True
         for block in self.blocks:
-            block.compile(dynamic=True)
+            block.compile()
 
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens."""

@@ -14,9 +14,7 @@ _FOLDER = Path("runs/bench")
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option(
-            "--json", "as_json", is_flag=True, help="Print one JSON object last, on stdout; the rest on stderr."
-        ),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
         click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder."),
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
         click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),

@@ -23,8 +23,8 @@ def seconds_in_turn(
 ) -> dict[str, list[float]]:
     """Seconds of every repeat of every step, taken in turn: one of each, then the next of each.
 
-    The first two rounds are warm-up (compilation, allocators) and are not among them. `on_step` is told the name of each
-    step as it begins.
+    The first two rounds are warm-up (compilation, allocators) and are not among them. `on_step` is told the name of
+    each step as it begins.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(-2, repeats):

@@ -67,7 +67,8 @@ def tell(result: Result, folder: Path, as_json: bool) -> None:
     console = Console(stderr=as_json)
     table = Table(title=result.title)
     for column in result.columns:
-        table.add_column(column, justify="left" if column in ("variant", "method", "what") else "right")
+        words = column in ("variant", "method", "what")
+        table.add_column(column, justify="left" if words else "right", no_wrap=words)
     for row in result.rows:
         table.add_row(*row)
     console.print(table)

@@ -11,7 +11,7 @@ from experiments.benchmarks.report import Progress, Result, mebibytes, milliseco
 from experiments.benchmarks.variants import COMPILED, Size, Step, build
 from tiny_onn.compiling import compiler_problem
 
-AGREEMENT = 1e-3  # of the router's gradients, relative, in float32; an order of sums apart
+AGREEMENT = 1e-2  # of the router's gradients, relative, in float32: Goodness magnifies rounding (float64: 1e-10)
 
 
 def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progress: Progress) -> dict[str, Any]:
