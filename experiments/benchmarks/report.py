@@ -120,10 +120,11 @@ def _plot(result: Result, path: Path) -> None:
         xs = [places.index(place) for place in line]
         axes.plot(xs, list(line.values()), marker="o", label=name)
     axes.set_xticks(range(len(places)), places)
-    axes.set_yscale("log")
+    if result.series:
+        axes.set_yscale("log")
+        axes.legend(fontsize=8, frameon=False)
     axes.set_ylabel(result.plot_label)
     axes.set_title(result.title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=140)
     plt.close(figure)

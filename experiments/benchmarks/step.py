@@ -15,7 +15,9 @@ AGREEMENT = 1e-2  # of the router's gradients, relative, in float32: Goodness ma
 
 
 def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progress: Progress) -> dict[str, Any]:
-    """By variant: `seconds` (median), every repeat's, `peak_bytes`, `x_plain_compiled`; or why it did not run.
+    """By variant: `seconds` (median), every repeat's, `peak_bytes`, `x_base`; or why it did not run.
+
+    `base` is what the others are compared with: the compiled plain step, or the nearest thing to it that runs.
 
     The variants that learn from Goodness must agree on the router's gradient, or this raises.
     """
@@ -33,18 +35,17 @@ def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progre
     agreement = _check_agreement(steps, progress)
     seconds = seconds_in_turn(steps, repeats, device, progress.step)
     steps.clear()
-    base = next((name for name in ("plain_compiled", "plain_eager") if name in seconds), None)
+    base = next((name for name in ("plain_compiled", "plain_eager", *seconds) if name in seconds), None)
     for name, each in seconds.items():
         progress.step(f"{name}, memory")
         found[name] = {"seconds": statistics.median(each), "all_seconds": each}
-        if base:
-            found[name][f"x_{base}"] = ratio(seconds, name, base)
+        found[name]["x_base"] = ratio(seconds, name, base) if base else None
         try:
             found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads)
         except DoesNotFit as error:
             found[name]["peak_bytes"] = None
             found[name]["memory_problem"] = str(error)
-    return {"variants": found, "router_gradients_agree_to": agreement}
+    return {"variants": found, "base": base, "router_gradients_agree_to": agreement}
 
 
 def _why_not(name: str, size: Size, device: torch.device) -> str | None:
@@ -56,18 +57,19 @@ def _why_not(name: str, size: Size, device: torch.device) -> str | None:
 
 
 def _check_agreement(steps: dict[str, Step], progress: Progress) -> float | None:
-    """The largest difference of any variant's router gradients from the hooks', relative to their norm."""
-    compared = [name for name in ("fused", "fused_elementwise", "two_pass", "einsum") if name in steps]
-    if "hooks" not in steps or not compared:
+    """The largest difference between two variants' router gradients, relative to their norm."""
+    present = [name for name in steps if not name.startswith("plain")]
+    if len(present) < 2:
         return None
-    truth = torch.cat([g.flatten() for g in steps["hooks"].router_gradients()])
+    first, *others = present[::-1]
+    truth = torch.cat([g.flatten() for g in steps[first].router_gradients()])
     worst = 0.0
-    for name in compared:
+    for name in others:
         progress.step(f"{name}, gradients")
         found = torch.cat([g.flatten() for g in steps[name].router_gradients()])
         worst = max(worst, float((found - truth).norm() / truth.norm()))
         if not worst < (0.1 if steps[name].size.autocast else AGREEMENT):
-            raise AssertionError(f"{name} and hooks differ in the router's gradients by {worst:.1e} of their norm")
+            raise AssertionError(f"{name} and {first} differ in the router's gradients by {worst:.1e} of their norm")
     return worst
 
 
@@ -76,31 +78,31 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
     cells = [(size, measure(size, repeats, threads, names, progress)) for size in sizes]
     rows, series = [], {}
     for size, cell in cells:
+        base = cell["variants"].get(cell["base"], {})
         for name, each in cell["variants"].items():
             place = [str(size.hidden), str(size.seq), name]
             if "not_run" in each:
                 rows.append([*place, each["not_run"], "", "", ""])
                 continue
-            plain = cell["variants"].get("plain_compiled", {})
-            memory = each["peak_bytes"]
+            memory, least = each["peak_bytes"], base.get("peak_bytes")
             rows.append(
                 [
                     *place,
                     milliseconds(each["seconds"]),
-                    f"{each['x_plain_compiled']:.2f}" if "x_plain_compiled" in each else "",
+                    f"{each['x_base']:.2f}",
                     mebibytes(memory) if memory else each["memory_problem"],
-                    f"{memory / plain['peak_bytes']:.2f}" if memory and plain.get("peak_bytes") else "",
+                    f"{memory / least:.2f}" if memory and least else "",
                 ]
             )
-            label = f"{size.hidden} / {size.seq}"
-            series.setdefault(name, {})[label] = each.get("x_plain_compiled", float("nan"))
+            series.setdefault(name, {})[f"{size.hidden} / {size.seq}"] = each["x_base"]
     first = cells[0][0]
+    against = cells[0][1]["base"] or "base"
     return Result(
         question="step",
         title=f"A training step, {first.layers} layers, {threads} threads, {first.device}, median of {repeats}",
-        columns=["hidden", "tokens", "variant", "ms", "x plain compiled", "peak MiB", "x plain compiled"],
+        columns=["hidden", "tokens", "variant", "ms", f"x {against}", "peak MiB", f"x {against}"],
         rows=rows,
-        plot_label="time / plain compiled step (hidden / tokens)",
+        plot_label=f"time / {against} (hidden / tokens)",
         series=series,
         data={
             "layers": first.layers,

@@ -3,8 +3,10 @@
 import contextlib
 import itertools
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,3 +346,31 @@ def test_the_meta_loss_falls() -> None:
     losses = [float(step(dynamics, tokens, valid).meta_loss) for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
     assert not math.isnan(losses[-1])
+
+
+CACHED = """
+import torch
+from torch._dynamo.utils import counters
+from tiny_onn.compiling import compiled
+from tiny_onn.fused import Shape, forward_elementwise
+parts = [torch.rand(7, 5) for _ in range(4)]
+out = compiled(forward_elementwise, 4)(*parts, Shape(1.0, True))
+torch.testing.assert_close(out, forward_elementwise(*parts, Shape(1.0, True)))
+print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
+    from tiny_onn.compiling import compiler_problem
+
+    problem = compiler_problem()
+    if problem:
+        pytest.skip(problem)
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    hits = []
+    for _ in range(2):
+        words = [sys.executable, "-c", CACHED]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600, env=environment)
+        hits.append(int(done.stdout))
+    assert hits[0] == 0
+    assert hits[1] > 0
