@@ -80,6 +80,9 @@ class TrainingConfig(Settings):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     warmup_steps: NonNegative = 30
     clip_norm: Rate = 1.0
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is not finite: stop with evidence, or skip the step and count it"
+    )
     precision: Literal["float64", "float32", "bfloat16"] = "float32"
     engine: Literal["auto", "fused", "hooks"] = Field(
         "auto", description="auto: fused, a single backward pass, for costs a token and the control; else hooks"
@@ -91,6 +94,7 @@ class TrainingConfig(Settings):
     evaluate_every: Count = 100
     checkpoint_every: Count = 100
     keep_checkpoints: Count = 2
+    check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
     prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
     generate_tasks: NonNegative = Field(16, description="held-out tasks decoded greedily at the end; 0 for none")
 
