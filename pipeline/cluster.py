@@ -93,7 +93,7 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
         UserError: nothing answers at `address`; within ten seconds.
     """
     if address is not None:
-        _probe(address)
+        check_address(address)
     wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     import ray  # reads the environment above
@@ -128,7 +128,12 @@ def _nodes() -> tuple[Resources, ...]:
     return tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
 
 
-def _probe(address: str) -> None:
+def check_address(address: str) -> None:
+    """Knocks at `address`.
+
+    Raises:
+        UserError: it is not host:port, or nothing answers within five seconds.
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"address {address!r}: expected host:port of a Ray head, for example 10.0.0.5:6379.")

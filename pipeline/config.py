@@ -1,37 +1,54 @@
 """What an experiment is: frozen settings that refuse unknown keys and are validated whole before anything starts."""
 
-import difflib
 import hashlib
 import itertools
 import json
 import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names
 from pipeline.yaml_file import read_yaml
 from tiny_onn.learning_cost import can_be_fused, learning_cost_names
 
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+NonNegative = Annotated[int, Field(ge=0, le=10**9)]
 Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
+MOST_TRIALS = 10_000
+_IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _arm_problem(arm: str) -> str | None:
+    """Why `arm` cannot be one; None where it is known, or names an attribute to be imported when a run starts."""
+    names = learning_cost_names()
+    if arm in names or _IMPORTED_ARM.fullmatch(arm):
+        return None
+    return (
+        f"unknown arm {arm!r}{did_you_mean(arm, names)}; there are: {', '.join(names)}, or package.module:attribute "
+        "for a cost of your own"
+    )
 
 
 class Settings(BaseModel):
-    """A frozen, strict group of settings."""
+    """A frozen, strict group of settings. A message about several of them begins with the name of one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Settings):
     """Which tasks, how they become sequences, and which part is held out."""
 
     dataset: Dataset = "arc-agi-2"
-    folder: str | None = Field(None, description="with dataset: folder, a folder of ARC JSON files")
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="with dataset: folder, a folder of ARC JSON files"
+    )
     max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(512, description="longer tasks are counted, not used")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")
     dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
@@ -43,16 +60,16 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _folder_goes_with_dataset(self) -> "DataConfig":
         if (self.dataset == "folder") != (self.folder is not None):
-            raise ValueError("`folder` names a path exactly when `dataset` is 'folder'")
+            raise ValueError("folder names a path exactly when dataset is 'folder'")
         return self
 
 
 class ModelConfig(Settings):
     """The size of the transformer."""
 
-    hidden: Count = 64
-    layers: Count = 6
-    heads: Count = 2
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 64
+    layers: Annotated[int, Field(ge=1, le=1000)] = 6
+    heads: Annotated[int, Field(ge=1, le=4096)] = 2
     gain: Rate = 1.0
 
     @model_validator(mode="after")
@@ -100,9 +117,10 @@ class TrainingConfig(Settings):
 
     @model_validator(mode="after")
     def _arm_is_known(self) -> "TrainingConfig":
+        problem = _arm_problem(self.arm)
+        if problem:
+            raise ValueError(f"arm: {problem}")
         names = learning_cost_names()
-        if self.arm not in names and ":" not in self.arm:
-            raise ValueError(f"unknown arm {self.arm!r}{did_you_mean(self.arm, names)}; there are: {', '.join(names)}")
         if self.engine == "fused" and self.arm in names and not can_be_fused(self.arm):
             raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
         if self.compile == "blocks" and self.arm in names and not can_be_fused(self.arm):
@@ -131,12 +149,18 @@ class SweepConfig(Settings):
     max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> "SweepConfig":
-        for field, values in (("arms", self.arms), ("seeds", self.seeds), *self.grid.items()):
-            if len({json.dumps(v) for v in values}) != len(values):
+    def _arms_are_known_and_nothing_repeats(self) -> "SweepConfig":
+        for problem in filter(None, map(_arm_problem, self.arms)):
+            raise ValueError(f"arms: {problem}")
+        for field, values in (
+            ("arms", self.arms),
+            ("seeds", self.seeds),
+            *((f"grid.{f}", v) for f, v in self.grid.items()),
+        ):
+            if len({_canonical(v) for v in values}) != len(values):
                 raise ValueError(f"{field} names a value twice: {list(values)}")
             if not values:
-                raise ValueError(f"grid.{field} is empty")
+                raise ValueError(f"{field} is empty")
         return self
 
 
@@ -175,10 +199,14 @@ class Trial(Settings):
     experiment: Experiment
 
 
-def did_you_mean(found: str, names: Any) -> str:
-    """` (did you mean 'x'?)` for the nearest of `names`, or nothing."""
-    near = difflib.get_close_matches(found, list(names), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def check_name(name: str, what: str) -> None:
+    """Whether `name` may be that of a sweep, and so of a folder.
+
+    Raises:
+        UserError: it may not; `what` says whose name it is.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"{what}: found {name!r}; {NAME_RULE}")
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -192,10 +220,7 @@ def read_experiment(path: Path) -> Experiment:
 
 def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
     """`values` as an Experiment; `source` is named in the error."""
-    try:
-        experiment = Experiment.model_validate_json(json.dumps(values))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(_explain(error, values, source)) from error
+    experiment = _validated(values, source)
     if experiment.sweep is not None:
         trials_of(experiment, source)
     return experiment
@@ -206,18 +231,33 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
 
     A trial is the experiment with fields replaced and without its `sweep`: within a seed, all arms share everything
     but the arm.
+
+    Raises:
+        UserError: there is no sweep, or a trial of it cannot be; names the field.
     """
     sweep = experiment.sweep
     if sweep is None:
         raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
+    _check_grid(sweep, source)
     fields = list(sweep.grid)
-    trials = []
+    trials: dict[str, Trial] = {}
     for seed, cell, arm in itertools.product(sweep.seeds, itertools.product(*sweep.grid.values()), sweep.arms):
         changes = {**dict(zip(fields, cell, strict=True)), "training.arm": arm, "training.seed": seed, "sweep": None}
         cell_name = [f"{field.split('.')[-1]}_{value}" for field, value in zip(fields, cell, strict=True)]
-        key = "-".join([arm, f"s{seed}", *cell_name])
-        trials.append(Trial(key=_safe(key), experiment=replace(experiment, changes, source)))
-    return tuple(trials)
+        key = trial_key(arm, seed, *cell_name)
+        if key in trials:  # names that differ only in what no folder's name may hold
+            key = f"{key[:55]}-{_short_hash(repr((arm, cell)))}"
+        trials[key] = Trial(key=key, experiment=replace(experiment, changes, f"{source}, trial {key}"))
+    return tuple(trials.values())
+
+
+def trial_key(arm: str, seed: int, *cell: str) -> str:
+    """What a trial's folder is called: arm, seed and, in a grid, the cell; safe as a name, at most 64 characters."""
+    key = "-".join([arm, f"s{seed}", *cell])
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in key)
+    if not cleaned[0].isalnum():
+        cleaned = f"x{cleaned}"
+    return cleaned if len(cleaned) <= 64 else f"{cleaned[:55]}-{_short_hash(key)}"
 
 
 def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Experiment:
@@ -229,47 +269,43 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
         for group in groups:
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"{source}: {field!r} is no setting{did_you_mean(field, setting_names())}")
+            raise UserError(f"{source}: {field!r} is no setting{did_you_mean(field, setting_names(Experiment))}")
         place[last] = value
+    return _validated(values, source)
+
+
+def _validated(values: dict[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate_json(json.dumps(values))
-    except (ValidationError, ValueError, TypeError) as error:
-        raise UserError(_explain(error, values, f"{source}, with {changes}")) from error
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+        raise UserError(explain(error, source, setting_names(Experiment))) from error
 
 
-def setting_names(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
-    """Every setting's dotted name."""
-    names = []
-    for name, info in model.model_fields.items():
-        kinds = [k for k in (info.annotation, *get_args(info.annotation)) if isinstance(k, type)]
-        group = next((k for k in kinds if issubclass(k, BaseModel)), None)
-        names.append(prefix + name)
-        if group:
-            names += setting_names(group, f"{prefix}{name}.")
-    return names
+def _check_grid(sweep: SweepConfig, source: str) -> None:
+    """Only what a trial may have to itself: all trials of a sweep share one data set, one name and one folder."""
+    every = setting_names(Experiment)
+    groups = {name.rpartition(".")[0] for name in every}
+    free = [n for n in every if n.startswith(("model.", "training.", "workers.")) and n not in groups]
+    for field in sweep.grid:
+        if field not in every:
+            raise UserError(f"{source}: sweep.grid: {field!r} is no setting{did_you_mean(field, free)}")
+        if field in ("training.arm", "training.seed") or field not in free:
+            raise UserError(
+                f"{source}: sweep.grid: {field!r} cannot differ between the trials of a sweep; expected a setting of "
+                "model, training or workers. Arms and seeds have their own lists; for other data make another sweep."
+            )
+    wanted = len(sweep.arms) * len(sweep.seeds) * math.prod(map(len, sweep.grid.values()))
+    if wanted > MOST_TRIALS:
+        raise UserError(
+            f"{source}: sweep: arms x seeds x grid make {wanted} trials; at most {MOST_TRIALS} are possible"
+        )
 
 
-def _safe(key: str) -> str:
-    cleaned = "".join(c if c.isalnum() or c in "._-" else "_" for c in key)
-    if len(cleaned) <= 64:
-        return cleaned
-    return f"{cleaned[:55]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+def _canonical(value: Any) -> str:
+    """Equal for 1 and 1.0, which are one number, and not for true and 1."""
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value, sort_keys=True)
 
 
-def _explain(error: Exception, values: Any, source: str) -> str:
-    if not isinstance(error, ValidationError):
-        return f"{source}: {error}"
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        found = problem["input"]
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"{place}: no such setting{did_you_mean(place, setting_names())}")
-        elif problem["type"] == "missing":
-            lines.append(f"{place}: is missing")
-        elif problem["type"] == "value_error":
-            lines.append(f"{place + ': ' if place else ''}{problem['ctx']['error']}")
-        else:
-            shown = "not a finite number" if isinstance(found, float) and not math.isfinite(found) else repr(found)
-            lines.append(f"{place}: found {shown}; {problem['msg'][0].lower()}{problem['msg'][1:]}")
-    return f"{source}:\n" + "\n".join(f"  {line}" for line in lines)
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

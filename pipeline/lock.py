@@ -25,7 +25,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            owner = read_json(path) or {}
+            found = read_json(path)
+            owner = found if isinstance(found, dict) else {}
             raise UserError(
                 f"{folder}: in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}. "
                 "Wait until it ends, stop it with Ctrl-C, or use another --output."

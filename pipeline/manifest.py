@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import DataConfig
+from pipeline.files import write_whole
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -85,6 +86,11 @@ class Prepared:
     def path(self, shard: Shard) -> Path:
         """Where a shard is."""
         return self.folder / shard.file
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Writes it into the data set's folder, whole or not at all."""
+    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
 
 
 def data_hash(shards: Iterable[Shard]) -> str:

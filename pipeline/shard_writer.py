@@ -11,7 +11,17 @@ import pyarrow.parquet as pq
 from pipeline.arc import Corpus
 from pipeline.augment import IDENTITY, View, view_task, views
 from pipeline.config import DataConfig
-from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Leak, Manifest, Shard, Split, SplitCounts, data_hash, file_hash
+from pipeline.manifest import (
+    SCHEMA_VERSION,
+    Leak,
+    Manifest,
+    Shard,
+    Split,
+    SplitCounts,
+    data_hash,
+    file_hash,
+    write_manifest,
+)
 from pipeline.randomness import generator
 from pipeline.rows import SCHEMA, Row, table_of
 from pipeline.split import hold_out
@@ -79,7 +89,7 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
         ),
         shards=tuple(shards),
     )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_manifest(manifest, folder)
 
 
 def _write_split(

@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from pipeline.arc import load_corpus
 from pipeline.config import DataConfig
 from pipeline.errors import UserError
-from pipeline.manifest import MANIFEST, SCHEMA_VERSION, Manifest, Prepared, Split, data_hash, file_hash
+from pipeline.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    Prepared,
+    Split,
+    data_hash,
+    file_hash,
+    write_manifest,
+)
 from pipeline.rows import check_file, read_group
 from pipeline.shard_writer import Progress, write_data_set
 from pipeline.tokens import Sequence
@@ -39,7 +48,7 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
         with _alone(root / f".{folder.name}.lock"):
             if folder.exists():
                 try:
-                    return open_prepared(folder)
+                    return _with_refusals(open_prepared(folder), corpus.refused)
                 except UserError as damage:
                     _log.warning("%s Writing the data set anew.", damage)
             aside = root / f".{folder.name}.partial"
@@ -97,6 +106,15 @@ def read_rows(prepared: Prepared, split: Split) -> list[Sequence]:
         for group in range(shard.row_groups)
         for sequence in read_group(prepared.path(shard), group)
     ]
+
+
+def _with_refusals(prepared: Prepared, refused: tuple[str, ...]) -> Prepared:
+    """The same data set, which a folder makes whatever unusable files lie in it: the manifest names those of now."""
+    if prepared.manifest.refused == refused:
+        return prepared
+    manifest = prepared.manifest.model_copy(update={"refused": refused})
+    write_manifest(manifest, prepared.folder)
+    return Prepared(prepared.folder, manifest)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def open_store(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
     try:
@@ -38,7 +39,7 @@ def open_store(uri: str) -> "MlflowClient":
             with _alone(Path(uri.removeprefix(_SQLITE))):
                 return _opened(MlflowClient(tracking_uri=uri))
         return _opened(MlflowClient(tracking_uri=uri))
-    except (MlflowException, OSError, ValueError) as error:
+    except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:  # no driver; no database
         raise UserError(
             f"tracking URI {mask(uri)}: cannot be used ({_first_line(mask(str(error), uri))}). Expected a reachable "
             "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "

@@ -26,6 +26,10 @@ WHOLE = -1  # in place of the number of a test pair: all pairs of the task
 _NAMES = {PAD: "PAD", BOS: "BOS", INPUT: "INPUT", OUTPUT: "OUTPUT", ROW_END: "ROW_END", END: "END"}
 
 
+class NotDecodable(ValueError):
+    """Why tokens are no grid, or no sequence: what a model draws may be anything."""
+
+
 @dataclass(frozen=True, eq=False)
 class Sequence:
     """n tokens with their coordinates (all uint8 [n]) and whether each is to be predicted (bool [n]).
@@ -106,7 +110,7 @@ def decode_grid(tokens: Iterable[int]) -> np.ndarray:
     """The grid int8 [H, W] of cells and ROW_ENDs; one END may close it.
 
     Raises:
-        ValueError: the tokens are no grid; says at which token and why.
+        NotDecodable: the tokens are no grid; says at which token and why.
     """
     ids = [int(token) for token in tokens]
     if ids and ids[-1] == END:
@@ -115,18 +119,18 @@ def decode_grid(tokens: Iterable[int]) -> np.ndarray:
     for position, token in enumerate(ids):
         if token == ROW_END:
             if len(rows[-1]) != len(rows[0]) or not rows[-1]:
-                raise ValueError(f"token {position} closes a row of {len(rows[-1])} cells; row 0 has {len(rows[0])}")
+                raise NotDecodable(f"token {position} closes a row of {len(rows[-1])} cells; row 0 has {len(rows[0])}")
             rows.append([])
         elif 0 <= token < COLOURS:
             rows[-1].append(token)
         else:
-            raise ValueError(f"token {position} is {_NAMES.get(token, token)}; expected a colour or ROW_END")
+            raise NotDecodable(f"token {position} is {_NAMES.get(token, token)}; expected a colour or ROW_END")
     if rows.pop():
-        raise ValueError("the last row is not closed by ROW_END")
+        raise NotDecodable("the last row is not closed by ROW_END")
     if not rows:
-        raise ValueError("no row at all")
+        raise NotDecodable("no row at all")
     if max(len(rows), len(rows[0])) > MAX_SIDE:
-        raise ValueError(f"{len(rows)}x{len(rows[0])} cells; at most {MAX_SIDE}x{MAX_SIDE} are possible")
+        raise NotDecodable(f"{len(rows)}x{len(rows[0])} cells; at most {MAX_SIDE}x{MAX_SIDE} are possible")
     return np.array(rows, dtype=np.int8)
 
 
@@ -134,22 +138,22 @@ def decode_sequence(tokens: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray 
     """Every (input, output) of a sequence without padding; the last output is None if it ends with OUTPUT.
 
     Raises:
-        ValueError: the tokens are no sequence; says which pair and why.
+        NotDecodable: the tokens are no sequence; says which pair and why.
     """
     ids = [int(token) for token in tokens]
     if not ids or ids[0] != BOS:
-        raise ValueError("a sequence begins with BOS")
+        raise NotDecodable("a sequence begins with BOS")
     pairs: list[tuple[np.ndarray, np.ndarray | None]] = []
     start = 1
     while start < len(ids):
         name = f"pair {len(pairs)}"
         if ids[start] != INPUT:
-            raise ValueError(f"{name} begins with {_NAMES.get(ids[start], ids[start])}; expected INPUT")
+            raise NotDecodable(f"{name} begins with {_NAMES.get(ids[start], ids[start])}; expected INPUT")
         try:
             middle = ids.index(OUTPUT, start)
             stop = ids.index(END, middle) + 1 if middle + 1 < len(ids) else len(ids)
         except ValueError as error:
-            raise ValueError(f"{name} lacks its OUTPUT or its END") from error
+            raise NotDecodable(f"{name} lacks its OUTPUT or its END") from error
         output = ids[middle + 1 : stop]
         pairs.append((decode_grid(ids[start + 1 : middle]), decode_grid(output) if output else None))
         start = stop
@@ -160,11 +164,11 @@ def prompt_length(tokens: np.ndarray) -> int:
     """How many tokens there are up to and with the last OUTPUT: what a model is given before it draws the answer.
 
     Raises:
-        ValueError: there is no OUTPUT.
+        NotDecodable: there is no OUTPUT.
     """
     places = np.flatnonzero(np.asarray(tokens) == OUTPUT)
     if not len(places):
-        raise ValueError("the sequence has no OUTPUT, so there is nothing to be predicted")
+        raise NotDecodable("the sequence has no OUTPUT, so there is nothing to be predicted")
     return int(places[-1]) + 1
 
 

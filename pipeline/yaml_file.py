@@ -2,38 +2,63 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from pipeline.errors import UserError
 
+_LONGEST_BYTES = 1_000_000
+_DEEPEST = 20
+_LONGEST_NUMBER = 300  # digits; Python itself refuses 4300 with another error
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and aliases, and takes YAML 1.2's booleans and floats."""
+    """SafeLoader that refuses tags, aliases, duplicate keys and depths, and takes YAML 1.2's booleans and floats."""
+
+    _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.constructor.ConstructorError(None, None, "aliases are not supported; write the value out", mark)
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            _refuse("aliases are not supported; write the value out", event)
+        if event.tag is not None:
+            _refuse(f"tags are not supported, found {event.tag!r}", event)
+        if self._depth > _DEEPEST:
+            _refuse(f"nested more than {_DEEPEST} deep", event)
+        if isinstance(event, yaml.ScalarEvent) and not event.value.isprintable() and _is_half_a_character(event.value):
+            _refuse("text holds half a character, a surrogate", event)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > _LONGEST_NUMBER:
+            _refuse(f"a number of {len(node.value)} digits", node)
+        return super().construct_yaml_int(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"keys must be text, found {key!r}", key_node.start_mark
-                )
+                _refuse(f"keys must be text, found {key!r}", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice (first on line {seen[key]})", key_node.start_mark
-                )
+                _refuse(f"key {key!r} stands twice (first on line {seen[key]})", key_node)
             seen[key] = key_node.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
 
+def _refuse(problem: str, where: Any) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, problem, where.start_mark)
+
+
+def _is_half_a_character(text: str) -> bool:
+    return any("\ud800" <= c <= "\udfff" for c in text)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 _StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -56,25 +81,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is absent, is not YAML, or holds anything but a mapping; names the file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            found = file.read(_LONGEST_BYTES + 1)
+        text = found.decode("utf-8")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Expected a YAML file in UTF-8.") from error
-    try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}, line {line}: {error.problem}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from error
+    if len(found) > _LONGEST_BYTES:
+        raise UserError(f"{path}: has more than {_LONGEST_BYTES} bytes. Expected a YAML file of settings.")
+    value = _load(text, str(path))
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a mapping of settings at the top, found {type(value).__name__}")
+        found_kind = "nothing" if value is None else type(value).__name__
+        raise UserError(f"{path}: expected a mapping of settings at the top, found {found_kind}")
     return value
 
 
-def parse_value(text: str) -> Any:
-    """One value as it would be read from a file, for command-line options.
+def parse_value(text: str, source: str) -> Any:
+    """One value as it would be read from a file, for command-line options; `source` is named in the error.
 
     Raises:
-        yaml.YAMLError: it is not YAML.
+        UserError: it is not YAML.
     """
-    return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    return _load(text, source)
+
+
+def _load(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{source}, line {line}: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())})") from error

@@ -11,7 +11,7 @@ from pipeline.augment import View, inverse, view_grid, views
 from pipeline.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.manifest import file_hash
-from pipeline.rows import read_group
+from pipeline.rows import read_group, read_lengths
 from pipeline.shards import open_prepared, prepare, read_rows
 from pipeline.task import Task
 from pipeline.tokens import decode_sequence, encoded_length
@@ -219,6 +219,17 @@ def test_a_shard_of_another_make_is_refused(prepared, change, reason):
     _rewrite(prepared, change)
     with pytest.raises(UserError, match=f"train-00000.parquet: .*{reason}"):
         open_prepared(prepared.folder)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
+def test_a_truncated_shard_is_refused_even_if_its_hash_agrees(prepared, part):
+    path = prepared.path(prepared.manifest.shards[0])
+    path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
+    _edit_manifest(prepared, lambda m: m["shards"][0].update(sha256=file_hash(path)))
+    with pytest.raises(UserError, match=r"train-00000\.parquet: is no readable Parquet file"):
+        open_prepared(prepared.folder)
+    with pytest.raises(UserError, match=r"train-00000\.parquet: lengths cannot be read"):
+        read_lengths(path)
 
 
 def test_values_are_checked_again_when_they_are_read(prepared):

@@ -1,0 +1,62 @@
+"""Says what is wrong with settings: the field, what was found, what was expected, and the nearest valid name."""
+
+import difflib
+import math
+import re
+from collections.abc import Collection
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+_LONGEST = 80
+NAME_RULE = (
+    "expected 1 to 64 letters, digits, '.', '_' or '-', of which the first is a letter or digit: it names a folder"
+)
+
+
+def did_you_mean(found: str, names: Collection[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest of `names`, or nothing."""
+    near = difflib.get_close_matches(found[:200], names, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every setting's dotted name, groups before what they hold."""
+    names = []
+    for name, info in model.model_fields.items():
+        kinds = [k for k in (info.annotation, *get_args(info.annotation)) if isinstance(k, type)]
+        group = next((k for k in kinds if issubclass(k, BaseModel)), None)
+        names.append(prefix + name)
+        if group:
+            names += setting_names(group, f"{prefix}{name}.")
+    return names
+
+
+def explain(error: Exception, source: str, names: Collection[str]) -> str:
+    """The whole message: `source`, and a line for each problem; `names` are the settings that there are."""
+    if not isinstance(error, ValidationError):
+        return f"{source}: {error}"
+    return f"{source}:\n" + "\n".join(f"  {_line(problem, names)}" for problem in error.errors())
+
+
+def _line(problem: Any, names: Collection[str]) -> str:
+    place, kind, found = ".".join(map(str, problem["loc"])), problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"{_cut(place)}: no such setting{did_you_mean(place, names)}"
+    if kind == "missing":
+        return f"{place}: is missing"
+    if kind == "value_error":  # our own: its first word is the setting, without its group
+        return f"{place}{'.' if place else ''}{problem['ctx']['error']}"
+    shown = "not a finite number" if isinstance(found, float) and not math.isfinite(found) else _cut(repr(found))
+    expected = problem["msg"][0].lower() + problem["msg"][1:]
+    if kind == "literal_error":
+        expected += did_you_mean(str(found), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+    elif kind == "string_pattern_mismatch":
+        expected = NAME_RULE
+    elif kind == "int_type" and isinstance(found, float) and found.is_integer():
+        expected += f"; write {found:.0f}"
+    return f"{_cut(place) or 'settings'}: found {shown}; {expected}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
