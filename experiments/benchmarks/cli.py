@@ -83,6 +83,43 @@ def step(
     tell(result, output, as_json)
 
 
+@bench.command(context_settings={"default_map": {"threads": 1}})
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--layers", type=click.IntRange(1), default=4, show_default=True)
+@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option("--workers", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True)
+@click.option("--bandwidth-gbit", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True)
+@click.option("--latency-us", type=click.FloatRange(0), default=10.0, show_default=True)
+@_common
+def scaling(
+    hidden: int,
+    layers: int,
+    seq: int,
+    workers: tuple[int, ...],
+    bandwidth_gbit: float,
+    latency_us: float,
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """How does a step scale with workers, here and, predicted, on 8 to 1024 over a given network?"""
+    from rich.console import Console
+
+    from experiments.benchmarks import scaling as question
+    from experiments.benchmarks.cost_model import Network
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.scaling_worker import Model
+    from tiny_onn.compiling import compiler_problem
+
+    network = Network(bandwidth_gbit * 1e9 / 8, latency_us * 1e-6)
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(
+            Model(hidden, layers, seq), workers, threads, repeats, network, compiler_problem(), progress
+        )
+    tell(result, output, as_json)
+
+
 def check_device(device: str) -> None:
     """Refuses a device that is not there."""
     import torch

@@ -1,0 +1,211 @@
+"""How does a step scale with workers, with Goodness and without? Measured on this machine, then predicted for many.
+
+Weak scaling gives every worker one sequence; strong scaling shares out a fixed number of them. All groups of workers
+stand at once and take their steps in turn, so that ratios are of one run. The prediction is `cost_model`'s, from the
+compute that one worker needs and the messages that a step was seen to send.
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.benchmarks.cost_model import Network, StepCost, efficiency, fit_network, step_seconds
+from experiments.benchmarks.report import Progress, Result
+from experiments.benchmarks.scaling_report import PAIR, PREDICTED, measured_row, predicted_row, scaling_notes
+from experiments.benchmarks.scaling_worker import VARIANTS, Model, Traffic, Worker
+from experiments.benchmarks.workers import WorkerGroup
+
+MESSAGES = (4 * 2**10, 64 * 2**10, 2**20, 8 * 2**20)  # bytes of the all-reduces that the network is fitted to
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Steps of one variant by one group of workers: `sequences` on each of them."""
+
+    scaling: str
+    workers: int
+    variant: str
+    sequences: int
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of every repeat: seconds of the slowest worker's step, and of its backward pass."""
+
+    steps: list[float]
+    backwards: list[float]
+
+    @property
+    def step(self) -> float:
+        """The median step."""
+        return statistics.median(self.steps)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that was measured."""
+
+    times: dict[Cell, Times]
+    traffic: dict[tuple[int, str], Traffic]
+    all_reduces: dict[int, list[float]]
+
+
+def cells(workers: Sequence[int]) -> list[Cell]:
+    """What is measured: one worker in any case, to which others are compared."""
+    counts = sorted({1, *workers})
+    whole = math.lcm(*counts)
+    return [
+        Cell(scaling, count, variant, 1 if scaling == "weak" else whole // count)
+        for scaling in ("weak", "strong")
+        for count in counts
+        for variant in VARIANTS
+    ]
+
+
+def measure(
+    model: Model, workers: Sequence[int], threads: int, repeats: int, use_compiler: bool, progress: Progress
+) -> Found:
+    """Times of all cells and of bare all-reduces, in turn, and what a step of each variant sends."""
+    every = cells(workers)
+    times = {cell: Times([], []) for cell in every}
+    all_reduces: dict[int, list[float]] = {size: [] for size in MESSAGES}
+    with ExitStack() as stack:
+        groups = {
+            size: stack.enter_context(WorkerGroup(size, Worker, (model, use_compiler), threads))
+            for size in sorted({1, PAIR, *workers})
+        }
+        progress.begin("workers", (WARM_UP + repeats) * (len(every) + len(MESSAGES)) + len(groups) * len(VARIANTS))
+        for repeat in range(-WARM_UP, repeats):
+            for cell in every:
+                progress.step(f"{cell.variant}, {cell.workers} workers, {cell.scaling}")
+                seconds = groups[cell.workers].call("step", cell.variant, cell.sequences)
+                if repeat >= 0:
+                    slowest = max(seconds)
+                    times[cell].steps.append(slowest[0])
+                    times[cell].backwards.append(slowest[1])
+            for size in MESSAGES:
+                progress.step(f"all-reduce of {size} bytes")
+                slowest_worker = max(groups[PAIR].call("all_reduce", size))
+                if repeat >= 0:
+                    all_reduces[size].append(slowest_worker)
+        traffic = {}
+        for size, group in groups.items():
+            for variant in VARIANTS:
+                progress.step(f"{variant}, {size} workers, messages")
+                traffic[size, variant] = group.call("traffic", variant)[0]
+    return Found(times, traffic, all_reduces)
+
+
+def step_costs(found: Found) -> dict[str, StepCost]:
+    """By variant: one worker's compute with one sequence, and the messages of two workers' step."""
+    costs = {}
+    for variant in VARIANTS:
+        times, sent = found.times[Cell("weak", 1, variant, 1)], found.traffic[PAIR, variant]
+        costs[variant] = StepCost(times.step, statistics.median(times.backwards), sent.in_backward, sent.apart)
+    return costs
+
+
+def run(
+    model: Model,
+    workers: Sequence[int],
+    threads: int,
+    repeats: int,
+    network: Network,
+    compiler_problem: str | None,
+    progress: Progress,
+) -> Result:
+    """The benchmark. `network` is the one predicted for; `compiler_problem` is why kernels run eagerly, if they do."""
+    found = measure(model, workers, threads, repeats, compiler_problem is None, progress)
+    here = fit_network(MESSAGES, [statistics.median(found.all_reduces[size]) for size in MESSAGES], PAIR)
+    costs = step_costs(found)
+    cores = len(os.sched_getaffinity(0))
+    measured = [_measured(cell, times, found, cores, threads) for cell, times in found.times.items()]
+    predicted = [_predicted(variant, cost, count, network) for variant, cost in costs.items() for count in PREDICTED]
+    check = _check(measured, costs, here)
+    return Result(
+        question="scaling",
+        title=(
+            f"Scaling, hidden {model.hidden}, {model.layers} layers, sequences of {model.seq} tokens, "
+            f"{threads} threads a worker, {cores} cores, median of {repeats}"
+        ),
+        columns=["what", "variant", "workers", "ms", "efficiency", "all-reduces", "KiB a step"],
+        rows=[measured_row(each) for each in measured] + [predicted_row(each, costs) for each in predicted],
+        plot_label="predicted parallel efficiency, weak scaling",
+        series={
+            f"{variant}, {how.replace('_', ' ')}": {
+                str(each["workers"]): each[how]["efficiency"] for each in predicted if each["variant"] == variant
+            }
+            for variant in VARIANTS
+            for how in ("no_overlap", "full_overlap")
+        },
+        data={
+            "hidden": model.hidden,
+            "layers": model.layers,
+            "seq": model.seq,
+            "threads": threads,
+            "cores": cores,
+            "compiled": compiler_problem is None,
+            "measured": measured,
+            "fit": {
+                "bandwidth_gbit": here.gigabits,
+                "latency_us": here.latency * 1e6,
+                "all_reduce_seconds": {str(size): seconds for size, seconds in found.all_reduces.items()},
+                "costs": {variant: vars(cost) for variant, cost in costs.items()},
+                "check": check,
+            },
+            "network": {"bandwidth_gbit": network.gigabits, "latency_us": network.latency * 1e6},
+            "predicted": predicted,
+        },
+        notes=scaling_notes(measured, check, costs, here, network, cores, compiler_problem),
+    )
+
+
+def _measured(cell: Cell, times: Times, found: Found, cores: int, threads: int) -> dict[str, Any]:
+    alone = next(
+        other
+        for each, other in found.times.items()
+        if (each.scaling, each.variant, each.workers) == (cell.scaling, cell.variant, 1)
+    )
+    shares = 1 if cell.scaling == "weak" else cell.workers
+    sent = found.traffic[cell.workers, cell.variant]
+    return {
+        "scaling": cell.scaling,
+        "variant": cell.variant,
+        "workers": cell.workers,
+        "sequences_a_worker": cell.sequences,
+        "seconds": times.step,
+        "all_seconds": times.steps,
+        "efficiency": statistics.median(a / b / shares for a, b in zip(alone.steps, times.steps, strict=True)),
+        "collectives": sent.collectives,
+        "bytes": sent.bytes,
+        "more_workers_than_cores": cell.workers * threads > cores,
+    }
+
+
+def _predicted(variant: str, cost: StepCost, workers: int, network: Network) -> dict[str, Any]:
+    bounds = {
+        name: {
+            "seconds": step_seconds(cost, workers, network, overlap=overlap),
+            "efficiency": efficiency(cost, workers, network, overlap=overlap),
+        }
+        for name, overlap in (("no_overlap", False), ("full_overlap", True))
+    }
+    return {"variant": variant, "workers": workers, **bounds}
+
+
+def _check(measured: list[dict[str, Any]], costs: dict[str, StepCost], here: Network) -> dict[str, dict[str, float]]:
+    """What the model says of two workers on this machine, beside what they took; empty where they were not measured."""
+    return {
+        each["variant"]: {
+            "measured": each["seconds"],
+            "no_overlap": step_seconds(costs[each["variant"]], PAIR, here, overlap=False),
+            "full_overlap": step_seconds(costs[each["variant"]], PAIR, here, overlap=True),
+        }
+        for each in measured
+        if (each["scaling"], each["workers"]) == ("weak", PAIR)
+    }
