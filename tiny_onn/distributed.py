@@ -1,4 +1,4 @@
-"""Sums over workers: the one way in which shards speak to each other.
+"""Sums over workers: the one way in which shards speak to each other, but for the comparison of what each of them has.
 
 Losses are sums over tokens divided by the *global* number of tokens, so gradients are added over the workers, never
 averaged: nothing then depends on how the tokens are sharded, and grad_output is the same number on any shard.
@@ -17,6 +17,15 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+def gather_over_workers(tensor: Tensor) -> Tensor:
+    """[workers, ...]: every worker's tensor, by rank. All are of one shape."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor[None]
+    found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, tensor.contiguous())
+    return torch.stack(found)
 
 
 def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:

@@ -17,7 +17,7 @@ from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import Engine
 from tiny_onn.fused import fused_pass
 from tiny_onn.hooks import hooks_pass
-from tiny_onn.layers import computation_parameters, sparse_layers
+from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
 from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost
 from tiny_onn.routing_health import Health
 
@@ -36,6 +36,22 @@ class DynamicsReport:
     meta_loss: Tensor
     gradient_norm: Tensor
     health: dict[str, Health] | None
+
+
+class NonFiniteStep(RuntimeError):
+    """A step whose loss or gradient is not finite: nothing was changed, and all workers know, for all of it is global.
+
+    Attributes:
+        report: what was seen.
+        quantities: which of "task loss", "meta-loss", "gradient norm" and "router gradient norm" are not finite.
+        parameters: those whose gradient is not finite, in the order of the backward pass: the first is where it began,
+            unless a loss was not finite to begin with. There may be none, where a norm alone is too large to be told.
+    """
+
+    def __init__(self, report: DynamicsReport, quantities: tuple[str, ...], parameters: tuple[str, ...]) -> None:
+        where = f"; first in the backward pass: {parameters[0]}" if parameters else ""
+        super().__init__(f"non-finite {', '.join(quantities)}{where}")
+        self.report, self.quantities, self.parameters = report, quantities, parameters
 
 
 class LearningDynamics:
@@ -79,7 +95,7 @@ class LearningDynamics:
         self.model, self.cost = model, cost
         self.computation_optimizer, self.router_optimizer = computation_optimizer, router_optimizer
         self.engine, self.clip_norm, self.storage, self.use_compiler = engine, clip_norm, storage, use_compiler
-        self._computation = computation_parameters(model)
+        self._computation, self._router = computation_parameters(model), router_parameters(model)
 
     @property
     def router_in_backward(self) -> bool:
@@ -154,18 +170,32 @@ class LearningDynamics:
 
         Raises:
             CaptureError: a call cannot be trusted; no parameter has been changed.
-            RuntimeError: the gradient norm is not finite; no parameter has been changed.
+            NonFiniteStep: a loss or a gradient is not finite, on any worker; no parameter has been changed on any.
         """
         try:
             task_loss.backward()
             task, meta = engine.finish(task_loss)
-            norm = nn.utils.clip_grad_norm_(self._computation, self.clip_norm, error_if_nonfinite=True)
+            norm, router_norm = _gradient_norm(self._computation), _gradient_norm(self._router)
+            report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health)))
+            # All four are global, so all workers decide alike, without a word more between them.
+            seen = {"task loss": task, "meta-loss": meta, "gradient norm": norm, "router gradient norm": router_norm}
+            if self.cost is None:
+                del seen["meta-loss"]  # NaN, as there is none
+            finite = torch.stack([value.detach().double() for value in seen.values()]).isfinite()
+            if not finite.all():
+                wrong = tuple(name for name, good in zip(seen, finite.tolist(), strict=True) if not good)
+                raise NonFiniteStep(report, wrong, self._parameters_without_finite_gradient())
+            nn.utils.clip_grads_with_norm_(self._computation, self.clip_norm, norm)
             self.computation_optimizer.step()
             self.router_optimizer.step()
         finally:
             self.computation_optimizer.zero_grad()
             self.router_optimizer.zero_grad()
-        return DynamicsReport(task, meta, norm.detach(), _over_workers(self._in_order(engine.health)))
+        return report
+
+    def _parameters_without_finite_gradient(self) -> tuple[str, ...]:
+        parameters = reversed(list(self.model.named_parameters()))
+        return tuple(name for name, p in parameters if p.grad is not None and not p.grad.isfinite().all())
 
     def _in_order(self, health: dict[str, Health] | None) -> dict[str, Health] | None:
         """By the model's order, the same on all workers, not by that of the backward pass."""
@@ -184,6 +214,10 @@ _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 
 def _needs_second_moment(cost: LearningCost | None) -> bool:
     return isinstance(cost, TokenCost) and cost.needs_second_moment
+
+
+def _gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).detach()
 
 
 def _over_workers(health: dict[str, Health] | None) -> dict[str, Health] | None:

@@ -155,10 +155,12 @@ class Node(torch.autograd.Function):
                 plan.observe(x, affine, match, gate, found.output, counts, labels, state)
             dtype = match.dtype
             output, narrow = found.output.to(dtype), x.to(dtype)
-            through_weight = weight.to(dtype)
-            x_gradient = torch.addmm(output, output, through_weight) if plan.shape.residual else output @ through_weight
-            x_gradient = torch.addmm(x_gradient, found.match, prototypes.to(dtype))
-            x_gradient = torch.addmm(x_gradient, found.gate, gates.to(dtype))
+            # Sums of products, not addmm: a compiler adds them up in one pass, where addmm copies what it adds to.
+            x_gradient = output @ weight.to(dtype)
+            x_gradient += found.match @ prototypes.to(dtype)
+            x_gradient += found.gate @ gates.to(dtype)
+            if plan.shape.residual:
+                x_gradient += output
             if not torch.compiler.is_compiling():
                 plan.arrived()
             return (

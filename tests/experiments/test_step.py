@@ -73,3 +73,17 @@ def test_every_variant_runs_compiled(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert set(json.loads(done.stdout)["variants"]) == set(NAMES)
+
+
+def test_it_needs_neither_ray_nor_mlflow_nor_the_pipeline() -> None:
+    program = (
+        "import sys\n"
+        "for name in ('ray', 'mlflow', 'pyarrow', 'pydantic', 'pipeline'):\n"
+        "    sys.modules[name] = None\n"
+        "from experiments.benchmarks.cli import bench\n"
+        "from experiments.benchmarks import step\n"
+        "bench(['step', '--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--bfloat16" in done.stdout
