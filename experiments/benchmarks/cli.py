@@ -43,6 +43,7 @@ def bench() -> None:
       tiny-onn bench step                                  a training step in every variant
       tiny-onn bench step --hidden 64 --hidden 256 --seq 256 --seq 1024
       tiny-onn bench step --device cuda --hidden 2048 --seq 4096 --bfloat16
+      tiny-onn bench extraction                            per-token learning costs by other means, other libraries'
 
     Every benchmark prints a table and files it with a plot and all numbers. Times are medians of repeats that are taken
     in turn; compare the ratios, which are of one run.
@@ -80,6 +81,34 @@ def step(
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or NAMES, progress)
+    tell(result, output, as_json)
+
+
+@bench.command()
+@click.option("--hidden", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Width.")
+@click.option("--seq", multiple=True, type=click.IntRange(2), default=(1024,), show_default=True, help="Tokens.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@_common
+def extraction(
+    hidden: tuple[int, ...],
+    seq: tuple[int, ...],
+    device: str,
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """What does it cost to get the per-token learning costs of one layer? Opacus and BackPACK: pip install .[bench]"""
+    from rich.console import Console
+
+    from experiments.benchmarks import extraction as question
+    from experiments.benchmarks.extraction_methods import LayerSize
+    from experiments.benchmarks.report import Progress, tell
+
+    check_device(device)
+    sizes = [LayerSize(width, tokens, device) for width in hidden for tokens in seq]
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(sizes, repeats, threads, progress)
     tell(result, output, as_json)
 
 

@@ -1,143 +1,184 @@
-"""What does extracting per-token learning costs cost? Whole training steps, factored norms against the einsum.
+"""What does it cost to get one layer's per-token learning costs from its input and the gradient at its output?"""
 
-    python -m experiments.benchmarks.extraction
-    python -m experiments.benchmarks.extraction --hidden 64 --hidden 128 --seq 256 --repeats 3
-
-For every width, the same model takes steps with the arms `none` (no meta-learning), `per_token` (factored norms) and
-`per_token_einsum` (ADR-0004's own einsum, in chunks), in turn, in one process; the medians of their times are compared.
-Peak memory is that of a process of its own for each arm, less what the process held before its first step.
-"""
-
-import json
-import multiprocessing
-import resource
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
-import click
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch import Tensor
 
-from tiny_onn.dynamics import LearningDynamics
-from tiny_onn.layers import computation_parameters, router_parameters
-from tiny_onn.learning_cost import learning_cost
-from tiny_onn.model import GridTransformer
+from experiments.benchmarks.extraction_methods import CHUNK, METHODS, Extraction, LayerSize, build
+from experiments.benchmarks.measure import DoesNotFit, free_bytes, peak_bytes, ratio, seconds_in_turn
+from experiments.benchmarks.report import Progress, Result, mebibytes, milliseconds
 
-ARMS = ("none", "per_token", "per_token_einsum")
-VOCABULARY = 16
-
-
-def stepper(arm: str, hidden: int, layers: int, seq: int) -> Callable[[], None]:
-    """A function that takes one training step of one sequence of random tokens."""
-    torch.manual_seed(0)
-    model = GridTransformer(
-        vocabulary=VOCABULARY,
-        coordinates=32,
-        hidden=hidden,
-        layers=layers,
-        heads=max(1, hidden // 32),
-        router_learns_from_task=arm == "none",
-    )
-    cost = learning_cost(arm)
-    dynamics = LearningDynamics(
-        model,
-        cost,
-        torch.optim.AdamW(computation_parameters(model), lr=1e-3, fused=True),
-        torch.optim.AdamW(router_parameters(model), lr=1e-3, fused=True),
-    )
-    tokens = torch.randint(VOCABULARY, (1, seq))
-
-    def loss() -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(model(tokens, tokens, tokens).flatten(0, 1), tokens.flatten())
-
-    def step() -> None:
-        if cost is None:
-            dynamics.compute_and_apply_gradients(loss(), None, labels=seq)
-            return
-        with dynamics.capture() as captured:
-            dynamics.compute_and_apply_gradients(loss(), captured, labels=seq)
-
-    return step
+# Relative, of every single cost, in float32: a sum of H squares in another order, some sqrt(H) roundings of 6e-8 apart.
+TOLERANCE = 1e-5
+BASELINE = "forward_backward"
 
 
-def peak_megabytes(arm: str, hidden: int, layers: int, seq: int, threads: int) -> float:
-    """Of three steps, in a process of its own, above what it held before them."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (arm, hidden, layers, seq, threads))
+def measure(
+    size: LayerSize, repeats: int, threads: int, progress: Progress, names: Iterable[str] = tuple(METHODS)
+) -> dict[str, dict[str, Any]]:
+    """By method: `seconds` (median), every repeat's, `x_factored`, `peak_bytes`, `peak_x_factored`, and for methods
+    that work through a backward pass the `seconds_above` that pass and `above_x_factored`; or why it was `not_run`.
 
-
-def _peak(arm: str, hidden: int, layers: int, seq: int, threads: int) -> float:
+    Raises:
+        AssertionError: a method's costs are not those of `factored`, to TOLERANCE.
+    """
     torch.set_num_threads(threads)
-    step = stepper("none", 8, 1, 8)
-    step()  # what torch itself takes at its first step
-    before = _high_water_mark()
-    step = stepper(arm, hidden, layers, seq)
-    for _ in range(3):
-        step()
-    return (_high_water_mark() - before) / 1024
+    device = torch.device(size.device)
+    found: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Extraction] = {}
+    for name in names:
+        if problem := _why_not(name, size, device):
+            found[name] = {"not_run": problem}
+        else:
+            found[name] = {}  # keeps the order
+            calls[name] = Extraction(name, size)
+    progress.begin(f"hidden {size.hidden}, {size.seq} tokens", len(calls) * (repeats + 4))
+    differences = check(calls, progress)
+    seconds = seconds_in_turn(dict(calls), repeats, device, progress.step)
+    calls.clear()
+    for name, taken in seconds.items():
+        progress.step(f"{name}, memory")
+        found[name] = {"seconds": statistics.median(taken), "all_seconds": taken, **_times(name, seconds)}
+        if name in differences:
+            found[name]["differs_by"] = differences[name]
+        try:
+            found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads)
+        except DoesNotFit as error:
+            found[name] |= {"peak_bytes": None, "memory_problem": str(error)}
+    base = found.get("factored", {}).get("peak_bytes")
+    for each in found.values():
+        if base and each.get("peak_bytes"):
+            each["peak_x_factored"] = each["peak_bytes"] / base
+    return found
 
 
-def _high_water_mark() -> int:
-    """Peak memory of this process in kB. On Linux not getrusage's, which a process inherits from its parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # macOS counts bytes
+def check(calls: dict[str, Extraction], progress: Progress) -> dict[str, float]:
+    """By how much each method's costs differ from `factored`'s, relative, at the worst.
+
+    Raises:
+        AssertionError: by more than TOLERANCE.
+    """
+    differences = {}
+    for name, call in calls.items():
+        progress.step(f"{name}, check")
+        found = call()
+        if found is None:
+            continue
+        difference = _difference(found, call)
+        if not difference <= TOLERANCE:
+            raise AssertionError(f"{name}'s costs differ from the factored ones by {difference:.1e}, relative")
+        differences[name] = difference
+    return differences
 
 
-def measure(hidden: int, layers: int, seq: int, repeats: int, threads: int) -> dict[str, dict[str, float]]:
-    """Median seconds a step and peak megabytes, by arm."""
-    torch.set_num_threads(threads)
-    steps = {arm: stepper(arm, hidden, layers, seq) for arm in ARMS}
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    for repeat in range(repeats + 1):
-        for arm, step in steps.items():
-            started = time.perf_counter()
-            step()
-            if repeat:  # the first is warm-up
-                seconds[arm].append(time.perf_counter() - started)
-    return {
-        arm: {
-            "seconds": statistics.median(seconds[arm]),
-            "peak_megabytes": peak_megabytes(arm, hidden, layers, seq, threads),
-        }
-        for arm in ARMS
-    }
+def _difference(found: Tensor, call: Extraction) -> float:
+    truth = METHODS["factored"].prepare(call.x, call.g)()
+    assert truth is not None
+    if call.method.gives == "token":
+        truth = torch.linalg.vector_norm(truth, dim=-1)
+    if found.shape != truth.shape:
+        return float("inf")
+    return float(((found - truth).abs() / truth).max())
 
 
-@click.command()
-@click.option("--hidden", multiple=True, type=click.IntRange(2), default=(64, 128, 256), show_default=True)
-@click.option("--layers", type=click.IntRange(1), default=6, show_default=True)
-@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a step.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object last.")
-def main(hidden: tuple[int, ...], layers: int, seq: int, repeats: int, threads: int, as_json: bool) -> None:
-    """Times whole training steps with and without per-token learning costs."""
-    found = {width: measure(width, layers, seq, repeats, threads) for width in hidden}
-    table = Table(title=f"A training step: {layers} layers, {seq} tokens, {threads} threads, median of {repeats}")
-    for column in ("hidden", "arm", "ms", "x none", "x per_token", "peak MB", "x per_token"):
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for width, arms in found.items():
-        for arm, each in arms.items():
-            own = arms["per_token"]
-            table.add_row(
-                str(width),
-                arm,
-                f"{each['seconds'] * 1e3:.0f}",
-                f"{each['seconds'] / arms['none']['seconds']:.2f}",
-                f"{each['seconds'] / own['seconds']:.2f}",
-                f"{each['peak_megabytes']:.0f}",
-                f"{each['peak_megabytes'] / own['peak_megabytes']:.2f}",
+def _why_not(name: str, size: LayerSize, device: torch.device) -> str | None:
+    method = METHODS[name]
+    if problem := method.problem():
+        return problem
+    needed, free = method.bytes_needed(size), free_bytes(device)
+    if needed > 0.8 * free:
+        return f"does not fit: its gradients take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    return None
+
+
+def _times(name: str, seconds: dict[str, list[float]]) -> dict[str, float]:
+    found = {}
+    if "factored" in seconds:
+        found["x_factored"] = ratio(seconds, name, "factored")
+    if METHODS[name].through_backward and name != BASELINE and BASELINE in seconds:
+        above = [a - b for a, b in zip(seconds[name], seconds[BASELINE], strict=True)]
+        found["seconds_above"] = statistics.median(above)
+        if "factored" in seconds:
+            found["above_x_factored"] = statistics.median(
+                a / b for a, b in zip(above, seconds["factored"], strict=True)
             )
-    Console().print(table)
-    if as_json:
-        click.echo(json.dumps({"layers": layers, "seq": seq, "threads": threads, "hidden": found}))
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def run(sizes: list[LayerSize], repeats: int, threads: int, progress: Progress) -> Result:
+    """The benchmark over several sizes."""
+    cells = [(size, measure(size, repeats, threads, progress)) for size in sizes]
+    series: dict[str, dict[str, float]] = {}
+    rows = []
+    for size, methods in cells:
+        for name, each in methods.items():
+            rows.append([f"{size.hidden}/{size.seq}", name, *_row(each)])
+            if "x_factored" in each:
+                series.setdefault(name, {})[f"{size.hidden} / {size.seq}"] = each["x_factored"]
+    device = sizes[0].device
+    return Result(
+        question="extraction",
+        title=f"Per-token learning costs of one layer, {threads} threads, {device}, median of {repeats}",
+        columns=["H/S", "method", "ms", "x", "above", "x", "MiB", "x"],  # fits 80 columns
+        rows=rows,
+        plot_label="time / factored (hidden / tokens)",
+        series=series,
+        data={
+            "threads": threads,
+            "device": device,
+            "sizes": [{"hidden": size.hidden, "seq": size.seq, "methods": methods} for size, methods in cells],
+            "methods": cells[0][1],
+        },
+        notes=[*_NOTES, *(note for size, methods in cells for note in against_opacus(size, methods))],
+    )
+
+
+def _row(each: dict[str, Any]) -> list[str]:
+    if "not_run" in each:
+        return [each["not_run"], "", "", "", "", ""]
+    memory = each["peak_bytes"]
+    return [
+        _short(each["seconds"] * 1e3),
+        _short(each.get("x_factored")),
+        _short(each["seconds_above"] * 1e3) if "seconds_above" in each else "",
+        _short(each.get("above_x_factored")),
+        mebibytes(memory) if memory else each["memory_problem"],
+        _short(each.get("peak_x_factored")),
+    ]
+
+
+def _short(number: float | None) -> str:
+    """Three digits or a little more, for a table; nothing for None."""
+    return "" if number is None else f"{number:.{2 if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+_NOTES = (
+    "H/S: hidden / tokens. ms: median of the whole. above: ms above forward_backward in the same round. MiB: peak "
+    "memory. x: each of these over `factored`'s.",
+    "factored, einsum_chunked, einsum, vmap and function are timed from x and g to the costs. The others work in "
+    "hooks: timed is forward and backward of the one layer (no bias; gradients of weight and input) with their hook, "
+    "and the norms of what it left. forward_backward is that pass without a hook; what is above it is noise, even "
+    "below zero, where the hook does little. Whatever was built is freed within the time.",
+    "opacus_ghost and backpack_l2 answer a smaller question: one norm a token, of the whole weight's gradient, from "
+    "which the rows' costs cannot be had. They agree with the root of the rows' summed squares, the others with every "
+    f"row's factored cost, to {TOLERANCE:.0e}, relative.",
+    f"einsum_chunked, vmap and function take {CHUNK} tokens at a time. Peak memory includes x and g, the layer's "
+    "weight where there is one, and on a CPU what the allocator does not hand back at once.",
+)
+
+
+def against_opacus(size: LayerSize, methods: dict[str, dict[str, Any]]) -> list[str]:
+    """How factored norms compare with Opacus' materialised gradients in time and memory; nothing if not both ran."""
+    opacus, factored = methods.get("opacus_per_sample", {}), methods.get("factored", {})
+    if "x_factored" not in opacus or not opacus.get("peak_x_factored"):
+        return []
+    in_hook = methods["factored_in_hook"]["seconds"]
+    return [
+        f"Hidden {size.hidden}, {size.seq} tokens, Opacus' materialised per-sample gradients against factored norms: "
+        f"{opacus['above_x_factored']:.0f} times the time above the pass, {opacus['seconds'] / in_hook:.1f} times the "
+        f"time pass and all, {opacus['peak_x_factored']:.0f} times the memory "
+        f"({milliseconds(factored['seconds'])} ms, {mebibytes(factored['peak_bytes'])} MiB)."
+    ]

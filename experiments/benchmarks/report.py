@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -70,10 +71,10 @@ def tell(result: Result, folder: Path, as_json: bool) -> None:
         words = column in ("variant", "method", "what")
         table.add_column(column, justify="left" if words else "right", no_wrap=words)
     for row in result.rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     for note in result.notes:
-        console.print(note)
+        console.print(escape(note))
     folder.mkdir(parents=True, exist_ok=True)
     numbers = {"question": result.question, "environment": environment(), **result.data}
     (folder / f"{result.question}.json").write_text(json.dumps(numbers, indent=1) + "\n")
