@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke test test-slow lint clean
+.PHONY: ablation smoke test test-slow fuzz lint clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -14,6 +14,9 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -m slow
+
+fuzz: .venv/.installed
+	$(BIN)/python -m tests.fuzz --minutes 10
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Rows of a shard: a Sequence and where it came from, as Parquet columns and back, with everything checked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -70,11 +71,8 @@ def read_group(path: Path, group: int) -> list[Sequence]:
         UserError: names file, row group, what was found and what was expected.
     """
     where = f"{path}, row group {group}"
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read_row_group(group).combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{where}: cannot be read ({error}); the file is damaged. {_MEND}") from error
+    with _read_by_arrow(f"{where}: cannot be read"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read_row_group(group).combine_chunks()
     if not table.schema.equals(SCHEMA):
         raise UserError(f"{where}: {_schema_difference(table.schema)}. {_MEND}")
     lengths = table["length"].to_numpy()
@@ -95,12 +93,10 @@ def read_lengths(path: Path) -> list[np.ndarray]:
     Raises:
         UserError: the file is damaged.
     """
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            lengths = file.read(columns=["length"])["length"].to_numpy()
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise UserError(f"{path}: lengths cannot be read ({error}); the file is damaged. {_MEND}") from error
+    what = f"{path}: lengths cannot be read"
+    with _read_by_arrow(what), pq.ParquetFile(path, page_checksum_verification=True) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        lengths = file.read(columns=["length"])["length"].to_numpy()
     return np.split(lengths, np.cumsum(sizes)[:-1])
 
 
@@ -110,27 +106,40 @@ def check_file(path: Path, rows: int, row_groups: int) -> None:
     Raises:
         UserError: names file, what was found and what was expected.
     """
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, metadata = file.schema_arrow, file.metadata
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: is no readable Parquet file ({error}). {_MEND}") from error
+    with _read_by_arrow(f"{path}: is no readable Parquet file"), pq.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        found = metadata.num_rows, metadata.num_row_groups
+        worst = _largest(metadata)
     if not schema.equals(SCHEMA):
         raise UserError(f"{path}: {_schema_difference(schema)}. {_MEND}")
-    if (metadata.num_rows, metadata.num_row_groups) != (rows, row_groups):
+    if found != (rows, row_groups):
         raise UserError(
-            f"{path}: found {metadata.num_rows} rows in {metadata.num_row_groups} row groups; the manifest says "
-            f"{rows} in {row_groups}. {_MEND}"
+            f"{path}: found {found[0]} rows in {found[1]} row groups; the manifest says {rows} in {row_groups}. {_MEND}"
         )
-    for group in range(row_groups):
+    for name, value in worst.items():
+        if not value < _LIMITS[name]:
+            raise UserError(f"{path}: `{name}` holds {value}; expected less than {_LIMITS[name]}. {_MEND}")
+
+
+@contextmanager
+def _read_by_arrow(what: str) -> Iterator[None]:
+    """Whatever Arrow raises over foreign bytes, UnicodeDecodeError for one, as a UserError. Only Arrow goes in here."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what} ({' '.join(str(error).split())}); the file is damaged. {_MEND}") from error
+
+
+def _largest(metadata: pq.FileMetaData) -> dict[str, int]:
+    """The largest value of each limited column, as the statistics say; what has none waits until it is read."""
+    worst: dict[str, int] = {}
+    for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)
-            name = column.path_in_schema.split(".")[0]
-            # Without statistics the check waits until the values are read.
-            if name in _LIMITS and column.statistics is not None and column.statistics.has_min_max:
-                worst = column.statistics.max
-                if worst >= _LIMITS[name]:
-                    raise UserError(f"{path}: `{name}` holds {worst}; expected less than {_LIMITS[name]}. {_MEND}")
+            name, statistics = column.path_in_schema.split(".")[0], column.statistics
+            if name in _LIMITS and statistics is not None and statistics.has_min_max:
+                worst[name] = max(worst.get(name, 0), statistics.max)
+    return worst
 
 
 def _lists(table: pa.Table, name: str, lengths: np.ndarray, where: str) -> list[np.ndarray]:

@@ -154,8 +154,10 @@ def decode_sequence(tokens: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray 
             stop = ids.index(END, middle) + 1 if middle + 1 < len(ids) else len(ids)
         except ValueError as error:
             raise NotDecodable(f"{name} lacks its OUTPUT or its END") from error
-        output = ids[middle + 1 : stop]
-        pairs.append((decode_grid(ids[start + 1 : middle]), decode_grid(output) if output else None))
+        given, output = ids[start + 1 : middle], ids[middle + 1 : stop]
+        if END in given:
+            raise NotDecodable(f"{name} holds END before its OUTPUT")
+        pairs.append((decode_grid(given), decode_grid(output) if output else None))
         start = stop
     return pairs
 

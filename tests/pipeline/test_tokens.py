@@ -149,6 +149,7 @@ def test_what_is_no_grid_says_why(tokens, reason):
         ([INPUT], "begins with BOS"),
         ([BOS, OUTPUT], "pair 0 begins with OUTPUT"),
         ([BOS, INPUT, 1, ROW_END], "pair 0 lacks"),
+        ([BOS, INPUT, 1, ROW_END, END, OUTPUT, 1, ROW_END, END], "pair 0 holds END before its OUTPUT"),
         ([BOS, INPUT, 1, ROW_END, OUTPUT, 1, ROW_END], "pair 0 lacks"),
     ],
 )

@@ -1,0 +1,186 @@
+"""What is fuzzed: for each reader of foreign bytes, a function of bytes that fails only where there is a fault of ours.
+
+A target takes any bytes. Our own errors, which say what is wrong, are caught; whatever else is raised is a finding, and
+so is an input that is taken and does not come out again as it went in.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.arc_json import RefusedTask, read_task
+from pipeline.config import DataConfig, read_experiment, trials_of, validate_experiment
+from pipeline.errors import UserError
+from pipeline.manifest import Manifest, Shard, data_hash, file_hash
+from pipeline.shards import open_prepared, prepare, read_rows
+from pipeline.task import Pair, grid_of
+from pipeline.tokens import (
+    COORDINATE_RANGE,
+    VOCABULARY_SIZE,
+    NotDecodable,
+    decode_grid,
+    decode_sequence,
+    encode_pairs,
+    encode_task,
+    prompt_length,
+)
+from pipeline.yaml_file import read_yaml
+from tests.pipeline.arc_samples import as_json, random_task, write_tasks
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Target:
+    """`run(bytes)` says whether they are good, and raises only on a finding. Mutations of `seeds`, of which the first is
+    good, may hold `words`."""
+
+    run: Callable[[bytes], bool]
+    seeds: tuple[bytes, ...]
+    words: tuple[bytes, ...] = ()
+
+
+def arc(folder: Path) -> Target:
+    """The ARC parser: a file's bytes."""
+    file = folder / "task.json"
+
+    def run(data: bytes) -> bool:
+        file.write_bytes(data)
+        try:
+            task = read_task(file)
+        except RefusedTask as refusal:
+            str(refusal).encode()
+            return False
+        found = decode_sequence(encode_task(task).tokens)
+        assert len(found) == len(task.pairs)
+        for (given, answer), pair in zip(found, task.pairs, strict=True):
+            assert np.array_equal(given, pair.input)
+            assert answer is not None
+            assert pair.output is not None
+            assert np.array_equal(answer, pair.output)
+        return True
+
+    seeds = tuple(json.dumps(as_json(random_task("t", i, side=2 + i))).encode() for i in range(3))
+    words = b'[ ] { } , : [[ ]] [] "train" "test" "input" "output" null true -1 10 1.5 1e999 NaN "\\ud800" \xff'.split()
+    return Target(run, (*seeds, b"[" * 60 + b"]" * 60), tuple(words))
+
+
+def tokens(folder: Path) -> Target:
+    """The tokeniser: any token ids, -128..127, one a byte."""
+
+    def run(data: bytes) -> bool:
+        ids = np.frombuffer(data, dtype=np.int8).tolist()
+        with suppress(NotDecodable):
+            assert np.array_equal(grid_of(decode_grid(ids)), decode_grid(ids))
+        with suppress(NotDecodable):
+            assert 0 < prompt_length(np.array(ids)) <= len(ids)
+        try:
+            found = decode_sequence(ids)
+        except NotDecodable:
+            return False
+        if found:
+            pairs = [Pair(grid_of(i), None if o is None else grid_of(o)) for i, o in found]
+            assert encode_pairs(pairs, [True] * len(pairs)).tokens.tolist() == ids
+        return True
+
+    seeds = tuple(encode_task(random_task("t", i, side=1 + i)).tokens.tobytes() for i in range(3))
+    prompt = bytes([11, 12, 1, 14, 13])
+    return Target(run, (*seeds, prompt, b""), tuple(bytes([token]) for token in range(VOCABULARY_SIZE)))
+
+
+def yaml(folder: Path) -> Target:
+    """The YAML reader: a file's bytes."""
+    file = folder / "x.yaml"
+
+    def run(data: bytes) -> bool:
+        file.write_bytes(data)
+        try:
+            value = read_yaml(file)
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        assert isinstance(value, dict)
+        text = json.dumps(value)
+        text.encode()
+        assert json.dumps(json.loads(text)) == text
+        return True
+
+    words = b'a: - [ ] { } , # & * ! !! | > " % @ ` --- ... << ? ~ null true 0x1 1e5 .inf "\\ud800" \xc2\x85'.split()
+    return Target(run, (*_configs(), b"a: 1\nb: [1e-3, no, '', null]\nc: {d: |\n  text\n}\n"), (*words, b"\n  ", b"\t"))
+
+
+def config(folder: Path) -> Target:
+    """The config loader: a file's bytes, as far as the trials of its sweep."""
+    file = folder / "x.yaml"
+
+    def run(data: bytes) -> bool:
+        file.write_bytes(data)
+        try:
+            experiment = read_experiment(file)
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        again = validate_experiment(json.loads(experiment.model_dump_json()), "again")
+        assert again.digest() == experiment.digest()
+        if experiment.sweep is not None:
+            trials = trials_of(experiment)
+            assert len({trial.key for trial in trials}) == len(trials)
+        return True
+
+    settings = b"sweep: seeds: arms: grid: name: data: model: training: training.steps model.layers".split()
+    values = b"[] {} null true 0 -1 1.0 1e400 1e-9 99999999999999999999 ../x per_token none a:b '' \xc3\xa9".split()
+    return Target(run, _configs(), (*settings, *values, b"\n  ", b"\n"))
+
+
+def shards(folder: Path) -> Target:
+    """A prepared data set: S and a shard's bytes, which the manifest agrees to; or M and a manifest's."""
+    source = write_tasks(folder / "tasks", [random_task(f"t{i}", i) for i in range(6)])
+    settings = DataConfig(dataset="folder", folder=str(source), max_tokens=400, dihedral_views=1, rows_per_group=2)
+    prepared = prepare(settings, folder / "data")
+    path = prepared.folder / "manifest.json"
+    manifest = path.read_bytes()
+    shard = prepared.path(prepared.manifest.shards[0])
+    whole = shard.read_bytes()
+
+    def run(data: bytes) -> bool:
+        shard.write_bytes(whole if data[:1] == b"M" else data[1:])
+        path.write_bytes(data[1:] if data[:1] == b"M" else _agreeing(manifest, shard))
+        try:
+            for sequence in read_rows(open_prepared(prepared.folder), "train"):
+                assert len(sequence) > 0
+                assert sequence.tokens.max() < VOCABULARY_SIZE
+                assert max(sequence.rows.max(), sequence.columns.max()) < COORDINATE_RANGE
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        return True
+
+    words = (b"\x00\x00\x00\x00", b"\xff\xff\xff\xff", b"PAR1", b'"', b"{", b"[", b"-1", b"null", b'"schema_version"')
+    return Target(run, (b"S" + whole, b"M" + manifest), words)
+
+
+TARGETS: dict[str, Callable[[Path], Target]] = {
+    "arc": arc,
+    "tokens": tokens,
+    "yaml": yaml,
+    "config": config,
+    "shards": shards,
+}
+
+
+def _configs() -> tuple[bytes, ...]:
+    texts = [(ROOT / "experiments" / f"{name}.yaml").read_bytes() for name in ("smoke", "ablation")]
+    grid = b"name: x\nsweep:\n  arms: [per_token, 'a.b:c']\n  seeds: [0, 1]\n  grid: {model.layers: [4, 6]}\n"
+    return (*texts, grid)
+
+
+def _agreeing(manifest: bytes, shard: Path) -> bytes:
+    """The manifest with the shard's hash as it now is, so that what is in the shard is looked at."""
+    told = Manifest.model_validate_json(manifest).model_dump(mode="json")
+    told["shards"][0]["sha256"] = file_hash(shard)
+    told["data_hash"] = data_hash(Shard(**each) for each in told["shards"])
+    return json.dumps(told).encode()
