@@ -141,11 +141,44 @@ def scaling(
     from experiments.benchmarks.scaling_worker import Model
     from tiny_onn.compiling import compiler_problem
 
+    check_width(hidden)
     network = Network(bandwidth_gbit * 1e9 / 8, latency_us * 1e-6)
     with Progress(Console(stderr=True)) as progress:
         result = question.run(
             Model(hidden, layers, seq), workers, threads, repeats, network, compiler_problem(), progress
         )
+    tell(result, output, as_json)
+
+
+@bench.command()
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True)
+@click.option("--layers", type=click.IntRange(1), default=6, show_default=True)
+@click.option(
+    "--scale-factors", multiple=True, type=click.IntRange(1), default=(1, 10, 100), show_default=True, help="Sizes."
+)
+@_common
+def data(
+    hidden: int,
+    layers: int,
+    scale_factors: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Can the loader keep up with training, and does it stay small as the data set grows?"""
+    from rich.console import Console
+
+    from experiments.benchmarks import data as question
+    from experiments.benchmarks.report import Progress, tell
+    from pipeline.config import Experiment, ModelConfig
+
+    check_width(hidden)
+    experiment = Experiment(
+        name="bench-data", model=ModelConfig(hidden=hidden, layers=layers, heads=max(1, hidden // 32))
+    )
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(experiment, scale_factors, repeats, threads, progress)
     tell(result, output, as_json)
 
 
@@ -159,3 +192,13 @@ def check_device(device: str) -> None:
         raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("cuda is asked for, but torch finds no GPU here", param_hint="--device")
+
+
+def check_width(hidden: int) -> None:
+    """Refuses a width that cannot be cut into heads of 32, or one of less, of even width."""
+    heads = max(1, hidden // 32)
+    if hidden % (2 * heads):
+        near = hidden // (2 * heads) * 2 * heads
+        raise click.BadParameter(
+            f"{hidden} cannot be cut into {heads} heads of even width; {near} can", param_hint="--hidden"
+        )

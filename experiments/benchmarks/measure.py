@@ -77,17 +77,27 @@ def _peak(build: Callable[..., Callable[[], object]], arguments: tuple[object, .
             return torch.cuda.max_memory_allocated()
         highest = 0
         for _ in range(3):
-            gc.collect()
-            _give_back_what_is_free()
-            before = _status("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # from here on, VmHWM counts anew
+            before = reset_peak()
             step()
-            highest = max(highest, _status("VmHWM") - before)
-        return step.state_bytes + 1024 * highest  # type: ignore[attr-defined]
+            highest = max(highest, peak_since_reset() - before)
+        return step.state_bytes + highest  # type: ignore[attr-defined]
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
         raise DoesNotFit(str(error).splitlines()[0]) from None
+
+
+def reset_peak() -> int:
+    """Bytes that this process holds, once what is free is given back; `peak_since_reset` counts anew from here on."""
+    gc.collect()
+    _give_back_what_is_free()
+    Path("/proc/self/clear_refs").write_text("5")
+    return 1024 * _status("VmRSS")
+
+
+def peak_since_reset() -> int:
+    """The most bytes that this process held since `reset_peak`."""
+    return 1024 * _status("VmHWM")
 
 
 def _settle(device: torch.device) -> None:

@@ -67,11 +67,13 @@ class Worker:
         dist.barrier()
         return self._trainees[variant].timed_step(sequences)
 
-    def traffic(self, variant: str) -> Traffic:
-        """What a step sends, by the profiler's record of what was asked of gloo."""
-        os.environ["KINETO_LOG_LEVEL"] = "99"  # this process's profiler tells of its start and stop on stderr otherwise
+    def traffic(self, variant: str) -> Traffic | None:
+        """What a step sends, by rank 0's profiler's record of what was asked of gloo; None of the other ranks."""
         trainee = self._trainees[variant]
-        dist.barrier()
+        if dist.get_rank() != 0:
+            trainee.step(1)
+            return None
+        os.environ["KINETO_LOG_LEVEL"] = "99"  # this process's profiler tells of its start and stop on stderr otherwise
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
             trainee.step(1)
         events = [event for event in profiler.events() or () if event.name.startswith("gloo:")]
