@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.errors import UserError
+from pipeline.interrupts import Interrupts
 from pipeline.leaderboard import links, report_links, share_leaderboard
 from pipeline.store import find_experiment, mask, open_store
 
@@ -25,7 +26,7 @@ _START_LIMIT_S = 60.0
 
 
 def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> None:
-    """Runs MLflow's server on 127.0.0.1 for the store at `uri`, prints the links, and stops it on Ctrl-C.
+    """Runs MLflow's server on 127.0.0.1 for the store at `uri`, prints the links, and stops it on Ctrl-C or SIGTERM.
 
     Of a server that already runs (http, https) only the links are printed.
 
@@ -45,16 +46,21 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts nine idle processes
     # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server:
+    with (
+        Interrupts() as interrupts,
+        subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server,
+    ):
         try:
-            _wait_until_up(server, address)
-            _print_links(client, address, experiment_id)
-            click.echo("Ctrl-C stops the server.")
-            status = server.wait()
-            raise UserError(
-                f"MLflow's server ended by itself, with status {status}. Start it again with `tiny-onn ui`."
-            )
-        except KeyboardInterrupt:
+            _wait_until_up(server, address, interrupts)
+            if interrupts.signal is None:
+                _print_links(client, address, experiment_id)
+                click.echo("Ctrl-C stops the server.")
+            while interrupts.signal is None:
+                with suppress(subprocess.TimeoutExpired):
+                    status = server.wait(timeout=0.3)
+                    raise UserError(
+                        f"MLflow's server ended by itself, with status {status}. Start it again with `tiny-onn ui`."
+                    )
             click.echo("Stopped.")
         finally:
             _stop(server)
@@ -66,9 +72,11 @@ def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> No
         click.echo(f"{name}:\n  {link}")
 
 
-def _wait_until_up(server: "subprocess.Popen[bytes]", address: str) -> None:
+def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, interrupts: Interrupts) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
+        if interrupts.signal is not None:
+            return
         if server.poll() is not None:
             command = " ".join(map(str, server.args)) if isinstance(server.args, list) else server.args
             raise UserError(

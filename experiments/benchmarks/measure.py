@@ -5,7 +5,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ class DoesNotFit(Exception):
 
 
 def seconds_in_turn(
-    steps: dict[str, Callable[[], object]],
+    steps: Mapping[str, Callable[[], object]],
     repeats: int,
     device: torch.device,
     on_step: Callable[[str], None] = lambda _: None,

@@ -76,7 +76,8 @@ def _check_agreement(steps: dict[str, Step], progress: Progress) -> float | None
 def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> Result:
     """The benchmark over several sizes."""
     cells = [(size, measure(size, repeats, threads, names, progress)) for size in sizes]
-    rows, series = [], {}
+    rows: list[list[str]] = []
+    series: dict[str, dict[str, float]] = {}
     for size, cell in cells:
         base = cell["variants"].get(cell["base"], {})
         for name, each in cell["variants"].items():
