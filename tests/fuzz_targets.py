@@ -36,8 +36,10 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Target:
-    """`run(bytes)` says whether they are good, and raises only on a finding. Mutations of `seeds`, of which the first is
-    good, may hold `words`."""
+    """`run(bytes)` says whether they are good, and raises only on a finding.
+
+    `seeds` are mutated, and the first of them is good; `words` are what a mutation may put in.
+    """
 
     run: Callable[[bytes], bool]
     seeds: tuple[bytes, ...]
