@@ -133,7 +133,7 @@ def run(
             f"Scaling, hidden {model.hidden}, {model.layers} layers, sequences of {model.seq} tokens, "
             f"{threads} threads a worker, {cores} cores, median of {repeats}"
         ),
-        columns=["what", "variant", "workers", "ms", "efficiency", "all-reduces", "KiB a step"],
+        columns=["what", "variant", "workers", "ms", "efficiency", "messages", "KiB"],
         rows=[measured_row(each) for each in measured] + [predicted_row(each, costs) for each in predicted],
         plot_label="predicted parallel efficiency, weak scaling",
         series={

@@ -33,7 +33,7 @@ def predicted_row(each: dict[str, Any], costs: dict[str, StepCost]) -> list[str]
         each["variant"],
         str(each["workers"]),
         f"{milliseconds(full['seconds'])}–{milliseconds(none['seconds'])}",
-        f"{none['efficiency']:.3f}–{full['efficiency']:.3f}",
+        f"{none['efficiency']:.2f}–{full['efficiency']:.2f}",
         str(sent.collectives),
         f"{sent.bytes / 2**10:.1f}",
     ]
@@ -60,7 +60,7 @@ def scaling_notes(
         for variant, cost in costs.items()
     )
     notes.append(
-        "KiB a step: what a worker hands to all-reduce; over a ring it sends 2 (W - 1) / W times that. In bytes: "
+        "Messages and KiB: the all-reduces of a step and what a worker hands to them; over a ring it sends 2 (W - 1) / W times that. In bytes: "
         f"{bytes_}."
     )
     notes.append(
