@@ -60,7 +60,8 @@ def scaling_notes(
         for variant, cost in costs.items()
     )
     notes.append(
-        "Messages and KiB: the all-reduces of a step and what a worker hands to them; over a ring it sends 2 (W - 1) / W times that. In bytes: "
+        "Messages and KiB: the all-reduces of a step and what a worker hands to them; over a ring it sends "
+        "2 (W - 1) / W times that. In bytes: "
         f"{bytes_}."
     )
     notes.append(
