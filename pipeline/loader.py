@@ -1,5 +1,6 @@
 """One rank's batches, read from its own row groups, in an order that can be taken up at any step."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 from pipeline.batch import Batch, collate
 from pipeline.errors import UserError
 from pipeline.manifest import Prepared, Split
-from pipeline.plan import Address, Plan, PlannedBatch, UnequalSteps, plan_epoch
+from pipeline.plan import Address, PlannedBatch, UnequalSteps, plan_epoch
 from pipeline.rows import read_group, read_lengths
 from pipeline.tokens import Sequence
 
@@ -46,7 +47,7 @@ class Loader:
                 f"{self._name}: a row has {longest} tokens, but training.batch_tokens={batch_tokens} over {world_size} "
                 f"workers leaves {self.budget}; use batch_tokens >= {longest * world_size}"
             )
-        self._planned: tuple[int, Plan] = (0, self._make_plan(0))
+        self._planned: tuple[int, tuple[PlannedBatch, ...]] = (0, self._make_plan(0))
 
     def steps_per_epoch(self, epoch: int) -> int:
         """How many batches `epoch` has, the same on every rank. Epochs may differ a little, as rows are mixed anew."""
@@ -58,10 +59,8 @@ class Loader:
         Raises:
             UserError: a shard is damaged; names file and row group.
         """
-        plan = self._plan(epoch)[start:]
-        while plan:
-            here = tuple(batch for batch in plan if batch.window == plan[0].window)
-            plan = plan[len(here) :]
+        for _, window in itertools.groupby(self._plan(epoch)[start:], key=lambda batch: batch.window):
+            here = tuple(window)
             rows = self._read(here)
             for batch in here:
                 yield collate([rows[address] for address in batch.rows])
@@ -89,12 +88,13 @@ class Loader:
 
     def _plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
         if self._planned[0] != epoch:
+            self._planned = (epoch, ())  # two plans at once would take twice the memory
             self._planned = (epoch, self._make_plan(epoch))
-        return self._planned[1][self.rank]
+        return self._planned[1]
 
-    def _make_plan(self, epoch: int) -> Plan:
+    def _make_plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
         try:
-            return plan_epoch(self._lengths, self.seed, epoch, self.world_size, self.budget)
+            return plan_epoch(self._lengths, self.seed, epoch, self.world_size, self.budget)[self.rank]
         except UnequalSteps as error:
             rows = sum(map(len, self._lengths))
             raise UserError(
