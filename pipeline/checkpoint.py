@@ -1,8 +1,10 @@
 """Checkpoints that are whole or not there: safetensors and JSON, no pickle, each file's sha256 in a manifest."""
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,41 +17,78 @@ from torch import Tensor
 from pipeline.errors import UserError
 from tiny_onn.dynamics import LearningDynamics
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_STATE, _MANIFEST = "state.safetensors", "manifest.json"
+_NAME = re.compile(r"step-[0-9]{6,12}")
 
 
 def save_checkpoint(folder: Path, step: int, dynamics: LearningDynamics, digest: str, keep: int) -> Path:
     """Writes folder/step-<step> aside, flushes it to disk and renames it; then removes all but the newest `keep`.
 
+    Whenever it ends, by an error or a kill, what was whole before is whole still. One process at a time calls it: what
+    another left half-written is removed. So are checkpoints of later steps: training would not be here, were they good.
+
     Args:
         digest: of the experiment; `load_newest` refuses a checkpoint of another.
+
+    Raises:
+        OSError: the disk is full, or will not be written to.
     """
     target = folder / f"step-{step:06d}"
     aside = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_flatten(dynamics), aside / "state.safetensors")
-    manifest = {
-        "schema_version": SCHEMA_VERSION,
-        "step": step,
-        "experiment": digest,
-        "sha256": {"state.safetensors": _sha256(aside / "state.safetensors")},
-    }
-    (aside / "manifest.json").write_text(json.dumps(manifest))
-    for path in (aside / "state.safetensors", aside / "manifest.json", aside):
-        _flush(path)
-    if target.exists():
-        shutil.rmtree(target)
-    aside.rename(target)
-    _flush(folder)
-    for old in checkpoints(folder)[:-keep]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)
+    try:
+        aside.mkdir()
+        write_tensors(aside / _STATE, _flatten(dynamics))
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "step": step,
+            "experiment": digest,
+            "sha256": {_STATE: _sha256(aside / _STATE)},
+        }
+        (aside / _MANIFEST).write_text(json.dumps({**manifest, "manifest_sha256": _seal(manifest)}))
+        for path in (aside / _STATE, aside / _MANIFEST, aside):
+            _flush(path)
+        if target.exists():
+            target.rename(folder / f".{target.name}.replaced")
+        aside.rename(target)
+        _flush(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # the room is needed
+        raise
+    kept = [path for path in checkpoints(folder) if _step_of(path) <= step][-keep:]
+    for old in {*checkpoints(folder), *folder.glob(".step-*")} - {*kept}:
         shutil.rmtree(old)
     return target
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """As safetensors.
+
+    Raises:
+        OSError: the disk is full, or will not be written to.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # which is how it says so
+        raise OSError(f"{path}: {error}") from error
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(
+        (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()), key=_step_of
+    )
+
+
+def newest_whole(folder: Path, digest: str) -> int | None:
+    """The step of the newest checkpoint that `load_newest` would read; None when there is none."""
+    for path in reversed(checkpoints(folder)):
+        with contextlib.suppress(UserError):
+            return read_checkpoint(path, digest)[0]
+    return None
 
 
 def load_newest(folder: Path, dynamics: LearningDynamics, digest: str) -> tuple[int, list[str]]:
@@ -82,21 +121,31 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
         UserError: it is truncated, altered, of another schema or of another experiment.
     """
     try:
-        manifest: dict[str, Any] = json.loads((path / "manifest.json").read_text())
-        version, step, expected = manifest["schema_version"], int(manifest["step"]), manifest["sha256"]
-        experiment = manifest["experiment"]
+        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
+        version, step, expected = manifest["schema_version"], manifest["step"], manifest["sha256"][_STATE]
+        experiment, sealed = manifest["experiment"], manifest.pop("manifest_sha256", None)
         if version != SCHEMA_VERSION:
             raise UserError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}")
+        if sealed != _seal(manifest):
+            raise UserError(f"{path}/{_MANIFEST}: has been altered, by its own sha256")
+        if step != _step_of(path):
+            raise UserError(f"{path}: its manifest says step {step}; the folder must have been renamed or copied")
         if digest is not None and experiment != digest:
             raise UserError(f"{path}: belongs to experiment {experiment}, expected {digest}")
-        actual = _sha256(path / "state.safetensors")
-        if actual != expected["state.safetensors"]:
-            raise UserError(
-                f"{path}/state.safetensors: sha256 {actual[:12]}, expected {expected['state.safetensors'][:12]}"
-            )
-        return step, load_file(path / "state.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        actual = _sha256(path / _STATE)
+        if actual != expected:
+            raise UserError(f"{path}/{_STATE}: sha256 {actual[:12]}, expected {expected[:12]}")
+        return step, load_file(path / _STATE)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _flatten(dynamics: LearningDynamics) -> dict[str, Tensor]:
@@ -115,14 +164,16 @@ def _restore(dynamics: LearningDynamics, state: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         raise UserError(f"the checkpoint does not fit the model: {error}") from error
     for stream, optimizer in _optimizers(dynamics).items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, tensor in state.items():
             if name.startswith(f"{stream}/"):
                 _, place, slot = name.split("/")
                 slots.setdefault(int(place), {})[slot] = tensor
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, values in slots.items():
-            if index >= len(parameters) or values["exp_avg"].shape != parameters[index].shape:
+            if index >= len(parameters) or any(
+                values[slot].shape != parameters[index].shape for slot in values.keys() - {"step"}
+            ):
                 raise UserError(f"the checkpoint's {stream} state {index} does not fit the model's parameters")
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
 

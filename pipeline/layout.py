@@ -46,6 +46,14 @@ class TrialFolder:
         return self.root / "checkpoints"
 
     @property
+    def evidence(self) -> Path:
+        """Why training stopped: step-000123/rank-0/what.json, and beside it the state as a checkpoint.
+
+        The state is that of rank 0 where it is the same on all ranks, and every rank's where it is not.
+        """
+        return self.root / "evidence"
+
+    @property
     def prototypes(self) -> Path:
         """step-000000.safetensors, ...: prototypes and how each expert was judged, for the prototype distribution."""
         return self.root / "prototypes"

@@ -6,6 +6,7 @@ META_LOSS = "train/meta_loss"  # JSD in nats, mean over valid tokens, then modul
 LEARNING_RATE = "train/learning_rate"
 ROUTER_LEARNING_RATE = "train/router_learning_rate"
 GRADIENT_NORM = "train/gradient_norm"  # of the computation stream, before clipping
+SKIPPED_STEPS = "train/skipped_steps"  # steps so far that were not finite and changed nothing
 EPOCH = "train/epoch"
 TOKENS_PER_SECOND = "speed/tokens_per_second"  # valid tokens, all workers
 STEP_SECONDS = "speed/step_seconds"  # median over the steps since the last log

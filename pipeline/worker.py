@@ -13,24 +13,27 @@ from typing import Any
 import torch
 import torch._inductor.config
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from pipeline import measures
 from pipeline.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.checkpoint import load_newest, save_checkpoint
 from pipeline.config import Experiment
 from pipeline.evaluate import evaluate, exact_match, predict
+from pipeline.evidence import TrainingStopped, agree, disk_errors, stop
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
+from pipeline.replicas import ReplicasDiffer, check_replicas
 from pipeline.shards import open_prepared, read_rows
 from pipeline.spool import Spool
 from pipeline.step import StepReport, train_step
 from pipeline.tokens import Sequence
+from pipeline.trial_writer import TrialWriter, is_snapshot, skipped_by, step_metrics
+from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute
-from tiny_onn.dynamics import LearningDynamics
-from tiny_onn.layers import sparse_layers
-from tiny_onn.routing_health import Health
+from tiny_onn.dynamics import NonFiniteStep
+
+MOST_SKIPPED_IN_A_ROW = 10
 
 
 def train_fn_per_worker(settings: dict[str, Any]) -> None:
@@ -62,6 +65,10 @@ def run_training(
 
     Args:
         report: called with (step, task loss) on every worker, after every evaluation.
+
+    Raises:
+        TrainingStopped: a loss or gradient is not finite, a captured call cannot be trusted, the workers' replicas are
+            out of step, or the disk is full; on all workers in the same step.
     """
     training = experiment.training
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -74,41 +81,64 @@ def run_training(
     digest = experiment.digest()
     first, problems = load_newest(folder.checkpoints, dynamics, digest)
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
-    writer = _Writer(folder, Spool(folder.spool), problems) if rank == 0 else None
+    if training.check_replicas_every:
+        check_replicas(dynamics, first)
+    writer = TrialWriter(folder, Spool(folder.spool), problems) if rank == 0 else None
     window = _Window()
     metrics: dict[str, float] = {}
     stream = loader.stream(first)
+    skipped = Skipped(skipped_by(folder, first) if rank == 0 else 0)
+    autocast = training.precision == "bfloat16"
     if writer and first == 0 and training.prototype_snapshots:
-        writer.prototypes(0, dynamics, None)
+        with disk_errors(folder, "writing the first prototypes", digest):
+            writer.prototypes(0, dynamics, None)
     for step in range(first, training.steps):
         epoch, batch = next(stream)
+        batch = batch.to(device)
         done = step + 1
         logs = done % training.log_every == 0 or done == training.steps
         rates = set_learning_rates(dynamics, training, step)
-        with window.step():
-            outcome = train_step(
-                wrapped, batch.to(device), dynamics, observe=logs, autocast=training.precision == "bfloat16"
-            )
-            window.valid.append(outcome.valid)
+        try:
+            with window.step():
+                outcome = train_step(
+                    wrapped,
+                    batch,
+                    dynamics,
+                    observe=logs,
+                    autocast=autocast,
+                    skip_nonfinite=training.on_nonfinite == "skip",
+                )
+                window.valid.append(outcome.valid)
+            skipped.count(outcome)
+            every = training.check_replicas_every
+            if every and (done % every == 0 or done == training.steps):
+                check_replicas(dynamics, done)
+        except (NonFiniteStep, CaptureError, ReplicasDiffer) as error:
+            raise stop(folder, done, batch, dynamics, digest, error, autocast=autocast) from None
         if not logs:
             continue
         evaluates = done % training.evaluate_every < training.log_every or done == training.steps
-        metrics = {measures.EPOCH: float(epoch), **_rates(rates), **_step_metrics(outcome, evaluates), **window.read()}
+        metrics = {measures.EPOCH: float(epoch), **_rates(rates), **step_metrics(outcome, evaluates), **window.read()}
+        if training.on_nonfinite == "skip":
+            metrics[measures.SKIPPED_STEPS] = float(skipped.steps)
         if evaluates:
             metrics |= evaluate(model, held_out, training.batch_tokens // world_size, rank, world_size)
-        if done == training.steps and rank == 0:
-            metrics |= _predict(experiment, model, held_out, folder)
+        stopped: TrainingStopped | None = None
         if writer:
-            writer.spool.write(done, metrics)
-            if _is_snapshot(done, training.steps, training.prototype_snapshots, training.log_every):
-                writer.prototypes(done, dynamics, outcome.dynamics.health)
-        if done % training.checkpoint_every < training.log_every or done == training.steps:
-            if writer:
-                save_checkpoint(folder.checkpoints, done, dynamics, digest, training.keep_checkpoints)
-            if dist.is_initialized():
-                dist.barrier()
+            try:
+                with disk_errors(folder, f"writing what step {done} came to", digest):
+                    if done == training.steps:
+                        metrics |= _predict(experiment, model, held_out, folder)
+                    writer.spool.write(done, metrics)
+                    if is_snapshot(done, training):
+                        writer.prototypes(done, dynamics, outcome.dynamics.health)
+                    if done % training.checkpoint_every < training.log_every or done == training.steps:
+                        save_checkpoint(folder.checkpoints, done, dynamics, digest, training.keep_checkpoints)
+            except TrainingStopped as error:
+                stopped = error
+        agree(stopped, device)
         if report:
-            report(done, metrics[measures.TASK_LOSS])
+            report(done, metrics.get(measures.TASK_LOSS, math.nan))
     if writer:
         facts = {
             "steps": training.steps,
@@ -116,9 +146,32 @@ def run_training(
             "parameters": sum(p.numel() for p in model.parameters()),
             "engine": dynamics.engine,
             "compiled": compiling(training, device),
+            "skipped_steps": skipped.steps,
         }
-        writer.result(metrics, facts)
+        with disk_errors(folder, "writing the result", digest):
+            writer.result(metrics, facts)
     return metrics
+
+
+@dataclass
+class Skipped:
+    """How many steps were not finite and so were skipped: in all, and in a row."""
+
+    steps: int
+    in_a_row: int = 0
+
+    def count(self, outcome: StepReport) -> None:
+        """Counts the step, if it was skipped.
+
+        Raises:
+            NonFiniteStep: the step's own, where too many have failed in a row: what is left to hope for?
+        """
+        if outcome.failure is None:
+            self.in_a_row = 0
+            return
+        self.steps, self.in_a_row = self.steps + 1, self.in_a_row + 1
+        if self.in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            raise outcome.failure
 
 
 @dataclass
@@ -145,70 +198,8 @@ class _Window:
         return found
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """What rank 0 alone writes."""
-
-    folder: TrialFolder
-    spool: Spool
-    problems: list[str]
-
-    def prototypes(self, step: int, dynamics: LearningDynamics, health: dict[str, Health] | None) -> None:
-        tensors = {}
-        for name, layer in sparse_layers(dynamics.model).items():
-            title = "L{}.{}".format(*place_of(name))
-            tensors[f"{title}/prototypes"] = layer.proto_weight.detach().float().cpu().contiguous()
-            if health:
-                seen = health[name]
-                tensors[f"{title}/activation"] = (seen.active / seen.scalars[0]).float().cpu()
-                if dynamics.cost is not None:
-                    tensors[f"{title}/good"] = (seen.good / seen.scalars[3]).float().cpu()
-            else:  # nothing has been routed yet: all experts stand as they were initialised
-                tensors[f"{title}/activation"] = torch.zeros(layer.out_features)
-        self.folder.prototypes.mkdir(parents=True, exist_ok=True)
-        aside = self.folder.prototypes / f".step-{step:06d}"
-        save_file(tensors, aside)
-        aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
-
-    def result(self, metrics: dict[str, float], facts: dict[str, Any]) -> None:
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        result = {"metrics": finite, **facts, "checkpoint_problems": self.problems}
-        write_whole(self.folder.result, json.dumps(result, indent=1))
-
-
-def place_of(name: str) -> tuple[int, str]:
-    """(layer, projection) of a module of GridTransformer: (3, "q") of "blocks.3.attention.q"."""
-    _, layer, _, projection = name.split(".")
-    return int(layer), projection
-
-
-def _is_snapshot(done: int, steps: int, wanted: int, log_every: int) -> bool:
-    """Whether this logged step is among the `wanted` evenly spaced ones, the last step included."""
-    return any(0 <= done - math.ceil(k * steps / wanted) < log_every for k in range(1, wanted + 1)) and wanted > 0
-
-
 def _rates(rates: tuple[float, float]) -> dict[str, float]:
     return {measures.LEARNING_RATE: rates[0], measures.ROUTER_LEARNING_RATE: rates[1]}
-
-
-def _step_metrics(outcome: StepReport, by_module: bool) -> dict[str, float]:
-    """The step's metrics; those of single modules, most of all there are, only where asked for."""
-    metrics = {
-        measures.TASK_LOSS: float(outcome.task_loss),
-        measures.META_LOSS: float(outcome.dynamics.meta_loss),
-        measures.GRADIENT_NORM: float(outcome.dynamics.gradient_norm),
-    }
-    layers: dict[tuple[str, int], list[float]] = {}
-    for name, health in (outcome.dynamics.health or {}).items():
-        layer, projection = place_of(name)
-        for measure, value in health.measures().items():
-            if by_module:
-                metrics[measures.by_module(measure, layer, projection)] = value
-            layers.setdefault((measure, layer), []).append(value)
-    for (measure, layer), values in layers.items():
-        known = [value for value in values if math.isfinite(value)]
-        metrics[measures.by_layer(measure, layer)] = statistics.fmean(known) if known else math.nan
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
 def _predict(experiment: Experiment, model: Any, held_out: list[Sequence], folder: TrialFolder) -> dict[str, float]:

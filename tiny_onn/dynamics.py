@@ -53,6 +53,9 @@ class NonFiniteStep(RuntimeError):
         super().__init__(f"non-finite {', '.join(quantities)}{where}")
         self.report, self.quantities, self.parameters = report, quantities, parameters
 
+    def __reduce__(self) -> tuple[type, tuple[DynamicsReport, tuple[str, ...], tuple[str, ...]]]:
+        return type(self), (self.report, self.quantities, self.parameters)
+
 
 class LearningDynamics:
     """Turns one task loss into an update of both streams.

@@ -7,9 +7,8 @@ import torch
 
 from pipeline import measures, tokens
 from pipeline.build import build_dynamics, build_model, schedule
-from pipeline.checkpoint import checkpoints, load_newest
+from pipeline.checkpoint import checkpoints
 from pipeline.config import trials_of, validate_experiment
-from pipeline.errors import UserError
 from pipeline.evaluate import evaluate, exact_match, predict
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
@@ -94,51 +93,6 @@ def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data: Prepared) -> 
     for _ in range(5):
         a, b = (next(stream)[1] for stream in streams)
         assert torch.equal(a.tokens, b.tokens)
-
-
-def test_a_bad_checkpoint_falls_back_and_all_bad_is_an_error(whole: TrialFolder, tmp_path: Path) -> None:
-    shutil.copytree(whole.checkpoints, tmp_path / "c")
-    found = checkpoints(tmp_path / "c")
-    digest = small_experiment().digest()
-
-    def fresh():
-        return build_dynamics(build_model(small_experiment()), small_experiment().training)
-
-    state = found[-1] / "state.safetensors"
-    flipped = bytearray(state.read_bytes())
-    flipped[-5] ^= 4
-    state.write_bytes(flipped)
-    step, problems = load_newest(tmp_path / "c", fresh(), digest)
-    assert step == 6
-    assert "sha256" in problems[0]
-    assert "step-000008" in problems[0]
-    (found[1] / "manifest.json").write_text("{")
-    assert load_newest(tmp_path / "c", fresh(), digest)[0] == 4
-    with pytest.raises(UserError, match="belongs to experiment"):
-        load_newest(tmp_path / "c", fresh(), "another")
-    (found[0] / "state.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="no checkpoint can be used"):
-        load_newest(tmp_path / "c", fresh(), digest)
-    assert load_newest(tmp_path / "none", fresh(), digest) == (0, [])
-
-
-def test_a_pickle_in_place_of_a_checkpoint_is_never_loaded(whole: TrialFolder, tmp_path: Path) -> None:
-    class Malice:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "owned",))
-
-    shutil.copytree(whole.checkpoints / "step-000008", tmp_path / "c" / "step-000008")
-    target = tmp_path / "c" / "step-000008"
-    torch.save({"model": Malice()}, target / "state.safetensors")
-    manifest = json.loads((target / "manifest.json").read_text())
-    import hashlib
-
-    manifest["sha256"]["state.safetensors"] = hashlib.sha256((target / "state.safetensors").read_bytes()).hexdigest()
-    (target / "manifest.json").write_text(json.dumps(manifest))
-    experiment = small_experiment()
-    with pytest.raises(UserError, match="damaged"):
-        load_newest(tmp_path / "c", build_dynamics(build_model(experiment), experiment.training), experiment.digest())
-    assert not (tmp_path / "owned").exists()
 
 
 def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: Prepared) -> None:

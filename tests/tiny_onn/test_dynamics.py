@@ -1,4 +1,5 @@
 import math
+import pickle
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 from tests import oracles
 from tests.tiny_onn.helpers import batch, loss_sum, new_dynamics, router_gradients_of, small_model, step
 from tiny_onn.capture import capture
+from tiny_onn.dynamics import NonFiniteStep
 from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
 from tiny_onn.learning_cost import WeightState, learning_cost
 
@@ -128,17 +130,48 @@ def test_clipping_bounds_the_computation_stream_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*router, strict=True))
 
 
-def test_a_gradient_that_is_not_finite_changes_no_parameter() -> None:
+@pytest.mark.parametrize("engine", ["hooks", "fused"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_changes_nothing_and_says_what_it_saw(engine: str, bad: float) -> None:
     model = small_model()
     before = [p.detach().clone() for p in model.parameters()]
     tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
-    dynamics = new_dynamics(model, "per_token")
-    with dynamics.watch(valid, labels=1) as engine:
+    dynamics = new_dynamics(model, "per_token", engine=engine)
+    with dynamics.watch(valid, labels=1, observe=True) as opened:
         total, _ = loss_sum(model, tokens, valid)
-        with pytest.raises(RuntimeError, match="non-finite"):
-            dynamics.compute_and_apply_gradients(total * math.nan, engine)
+        with pytest.raises(NonFiniteStep, match="non-finite task loss") as caught:
+            dynamics.compute_and_apply_gradients(total * bad, opened)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert all(p.grad is None for p in model.parameters())
+    assert not dynamics.computation_optimizer.state
+    assert caught.value.parameters[0] == "head.bias"  # whose gradient is the first of the backward pass
+    assert not caught.value.report.task_loss.isfinite()
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301, as Ray sends it
+    assert again.quantities == caught.value.quantities
+
+
+@pytest.mark.parametrize("engine", ["hooks", "fused"])
+def test_a_router_gradient_alone_stops_a_step_and_is_named(engine: str) -> None:
+    model = small_model()
+    dynamics = new_dynamics(model, "per_token", engine=engine)
+    tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
+    name = "blocks.1.attention.k.gate_param"
+    count = int(valid[:, 1:].sum())
+    with dynamics.watch(valid, labels=count) as opened:
+        finish = opened.finish
+
+        def finish_badly(task_loss: Tensor) -> tuple[Tensor, Tensor]:
+            found = finish(task_loss)
+            model.get_parameter(name).grad[0, 0] = math.inf
+            return found
+
+        opened.finish = finish_badly  # type: ignore[method-assign]
+        total, _ = loss_sum(model, tokens, valid)
+        with pytest.raises(NonFiniteStep) as caught:
+            dynamics.compute_and_apply_gradients(total / count, opened)
+    assert caught.value.quantities == ("router gradient norm",)
+    assert caught.value.parameters == (name,)
+    assert not dynamics.router_optimizer.state
 
 
 def test_health_is_reported_for_every_module_where_asked() -> None:
