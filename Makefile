@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke test test-slow fuzz lint clean
+.PHONY: ablation smoke study test test-slow fuzz lint clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
 smoke: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/smoke.yaml --resume
+
+study: .venv/.installed
+	set -e; for each in arms costs depth metrics batch; do $(BIN)/tiny-onn ablate experiments/study/$$each.yaml --resume; done
 
 test: lint
 	$(BIN)/pytest -m "not slow"

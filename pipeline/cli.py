@@ -26,6 +26,9 @@ _SET = click.option(
     metavar="FIELD=VALUE",
     help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100. May be repeated.",
 )
+_SCALE = click.option(
+    "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."
+)
 _URI = click.option(
     "--tracking-uri",
     default=None,
@@ -48,6 +51,7 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
         _EXPERIMENT,
         _URI,
         _SET,
+        _SCALE,
         _OUTPUT,
         _CONFIG,
     ):
@@ -119,7 +123,7 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
 
 @main.command()
 @_running
-def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
+def train(config: Path, output: Path, scale: str | None, changes: tuple[str, ...], **options: Any) -> None:
     """Train one model: CONFIG without its `sweep` section.
 
     \b
@@ -129,7 +133,7 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
     """
     from pipeline.config import Trial, replace, trial_key
 
-    experiment = replace(_read(config, changes), {"sweep": None}, str(config))
+    experiment = replace(_read(config, changes, scale), {"sweep": None}, str(config))
     key = trial_key(experiment.training.arm, experiment.training.seed)
     _run(
         experiment,
@@ -137,13 +141,14 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
         output,
         ("train", config),
         changes,
+        scale,
         **options,
     )
 
 
 @main.command()
 @_running
-def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
+def ablate(config: Path, output: Path, scale: str | None, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid, then print and file its report.
 
     Ctrl-C stops cleanly; the same command with --resume goes on where it stopped.
@@ -156,8 +161,8 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     """
     from pipeline.config import trials_of
 
-    experiment = _read(config, changes)
-    _run(experiment, trials_of(experiment, str(config)), output, ("ablate", config), changes, **options)
+    experiment = _read(config, changes, scale)
+    _run(experiment, trials_of(experiment, str(config)), output, ("ablate", config), changes, scale, **options)
 
 
 @main.command()
@@ -200,11 +205,13 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
-def _read(config: Path, changes: tuple[str, ...]) -> Any:
-    from pipeline.config import read_experiment, replace
+def _read(config: Path, changes: tuple[str, ...], scale: str | None = None) -> Any:
+    from pipeline.config import at_scale, read_experiment, replace
     from pipeline.yaml_file import parse_value
 
     experiment = read_experiment(config)
+    if scale is not None:
+        experiment = at_scale(experiment, scale, str(config))
     values = {}
     for change in changes:
         field, equals, text = change.partition("=")
@@ -220,6 +227,7 @@ def _run(
     output: Path,
     command: tuple[str, Path],
     changes: tuple[str, ...],
+    scale: str | None,
     *,
     resume: bool,
     address: str | None,
@@ -243,7 +251,8 @@ def _run(
     tracker = Tracker(uri, mlflow_experiment, None if tracking_uri else where.artifacts)
     prepared = prepare_and_tell(experiment.data, where.data, console)
     check_data(left, prepared)
-    settings = [word for change in changes for word in ("--set", change)]
+    settings = ["--scale", scale] if scale else []
+    settings += [word for change in changes for word in ("--set", change)]
     outcome = run_sweep(
         experiment,
         trials,

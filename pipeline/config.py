@@ -22,6 +22,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
 MOST_TRIALS = 10_000
+_OF_THE_SWEEP: dict[str, Any] = {"sweep": None, "study": None, "scales": {}}  # and not of its trials
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -164,6 +165,16 @@ class SweepConfig(Settings):
         return self
 
 
+class StudyConfig(Settings):
+    """What a sweep is for, written down before it is run."""
+
+    question: str
+    control: str
+    intervention: str
+    primary_metric: str
+    expectation: str
+
+
 class Experiment(Settings):
     """One training run, whole: what `tiny-onn train` runs and what each trial of a sweep is."""
 
@@ -174,6 +185,8 @@ class Experiment(Settings):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
     sweep: SweepConfig | None = None
+    study: StudyConfig | None = None
+    scales: dict[Name, dict[str, Any]] = Field({}, description="for example {gpu: {model.hidden: 512}}; see --scale")
 
     @model_validator(mode="after")
     def _a_sequence_fits_a_batch(self) -> "Experiment":
@@ -221,16 +234,30 @@ def read_experiment(path: Path) -> Experiment:
 def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
     """`values` as an Experiment; `source` is named in the error."""
     experiment = _validated(values, source)
-    if experiment.sweep is not None:
-        trials_of(experiment, source)
+    for each in (experiment, *(at_scale(experiment, scale, source) for scale in experiment.scales)):
+        if each.sweep is not None:
+            trials_of(each, source)
     return experiment
+
+
+def at_scale(experiment: Experiment, scale: str, source: str) -> Experiment:
+    """The experiment with the settings that its `scales` give this name, under a name of its own.
+
+    Raises:
+        UserError: it has no such scale, or cannot be so.
+    """
+    if scale not in experiment.scales:
+        known = ", ".join(experiment.scales) or "none"
+        raise UserError(f"{source}: has no scale {scale!r}{did_you_mean(scale, experiment.scales)}; there are: {known}")
+    changes = {"name": f"{experiment.name}-{scale}", **experiment.scales[scale], "scales": {}}
+    return replace(experiment, changes, f"{source}, scale {scale}")
 
 
 def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...]:
     """Every trial of the sweep, seeds outermost, so that a whole comparison is there as early as can be.
 
-    A trial is the experiment with fields replaced and without its `sweep`: within a seed, all arms share everything
-    but the arm.
+    A trial is the experiment with fields replaced and without what is of the sweep: within a seed, all arms share
+    everything but the arm.
 
     Raises:
         UserError: there is no sweep, or a trial of it cannot be; names the field.
@@ -242,7 +269,7 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     fields = list(sweep.grid)
     trials: dict[str, Trial] = {}
     for seed, cell, arm in itertools.product(sweep.seeds, itertools.product(*sweep.grid.values()), sweep.arms):
-        changes = {**dict(zip(fields, cell, strict=True)), "training.arm": arm, "training.seed": seed, "sweep": None}
+        changes = {**dict(zip(fields, cell, strict=True)), "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
         cell_name = [f"{field.split('.')[-1]}_{value}" for field, value in zip(fields, cell, strict=True)]
         key = trial_key(arm, seed, *cell_name)
         if key in trials:  # names that differ only in what no folder's name may hold

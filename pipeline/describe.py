@@ -47,10 +47,17 @@ def describe_summary(experiment: Experiment) -> Description:
         "mlflow.source.git.commit": git_commit(),
         "mlflow.source.name": "tiny-onn",
         "mlflow.note.content": f"**Summary of the sweep `{experiment.name}`**\n\n{experiment.description}\n\n"
-        "The report follows when the sweep ends.",
+        f"{_study_note(experiment)}The report follows when the sweep ends.",
     }
-    settings = experiment.model_dump(mode="json")
+    settings = experiment.model_dump(mode="json", exclude={"scales"})
     return Description(f"{experiment.name} · summary", tags, flat_params(settings), settings)
+
+
+def _study_note(experiment: Experiment) -> str:
+    if experiment.study is None:
+        return ""
+    told = experiment.study.model_dump().items()
+    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told)
 
 
 def git_commit() -> str:

@@ -91,6 +91,11 @@ def metric_only(weight_gradient: Float[Tensor, "o i"]) -> Float[Tensor, " o"]:
     return weight_gradient.abs().mean(dim=-1)
 
 
+def metric_max(weight_gradient: Float[Tensor, "o i"]) -> Float[Tensor, " o"]:
+    """C[o] = max_i |W.grad[o,i]|: a third metric, to test ALT-005 at the other end, where a single weight decides."""
+    return weight_gradient.abs().amax(dim=-1)
+
+
 @dataclass(frozen=True)
 class PerTokenGradients:
     """The gradients dW[n,o,i] = grad_output[n,o] x[n,i] of every token, kept as their two factors.
@@ -185,6 +190,7 @@ _ARMS: dict[str, LearningCost | None] = {
     "none": None,
     "relative": TokenCost(relative),
     "fisher": TokenCost(fisher, needs_second_moment=True),
+    "metric_max": LayerCost(metric_max),
     "per_token_einsum": TokenCost(per_token_einsum),
     "per_token_vmap": TokenCost(per_token_vmap),
     "per_token_function": TokenCost(per_token_function),

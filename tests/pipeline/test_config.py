@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import read_experiment, replace, trials_of, validate_experiment
+from pipeline.config import at_scale, read_experiment, replace, trials_of, validate_experiment
 from pipeline.errors import UserError
 from pipeline.yaml_file import read_yaml
 
@@ -148,6 +148,37 @@ def test_every_trial_has_a_folder_of_its_own_whatever_it_is_called() -> None:
 @pytest.mark.parametrize("name", ["ablation", "smoke"])
 def test_the_experiments_that_ship_are_valid(name: str) -> None:
     assert read_experiment(ROOT / "experiments" / f"{name}.yaml").name == name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_study_says_beforehand_what_it_expects(path: Path) -> None:
+    experiment = read_experiment(path)
+    assert experiment.name == f"study-{path.stem}"
+    assert experiment.study is not None
+    assert experiment.sweep is not None
+    assert experiment.study.control in experiment.sweep.arms
+    trials = trials_of(experiment)
+    assert all(trial.experiment.study is None for trial in trials)
+    large = trials_of(at_scale(experiment, "gpu", str(path)))  # the same study
+    assert [trial.experiment.training.arm for trial in large] == [trial.experiment.training.arm for trial in trials]
+    assert all(trial.experiment.model.hidden == 512 for trial in large)
+
+
+def test_a_scale_is_the_same_sweep_with_other_settings() -> None:
+    values = {
+        "name": "x",
+        "sweep": {"arms": ["none"], "seeds": [0]},
+        "scales": {"big": {"model.layers": 9, "training.steps": 500}},
+    }
+    experiment = validate_experiment(values, "my.yaml")
+    big = at_scale(experiment, "big", "my.yaml")
+    assert replace(experiment, {"model.layers": 9, "training.steps": 500, "name": "x-big", "scales": {}}, "t") == big
+    with pytest.raises(UserError, match=r"my\.yaml: has no scale 'bigg' \(did you mean 'big'\?\); there are: big"):
+        at_scale(experiment, "bigg", "my.yaml")
+    with pytest.raises(UserError, match=r"my\.yaml, scale big: 'model\.layer' is no setting"):
+        validate_experiment(values | {"scales": {"big": {"model.layer": 9}}}, "my.yaml")
+    with pytest.raises(UserError, match=r"my\.yaml, scale big:\n  model\.layers: found 0"):
+        validate_experiment(values | {"scales": {"big": {"model.layers": 0}}}, "my.yaml")
 
 
 @given(

@@ -9,6 +9,7 @@ from tiny_onn.learning_cost import (
     aggregated,
     learning_cost,
     learning_cost_names,
+    metric_max,
     metric_only,
     per_token_gradients,
 )
@@ -69,6 +70,7 @@ def test_layer_costs_by_hand() -> None:
     gradient = torch.tensor([[3.0, -4.0], [0.0, 2.0]])
     assert aggregated(gradient).tolist() == [5.0, 2.0]
     assert metric_only(gradient).tolist() == [3.5, 1.0]
+    assert metric_max(gradient).tolist() == [4.0, 2.0]
     assert isinstance(learning_cost("aggregated"), LayerCost)
     assert learning_cost("none") is None
 
