@@ -15,7 +15,8 @@ def mas(v: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
     Where several entries tie for the maximum, its gradient is shared among them evenly, as torch.amax does.
     """
     # A compiler derives as good a backward from the formula, and does not follow one custom function into another.
-    return _scaled(v) if torch.compiler.is_compiling() else _Mas.apply(v)
+    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    return _scaled(v) if plain else _Mas.apply(v)
 
 
 def _scaled(v: Tensor) -> Tensor:
