@@ -1,6 +1,5 @@
 """The console command `tiny-onn`. Heavy imports wait until a command runs, so that --help is quick."""
 
-import shlex
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -33,7 +32,8 @@ _URI = click.option(
     "--tracking-uri",
     default=None,
     metavar="URI",
-    help="MLflow's store, for example http://host:5000. Default: a SQLite file in the output folder.",
+    help="MLflow's store, for example http://host:5000; user and password best go into MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD. Default: a SQLite file in the output folder.",
 )
 _EXPERIMENT = click.option(
     "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."
@@ -48,6 +48,9 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
             "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
         ),
         click.option("--verbose", is_flag=True, help="Let Ray speak."),
+        click.option(
+            "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
+        ),
         _EXPERIMENT,
         _URI,
         _SET,
@@ -97,6 +100,7 @@ def main() -> None:
       tiny-onn ablate experiments/ablation.yaml       the ablation
       tiny-onn report ablation                        its report once more, from MLflow
       tiny-onn ui                                     browse the runs
+      tiny-onn sync                                   deliver what the tracker was not there for
     """
 
 
@@ -205,6 +209,37 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
+@main.command()
+@click.argument("sweep", required=False)
+@_OUTPUT
+@click.option(
+    "--tracking-uri",
+    default=None,
+    metavar="URI",
+    help="MLflow's store. Default: the one that the sweep was given; another one gets everything.",
+)
+@click.option("--experiment", "mlflow_experiment", default=None, help="MLflow experiment. Default: the sweep's own.")
+def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_experiment: str | None) -> None:
+    """Deliver to MLflow all that it lacks of SWEEP, or of every sweep in the output folder.
+
+    For a tracker that was away, or a command that was killed: sends the metrics, figures and files that wait on disk,
+    ends every run as what its trial came to, and files the report. Doing it again does no harm.
+
+    \b
+    Examples:
+      tiny-onn sync
+      tiny-onn sync ablation --output /tmp/try
+      tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
+    """
+    from pipeline.layout import Output
+    from pipeline.sync import sync_and_tell
+
+    def report(uri: str, experiment: str, name: str) -> list[Path]:
+        return _report(uri, experiment, name, output)
+
+    sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
+
+
 def _read(config: Path, changes: tuple[str, ...], scale: str | None = None) -> Any:
     from pipeline.config import at_scale, read_experiment, replace
     from pipeline.yaml_file import parse_value
@@ -232,27 +267,29 @@ def _run(
     resume: bool,
     address: str | None,
     verbose: bool,
+    track_later: bool,
     tracking_uri: str | None,
     mlflow_experiment: str,
 ) -> None:
     from rich.console import Console
 
+    from pipeline.destination import Destination
     from pipeline.layout import Output
-    from pipeline.preflight import check_data, check_start
+    from pipeline.preflight import check_data, check_start, open_tracker
     from pipeline.preparing import prepare_and_tell
     from pipeline.sweep import run_sweep
-    from pipeline.tracking import Tracker
     from pipeline.worker import train_fn_per_worker
 
     where, console = Output(output), Console()
     left = [trial for trial in trials if not where.trial(experiment.name, trial.key).result.exists()]
     check_start(left, output, address)
-    uri = tracking_uri or where.tracking_uri
-    tracker = Tracker(uri, mlflow_experiment, None if tracking_uri else where.artifacts)
+    destination = Destination(tracking_uri or None, mlflow_experiment)
+    tracker = open_tracker(destination, where, track_later, console)
     prepared = prepare_and_tell(experiment.data, where.data, console)
     check_data(left, prepared)
     settings = ["--scale", scale] if scale else []
     settings += [word for change in changes for word in ("--set", change)]
+    words = ["tiny-onn", *map(str, command), *settings, "--output", str(output), *destination.options()]
     outcome = run_sweep(
         experiment,
         trials,
@@ -264,8 +301,9 @@ def _run(
         address=address,
         verbose=verbose,
         console=console,
-        command=shlex.join(["tiny-onn", *map(str, command), *settings, "--output", str(output)]),
-        report=lambda: _report(uri, mlflow_experiment, experiment.name, output),
+        command=destination.command([*words, *(["--address", address] if address else [])]),
+        report=lambda: _report(destination.store(where)[0], mlflow_experiment, experiment.name, output),
+        destination=destination,
     )
     sys.exit(outcome.exit_code)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import write_whole
+from pipeline.files import read_json, write_whole
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 _CREATION = "creation_key"  # tag and memory by which a run is known even if the answer to its creation was lost
 _PARAMS_PER_CALL = 100  # MLflow's limit
@@ -36,30 +37,45 @@ class Description:
     data: DataInput | None = None
 
 
-def begin_run(client: "MlflowClient", experiment_id: str, memory: Path, description: Description) -> tuple[str, bool]:
-    """The run that `memory` remembers, set to RUNNING, or a new one; and whether it was there already.
+def find_run(client: "MlflowClient", experiment_id: str, memory: Path) -> "Run | None":
+    """The run that `memory` remembers, if this experiment of this store has it.
+
+    A request to create it that was given up as lost may still have been obeyed, and late: of several the one that
+    `memory` names, or the oldest, is the run, and the others, which hold nothing, are deleted.
+    """
+    known = read_memory(memory)
+    if not known:
+        return None
+    filter_string = f"tags.{_CREATION} = '{known[_CREATION]}'"
+    runs = list(client.search_runs([experiment_id], filter_string, order_by=["attributes.start_time ASC"]))
+    runs.sort(key=lambda run: run.info.run_id != known.get("run_id"))
+    for twin in runs[1:]:
+        client.delete_run(twin.info.run_id)
+    return runs[0] if runs else None
+
+
+def begin_run(
+    client: "MlflowClient", experiment_id: str, memory: Path, description: Description, found: "Run | None"
+) -> str:
+    """The id of `found`, what `find_run` says, set to RUNNING, or of a new run.
 
     A kill or a lost answer at any point leads neither to a second run nor to half a description.
     """
     known = read_memory(memory)
-    found = None
-    if known:
-        runs = client.search_runs([experiment_id], filter_string=f"tags.{_CREATION} = '{known[_CREATION]}'")
-        found = runs[0].info.run_id if runs else None
-    else:
+    if not known:
         known = {_CREATION: uuid.uuid4().hex}
         write_memory(memory, known)
     if found is None:
         tags = {**description.tags, _CREATION: known[_CREATION]}
-        run_id = client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id
+        run_id = str(client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id)
     else:
-        run_id = found
+        run_id = str(found.info.run_id)
         client.update_run(run_id, status="RUNNING")
-        _note_new_commit(client, run_id, description)
+        _note_new_commit(client, found, description)
     if known.get("described") != run_id:
         _describe(client, run_id, description)
         write_memory(memory, {_CREATION: known[_CREATION], "run_id": run_id, "described": run_id})
-    return run_id, found is not None
+    return run_id
 
 
 def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -74,8 +90,9 @@ def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def read_memory(path: Path) -> dict[str, Any]:
-    """What `write_memory` wrote; empty when there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What `write_memory` wrote; empty when there is no such file, or it is damaged."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def write_memory(path: Path, value: dict[str, Any]) -> None:
@@ -98,8 +115,8 @@ def _describe(client: "MlflowClient", run_id: str, description: Description) -> 
         client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
 
 
-def _note_new_commit(client: "MlflowClient", run_id: str, description: Description) -> None:
+def _note_new_commit(client: "MlflowClient", run: "Run", description: Description) -> None:
     name = "mlflow.source.git.commit"
-    now, then = description.tags.get(name), client.get_run(run_id).data.tags.get(name)
+    now, then = description.tags.get(name), run.data.tags.get(name)
     if now != then:
-        client.set_tag(run_id, "resumed_at_git_commit", now)
+        client.set_tag(run.info.run_id, "resumed_at_git_commit", now)

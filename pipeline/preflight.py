@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from pipeline.build import DTYPES, build_model, compiling
 from pipeline.cluster import check_address, fit, local_resources
 from pipeline.config import Experiment, TrainingConfig, Trial
+from pipeline.destination import Destination
 from pipeline.errors import UserError
+from pipeline.layout import Output
 from pipeline.loader import Loader
 from pipeline.manifest import Prepared
+from pipeline.store import StoreUnreachable
+from pipeline.tracking import Tracker
 from tiny_onn.learning_cost import can_be_fused, learning_cost, learning_cost_names
 
 _EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
@@ -54,6 +59,23 @@ def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
             steps -= loader.steps_per_epoch(epoch)
             if steps <= 0:
                 break
+
+
+def open_tracker(destination: Destination, output: Output, later: bool, console: Console) -> Tracker:
+    """The tracker at `destination`. With `later` one that does not answer is told, and waited for while training runs.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    store, artifacts = destination.store(output)
+    try:
+        tracker = Tracker(store, destination.experiment, artifacts, later)
+    except StoreUnreachable as error:
+        raise UserError(f"{error} To train now and deliver later, add --track-later.") from None
+    if tracker.problem:
+        told = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
+        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return tracker
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:

@@ -17,7 +17,8 @@ import click
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupts
 from pipeline.leaderboard import links, report_links, share_leaderboard
-from pipeline.store import find_experiment, mask, open_store
+from pipeline.secrecy import public
+from pipeline.store import find_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,13 +38,17 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
     experiment_id = find_experiment(client, experiment_name)
     share_leaderboard(client, experiment_id)
     if uri.startswith(("http://", "https://")):
-        _print_links(client, mask(uri), experiment_id)
+        _print_links(client, public(uri), experiment_id)
         return
     port = _free_port(port)
     address = f"http://127.0.0.1:{port}"
-    words = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
-    words += ["--port", str(port), "--workers", "1", "--default-artifact-root", artifacts.resolve().as_uri()]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # or it starts nine idle processes
+    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words += ["--default-artifact-root", artifacts.resolve().as_uri()]
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # its password is nothing for a command line, which all can read
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # or it starts nine idle processes
+    }
     # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
     quiet = subprocess.DEVNULL
     with (
@@ -51,7 +56,7 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
         subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server,
     ):
         try:
-            _wait_until_up(server, address, interrupts)
+            _wait_until_up(server, address, uri, interrupts)
             if interrupts.signal is None:
                 _print_links(client, address, experiment_id)
                 click.echo("Ctrl-C stops the server.")
@@ -72,7 +77,7 @@ def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> No
         click.echo(f"{name}:\n  {link}")
 
 
-def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, interrupts: Interrupts) -> None:
+def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, uri: str, interrupts: Interrupts) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
         if interrupts.signal is not None:
@@ -80,7 +85,8 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, interrupts: 
         if server.poll() is not None:
             command = " ".join(map(str, server.args)) if isinstance(server.args, list) else server.args
             raise UserError(
-                f"MLflow's server ended with status {server.returncode}; to see why, run: {mask(str(command))}"
+                f"MLflow's server ended with status {server.returncode}; to see why, run: "
+                f"MLFLOW_BACKEND_STORE_URI={public(uri)} {command}"
             )
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=2):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.mlflow_run import read_memory, write_memory
-from pipeline.spool import Line, read_spool
+from pipeline.spool import DamagedSpool, Line, read_spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,20 +26,29 @@ def ship_metrics(client: "MlflowClient", run_id: str, folder: TrialFolder, unsur
     `unsure` says that the last points may have arrived without our remembering it: then what the run has is asked for
     and not sent again. NaN is sent as NaN, so that a diverged run does not show its last good value; an infinity as the
     largest float, which is what MLflow keeps.
+
+    Raises:
+        DamagedSpool: after all has been sent that comes before the damage.
     """
     memory = shipped(folder, run_id)
-    lines, _ = read_spool(folder.spool, memory["offset"])
+    damage = None
+    try:
+        lines, _ = read_spool(folder.spool, memory["offset"])
+    except DamagedSpool as error:
+        lines, damage = error.before, error
     sent = 0
     for group in _groups(lines):
         points = [(name, value, line) for line in group for name, value in line.metrics.items()]
         if unsure:
             there = {name: _steps(client, run_id, name) for name in {name for name, _, _ in points}}
             points = [(name, value, line) for name, value, line in points if line.step not in there[name]]
-            unsure = False
+            unsure = not points  # they are sent in order: after one that is missing, all are
         _send(client, run_id, points)
         sent += len(points)
         memory["offset"] = group[-1].end
         write_memory(folder.shipped, memory)
+    if damage is not None:
+        raise damage
     return sent
 
 
@@ -70,6 +79,17 @@ def ship_files(client: "MlflowClient", run_id: str, folder: TrialFolder) -> None
             client.log_image(run_id, draw(last[0]), artifact_file=f"{FIGURE}.png")
         except UserError as error:
             client.set_tag(run_id, "unreadable_snapshot", str(error))
+
+
+def has_all(folder: TrialFolder, run_id: str, status: str) -> bool:
+    """Whether the run has all that the folder now holds, and has been ended as `status` since."""
+    memory = shipped(folder, run_id)
+    if memory["ended"] != status or not {path.name for path in snapshots(folder)} <= set(memory["figures"]):
+        return False
+    try:
+        return not read_spool(folder.spool, memory["offset"])[0]
+    except DamagedSpool:
+        return False
 
 
 def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:

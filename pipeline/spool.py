@@ -13,6 +13,14 @@ from pipeline.errors import UserError
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")  # what MLflow takes
 
 
+class DamagedSpool(UserError):
+    """A line in the middle of a spool cannot be read. `before` are the lines up to there."""
+
+    def __init__(self, message: str, before: "list[Line]") -> None:
+        super().__init__(message)
+        self.before = before
+
+
 @dataclass(frozen=True)
 class Line:
     """The metrics of one step. `time_ms` is Unix time in milliseconds, `end` the byte after the line."""
@@ -67,20 +75,21 @@ def read_spool(path: Path, offset: int = 0) -> tuple[list[Line], int]:
     """The whole lines from byte `offset` on, and the offset after them. A missing file has no lines.
 
     Raises:
-        UserError: a line in the middle is damaged; names the file and the byte.
+        DamagedSpool: a line in the middle is damaged; names the file and the byte.
     """
     if not path.exists():
         return [], offset
     with path.open("rb") as file:
         file.seek(offset)
         whole, newline, _ = file.read().rpartition(b"\n")
-    lines = []
+    lines: list[Line] = []
     for raw in whole.split(b"\n") if newline else []:
         line = _parse(raw, offset + len(raw) + 1)
         if line is None:
-            raise UserError(
+            raise DamagedSpool(
                 f"{path}: damaged at byte {offset}: found {raw[:60]!r}, expected a line of metrics as JSON. "
-                "Remove the trial's folder and run it again."
+                "Remove the trial's folder and run it again.",
+                lines,
             )
         lines.append(line)
         offset = line.end

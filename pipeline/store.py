@@ -3,26 +3,34 @@
 import fcntl
 import logging
 import os
-import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.secrecy import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_MAY_COME_BACK = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # schemes of stores that can be away
+_CREATION_LIMIT_S = 60.0
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks, and opens in its chat-model mode
+
+
+class StoreUnreachable(UserError):
+    """The store's address is one that could be, but it does not answer now."""
 
 
 def open_store(uri: str) -> "MlflowClient":
     """A client of the store at `uri`; a SQLite file that is not there yet is created whole, by one process alone.
 
     Raises:
-        UserError: within about ten seconds, when the store cannot be reached or read. Passwords are masked.
+        StoreUnreachable: the store does not answer: within about ten seconds, of a locked SQLite file twenty.
+        UserError: it never will: an unknown scheme, a missing driver, a file that is no database. Passwords are masked.
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would tear the live table
@@ -30,17 +38,30 @@ def open_store(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
+    with store_errors(uri), _alone(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """What MLflow, its database or the network raise comes out as an error to read, as `open_store` tells."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+    from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
     try:
-        if uri.startswith(_SQLITE):
-            with _alone(Path(uri.removeprefix(_SQLITE))):
-                return _opened(MlflowClient(tracking_uri=uri))
-        return _opened(MlflowClient(tracking_uri=uri))
-    except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:  # no driver; no database
-        raise UserError(
+        yield
+    except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:
+        never = isinstance(error, UnsupportedModelRegistryStoreURIException | ImportError | ArgumentError)
+        never |= isinstance(error, ValueError) and not isinstance(error, OSError)  # of requests' errors some are both
+        never |= isinstance(error, SQLAlchemyError) and not isinstance(error, OperationalError)
+        scheme = uri.partition("://")[0].partition("+")[0]
+        kind = UserError if never or scheme not in _MAY_COME_BACK else StoreUnreachable
+        raise kind(
             f"tracking URI {mask(uri)}: cannot be used ({_first_line(mask(str(error), uri))}). Expected a reachable "
             "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "
             "in the output folder."
@@ -88,25 +109,24 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
     return str(found.experiment_id)
 
 
-def mask(text: str, uri: str = "") -> str:
-    """`text` without the passwords of any URI in it, nor that of `uri`."""
-    found = re.search(r"://[^/@\s]*?:([^@\s]+)@", uri)
-    if found:
-        text = text.replace(found[1], "***")
-    return re.sub(r"(://[^/:@\s]*):[^@\s]+@", r"\1:***@", text)
-
-
-def _opened(client: "MlflowClient") -> "MlflowClient":
-    client.search_experiments(max_results=1)
-    return client
-
-
 @contextmanager
-def _alone(database: Path) -> Iterator[None]:
+def _alone(uri: str) -> Iterator[None]:
     """Processes that create one SQLite file at the same time leave it unusable: let them queue."""
+    database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    if not uri.startswith(_SQLITE) or str(database).startswith(("file:", ":memory:")):
+        yield
+        return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(database.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with database.with_name(database.name + ".lock").open("a") as lock:
+        deadline = time.monotonic() + _CREATION_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
+                time.sleep(0.05)
         yield
 
 

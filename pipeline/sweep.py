@@ -17,6 +17,8 @@ from pipeline.claim import claim
 from pipeline.cluster import connect, fit, local_resources
 from pipeline.config import Experiment, Trial
 from pipeline.courier import Courier, Tracker
+from pipeline.describe import git_commit
+from pipeline.destination import Destination, remember
 from pipeline.driver import TrainFunction
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
@@ -27,6 +29,7 @@ from pipeline.progress import Progress, State, state_of
 from pipeline.quiet import chatter_to
 from pipeline.tuner import TunerJob, account_for, tune_trials
 
+_HERE = Destination()
 _LOOK_EVERY_S = 0.5
 _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
 
@@ -72,6 +75,7 @@ def run_sweep(
     verbose: bool = False,
     console: Console | None = None,
     report: Callable[[], list[Path]] | None = None,
+    destination: Destination = _HERE,
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
@@ -82,6 +86,7 @@ def run_sweep(
         train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
         command: what the user typed, without --resume: shown as the way to go on.
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
+        destination: where `tracker` delivers to, for the `tiny-onn sync` that delivers what it could not.
 
     Raises:
         UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
@@ -98,9 +103,11 @@ def run_sweep(
             fit(one.trial.experiment.workers, (local_resources(),), 1)
     with folder_lock(folder), Interrupts() as interrupts:
         claim(folder, experiment, prepared.manifest.data_hash, resume, command)
+        tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
+        remember(folder, destination, tags)
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
-        courier = Courier(tracker, experiment.name, folder, experiment, pairs, data_tags(prepared))
+        courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
         job = TunerJob(folder, session, left, prepared.folder.resolve(), train_fn, verbose)
         try:
             if left and interrupts.signal is None:
@@ -115,8 +122,9 @@ def run_sweep(
                 "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
                 None if outcome.interrupted or not outcome.finished else report,
                 _STOPPING_S if outcome.interrupted else None,
+                lambda: interrupts.signal is not None,
             )
-    _closing(outcome, problems, progress, console, command)
+    _closing(outcome, problems, progress, console, command, destination.sync_command(experiment.name, output))
     return outcome
 
 
@@ -193,7 +201,7 @@ def _opening(experiment: Experiment, progress: Sequence[Progress], left: Sequenc
 
 
 def _closing(
-    outcome: SweepOutcome, problems: list[str], progress: Sequence[Progress], console: Console, command: str
+    outcome: SweepOutcome, problems: list[str], progress: Sequence[Progress], console: Console, command: str, sync: str
 ) -> None:
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -208,5 +216,7 @@ def _closing(
     if outcome.signal is not None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
         say(f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
-    if outcome.exit_code or problems:
+    if problems:
+        say(f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
+    if outcome.exit_code:
         say(f"Go on with:\n  {command} --resume")

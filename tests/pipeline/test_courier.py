@@ -17,10 +17,12 @@ from tests.pipeline.toy_training import RecordingTracker, toy_experiment
 class BrokenTracker(RecordingTracker):
     """Refuses one trial."""
 
-    def start_trial(self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str]) -> str:
+    def start_trial(
+        self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
+    ) -> str:
         if trial.key == "aggregated-s0":
             raise ConnectionError("the server is away")
-        return super().start_trial(folder, trial, sweep, extra)
+        return super().start_trial(folder, trial, sweep, extra, ending)
 
 
 class StuckTracker(RecordingTracker):

@@ -50,7 +50,7 @@ def command(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("pipeline.sweep.connect", no_ray)
-    monkeypatch.setattr("pipeline.tracking.Tracker", lambda *_: RecordingTracker())
+    monkeypatch.setattr("pipeline.preflight.Tracker", lambda *_: RecordingTracker())
 
     def run(*words: str, name: str = "train", output: Path = tmp_path / "out") -> Result:
         return CliRunner().invoke(main, [name, str(config), "--output", str(output), *words])

@@ -13,8 +13,9 @@ from pipeline import describe, shipping
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.mlflow_run import flat_params, write_memory
-from pipeline.store import mask, open_store
-from pipeline.tracking import Tracker, is_delivered
+from pipeline.secrecy import mask
+from pipeline.store import open_store
+from pipeline.tracking import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_snapshot, write_spool
 
 
@@ -59,7 +60,7 @@ def test_a_run_says_what_it_is(output, tracker):
     assert tracker.ship(folder) == 3 * (2 + 3 * 7) + 2
     assert tracker.ship(folder) == 0
     tracker.end_trial(folder, "FINISHED")
-    assert is_delivered(folder)
+    assert shipping.has_all(folder, run_id, "FINISHED")
     run = open_store(output.tracking_uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "per_token · s0"
@@ -161,19 +162,19 @@ def test_tries_grow_rarer_up_to_a_minute(output, tracker, monkeypatch):
     gaps = [b - a for a, b in itertools.pairwise(tries)]
     assert gaps == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     monkeypatch.undo()
-    assert tracker.close("KILLED", wait_s=0) == []
+    assert tracker.close("KILLED", wait_s=0) == {}
 
 
 def test_close_names_what_could_not_be_delivered_and_leaves_nothing_running(output, tracker, monkeypatch):
     (trial, folder), (other, second) = trials(output, experiment("closing"))[:2]
     tracker.start_summary(output.sweep("closing"), experiment("closing"))
-    tracker.start_trial(folder, trial, "closing", EXTRA)
+    run_id = tracker.start_trial(folder, trial, "closing", EXTRA)
     with monkeypatch.context() as away:
         away.setattr(tracker._client, "set_terminated", _down)
         assert folder.root in tracker.close("KILLED", wait_s=0)
-        assert not is_delivered(folder)
+        assert not shipping.has_all(folder, run_id, "KILLED")
     tracker.start_trial(second, other, "closing", EXTRA)
-    assert tracker.close("KILLED") == []
+    assert tracker.close("KILLED") == {}
     assert {run.info.status for run in _runs(output, "closing")} == {"KILLED"}
     assert len(_runs(output, "closing")) == 3
 

@@ -88,6 +88,8 @@ def toy_data(folder: Path) -> Prepared:
 class RecordingTracker:
     """Notes what it is told, and from which thread."""
 
+    problem = None
+
     def __init__(self, log: Path | None = None) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.threads: set[str] = set()
@@ -100,7 +102,9 @@ class RecordingTracker:
             with self._log.open("a") as file:
                 file.write(" ".join(words) + "\n")
 
-    def start_trial(self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str]) -> str:
+    def start_trial(
+        self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
+    ) -> str:
         self._note("start", trial.key, sweep, extra["data_name"])
         return trial.key
 
@@ -118,9 +122,9 @@ class RecordingTracker:
     def end_summary(self, status: str, artifacts: list[Path]) -> None:
         self._note("end_summary", status, *(path.name for path in artifacts))
 
-    def close(self, status: str) -> list[Path]:
+    def close(self, status: str) -> dict[Path, str]:
         self._note("close", status)
-        return []
+        return {}
 
     def ended(self) -> dict[str, str]:
         """The last status of each trial."""
