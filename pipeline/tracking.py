@@ -135,7 +135,7 @@ class Tracker:
         except (MlflowException, OSError, UserError):
             return False
 
-    def close(self, status: str, wait_s: float = 20.0) -> dict[Path, str]:
+    def close(self, status: str, wait_s: float = 10.0) -> dict[Path, str]:
         """Ends every open run, those still under way as `status`, trying for `wait_s`.
 
         Returns the folders of what could not be delivered, and why; starting and ending those trials again delivers it.
