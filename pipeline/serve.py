@@ -1,6 +1,7 @@
 """Serves the MLflow page on this machine, with links that open it where it helps."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -56,7 +57,8 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
         subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server,
     ):
         try:
-            _wait_until_up(server, address, uri, interrupts)
+            command = f"MLFLOW_BACKEND_STORE_URI={shlex.quote(public(uri))} {shlex.join(words)}"
+            _wait_until_up(server, address, command, interrupts)
             if interrupts.signal is None:
                 _print_links(client, address, experiment_id)
                 click.echo("Ctrl-C stops the server.")
@@ -77,17 +79,13 @@ def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> No
         click.echo(f"{name}:\n  {link}")
 
 
-def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, uri: str, interrupts: Interrupts) -> None:
+def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str, interrupts: Interrupts) -> None:
     deadline = time.monotonic() + _START_LIMIT_S
     while time.monotonic() < deadline:
         if interrupts.signal is not None:
             return
         if server.poll() is not None:
-            command = " ".join(map(str, server.args)) if isinstance(server.args, list) else server.args
-            raise UserError(
-                f"MLflow's server ended with status {server.returncode}; to see why, run: "
-                f"MLFLOW_BACKEND_STORE_URI={public(uri)} {command}"
-            )
+            raise UserError(f"MLflow's server ended with status {server.returncode}; to see why, run: {command}")
         try:
             with urllib.request.urlopen(f"{address}/health", timeout=2):
                 return
