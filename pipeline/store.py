@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 _MAY_COME_BACK = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # schemes of stores that can be away
 _CREATION_LIMIT_S = 60.0
+_SAYS_LITTLE = (
+    "(raised as a result of",
+    "[SQL:",
+    "[parameters:",
+    "(Background on this",
+)  # lines of SQLAlchemy's errors
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks, and opens in its chat-model mode
 
 
@@ -39,7 +45,8 @@ def open_store(uri: str) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table it makes
+    # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with store_errors(uri), _alone(uri):
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -62,7 +69,7 @@ def store_errors(uri: str) -> Iterator[None]:
         scheme = uri.partition("://")[0].partition("+")[0]
         kind = UserError if never or scheme not in _MAY_COME_BACK else StoreUnreachable
         raise kind(
-            f"tracking URI {mask(uri)}: cannot be used ({_first_line(mask(str(error), uri))}). Expected a reachable "
+            f"tracking URI {mask(uri)}: cannot be used ({in_a_line(error, uri)}). Expected a reachable "
             "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "
             "in the output folder."
         ) from None
@@ -87,7 +94,7 @@ def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -
                 if found is None:
                     raise
     except MlflowException as error:
-        raise UserError(f"MLflow experiment {name!r}: cannot be created ({_first_line(mask(str(error)))}).") from None
+        raise UserError(f"MLflow experiment {name!r}: cannot be created ({in_a_line(error)}).") from None
     if found.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {name!r}: was deleted, and its name is still taken. Restore it with "
@@ -130,6 +137,8 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _first_line(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+def in_a_line(error: BaseException, uri: str = "") -> str:
+    """The line of an error that says most, without passwords and in at most 200 characters."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SAYS_LITTLE)]
+    line = mask(lines[0], uri) if lines else type(error).__name__
     return line if len(line) <= 200 else line[:200] + "…"

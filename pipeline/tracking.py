@@ -14,7 +14,7 @@ from pipeline.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.secrecy import mask
 from pipeline.shipping import has_all, ship_figures, ship_files, ship_metrics, shipped
 from pipeline.spool import DamagedSpool
-from pipeline.store import StoreUnreachable, open_experiment, open_store
+from pipeline.store import StoreUnreachable, in_a_line, open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -179,7 +179,7 @@ class Tracker:
             self._deliver(run)
         except (MlflowException, OSError, UserError) as error:
             run.unsure = True
-            told = mask(str(error), self._uri)
+            told = mask(str(error), self._uri) if isinstance(error, UserError) else in_a_line(error, self._uri)
             if isinstance(error, MlflowException) and error.get_http_status_code() in _ITS_OWN_FAULT:
                 run.problem = told
                 run.pause.grow()
