@@ -3,13 +3,14 @@
 import math
 import re
 import statistics
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
 from pipeline.describe import ARM, ROLE, SEED, SWEEP, TRIAL
 from pipeline.errors import UserError
-from pipeline.store import find_experiment, open_store
+from pipeline.store import find_experiment, open_store, plain, store_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,6 +88,11 @@ def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
         UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
     """
     client = open_store(uri)
+    with store_errors(uri):
+        return _read(client, experiment_name, sweep)
+
+
+def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
     experiment_id = find_experiment(client, experiment_name)
     runs = [r for r in _all_runs(client, experiment_id) if r.data.tags.get(ROLE) == "trial"]
     mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
@@ -126,16 +132,16 @@ def _worth(run: "Run") -> tuple[bool, int]:
 
 
 def _trial(client: "MlflowClient", run: "Run") -> Trial:
-    metrics = dict(run.data.metrics)
+    metrics = {name: _as_logged(value) for name, value in run.data.metrics.items()}
     activation = {}
     for name in metrics:
         if found := _LAYER.fullmatch(name):
             activation[int(found[1])] = _history(client, run.info.run_id, name)
     _, seconds = _history(client, run.info.run_id, measures.STEP_SECONDS)
-    params = {name: value for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
+    params = {name: plain(value) for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
     return Trial(
         run_id=run.info.run_id,
-        arm=run.data.tags[ARM],
+        arm=plain(run.data.tags[ARM]),
         seed=int(run.data.tags[SEED]),
         params=params,
         metrics=metrics,
@@ -145,8 +151,13 @@ def _trial(client: "MlflowClient", run: "Run") -> Trial:
 
 
 def _history(client: "MlflowClient", run_id: str, name: str) -> tuple[list[int], list[float]]:
-    points = {point.step: point.value for point in client.get_metric_history(run_id, name)}
+    points = {point.step: _as_logged(point.value) for point in client.get_metric_history(run_id, name)}
     return sorted(points), [points[step] for step in sorted(points)]
+
+
+def _as_logged(value: float) -> float:
+    """MLflow keeps an infinity as the largest number, which must win no comparison."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
 def _varying(trials: list[Trial]) -> list[str]:

@@ -137,8 +137,13 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """What somebody else wrote, without what would steer a terminal: colours, line ends, changes of direction."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 def in_a_line(error: BaseException, uri: str = "") -> str:
     """The line of an error that says most, without passwords and in at most 200 characters."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SAYS_LITTLE)]
-    line = mask(lines[0], uri) if lines else type(error).__name__
+    line = plain(mask(lines[0], uri)) if lines else type(error).__name__
     return line if len(line) <= 200 else line[:200] + "…"
