@@ -16,33 +16,10 @@ from pipeline.progress import State
 from pipeline.store import StoreUnreachable, open_store
 from pipeline.tracking import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
-from tests.pipeline.mlflow_server import FaultyProxy, MlflowServer
 from tests.pipeline.sweep_samples import EXTRA, experiment, write_snapshot, write_spool
 
 ARMS = {"arms": ("per_token", "none"), "seeds": (0,)}
 FAULTS = ("down", "stall", "error", "lose")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """Where the server keeps what it is told."""
-    return Output(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def server(store):
-    server = MlflowServer(store)
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def proxy(server, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    proxy = FaultyProxy(server)
-    yield proxy
-    proxy.be("down")
 
 
 def sync(output: Output, *words: str) -> Result:

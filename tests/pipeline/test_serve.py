@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.layout import Output
 from pipeline.tracking import Tracker
+from tests.pipeline.sockets import listening, reachable_from_elsewhere
 from tests.pipeline.sweep_samples import experiment
 
 
@@ -29,6 +30,9 @@ def test_no_server_outlives_the_command(tmp_path: Path) -> None:
             address = link.strip().partition("/#")[0]
             assert urllib.request.urlopen(f"{address}/health", timeout=10).status == 200
             assert any("Ctrl-C stops the server" in line for line in lines)
+            sockets = listening(command.pid)
+            assert address.removeprefix("http://") in sockets
+            assert reachable_from_elsewhere(sockets) == set()
             command.send_signal(signal.SIGTERM)
             assert command.wait(timeout=30) == 0
             assert "Stopped." in command.stdout.read()
