@@ -281,7 +281,7 @@ def _run(
     from pipeline.worker import train_fn_per_worker
 
     where, console = Output(output), Console()
-    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).result.exists()]
+    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
     check_start(left, output, address)
     destination = Destination(tracking_uri or None, mlflow_experiment)
     tracker = open_tracker(destination, where, track_later, console)

@@ -3,44 +3,36 @@
 import hashlib
 import itertools
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.search import SchedulerConfig, SearchConfig, draw, search_problem
+from pipeline.settings import Count, NonNegative, Rate, Settings
+from pipeline.varied import check_pruning, check_varied
 from pipeline.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names
 from pipeline.yaml_file import read_yaml
-from tiny_onn.learning_cost import can_be_fused, learning_cost_names
+from tiny_onn.arms import GRANULARITY
 
-Count = Annotated[int, Field(ge=1, le=10**9)]
-NonNegative = Annotated[int, Field(ge=0, le=10**9)]
-Rate = Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)]
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
-MOST_TRIALS = 10_000
 _OF_THE_SWEEP: dict[str, Any] = {"sweep": None, "study": None, "scales": {}}  # and not of its trials
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _arm_problem(arm: str) -> str | None:
     """Why `arm` cannot be one; None where it is known, or names an attribute to be imported when a run starts."""
-    names = learning_cost_names()
+    names = tuple(GRANULARITY)
     if arm in names or _IMPORTED_ARM.fullmatch(arm):
         return None
     return (
         f"unknown arm {arm!r}{did_you_mean(arm, names)}; there are: {', '.join(names)}, or package.module:attribute "
         "for a cost of your own"
     )
-
-
-class Settings(BaseModel):
-    """A frozen, strict group of settings. A message about several of them begins with the name of one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Settings):
@@ -89,7 +81,7 @@ class ModelConfig(Settings):
 class TrainingConfig(Settings):
     """One training run: which arm, for how long, how fast."""
 
-    arm: str = Field("per_token", description="the learning cost: " + ", ".join(learning_cost_names()))
+    arm: str = Field("per_token", description="the learning cost: " + ", ".join(GRANULARITY))
     seed: NonNegative = 0
     steps: Count = 300
     batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
@@ -121,10 +113,10 @@ class TrainingConfig(Settings):
         problem = _arm_problem(self.arm)
         if problem:
             raise ValueError(f"arm: {problem}")
-        names = learning_cost_names()
-        if self.engine == "fused" and self.arm in names and not can_be_fused(self.arm):
+        of_a_layer = GRANULARITY.get(self.arm) == "layer"
+        if self.engine == "fused" and of_a_layer:
             raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
-        if self.compile == "blocks" and self.arm in names and not can_be_fused(self.arm):
+        if self.compile == "blocks" and of_a_layer:
             raise ValueError(f"compile: blocks cannot run arm {self.arm!r}, which needs hooks; use compile: auto")
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be smaller than steps={self.steps}")
@@ -142,11 +134,13 @@ class WorkersConfig(Settings):
 
 
 class SweepConfig(Settings):
-    """Arms x seeds x any other field, by its dotted name."""
+    """Arms x seeds x any other field, by its dotted name; in a grid, or drawn from a space."""
 
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
     grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.layers: [4, 6, 8]}")
+    search: SearchConfig | None = Field(None, description="settings to draw, the same for all arms and seeds")
+    scheduler: SchedulerConfig | None = Field(None, description="prunes drawn settings that fall behind")
     max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
 
     @model_validator(mode="after")
@@ -162,6 +156,9 @@ class SweepConfig(Settings):
                 raise ValueError(f"{field} names a value twice: {list(values)}")
             if not values:
                 raise ValueError(f"{field} is empty")
+        of_the_search = search_problem(self.grid, self.search, self.scheduler)
+        if of_the_search:
+            raise ValueError(of_the_search)
         return self
 
 
@@ -265,17 +262,33 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     sweep = experiment.sweep
     if sweep is None:
         raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
-    _check_grid(sweep, source)
-    fields = list(sweep.grid)
+    check_varied(sweep, Experiment, source)
+    cells = _cells(sweep, source)
     trials: dict[str, Trial] = {}
-    for seed, cell, arm in itertools.product(sweep.seeds, itertools.product(*sweep.grid.values()), sweep.arms):
-        changes = {**dict(zip(fields, cell, strict=True)), "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
-        cell_name = [f"{field.split('.')[-1]}_{value}" for field, value in zip(fields, cell, strict=True)]
-        key = trial_key(arm, seed, *cell_name)
+    for seed, (names, cell), arm in itertools.product(sweep.seeds, cells, sweep.arms):
+        changes = {**cell, "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
+        key = trial_key(arm, seed, *names)
         if key in trials:  # names that differ only in what no folder's name may hold
             key = f"{key[:55]}-{_short_hash(repr((arm, cell)))}"
         trials[key] = Trial(key=key, experiment=replace(experiment, changes, f"{source}, trial {key}"))
+        if sweep.scheduler:
+            check_pruning(sweep.scheduler.asha, trials[key].experiment.training, source)
     return tuple(trials.values())
+
+
+def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
+    """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
+    try:
+        drawn = draw(sweep.search) if sweep.search else ({},)
+    except ValueError as error:
+        raise UserError(f"{source}: sweep.search.{error}") from error
+    cells = []
+    for values in itertools.product(*sweep.grid.values()):
+        listed = dict(zip(sweep.grid, values, strict=True))
+        names = [f"{field.split('.')[-1]}_{value}" for field, value in listed.items()]
+        for number, settings in enumerate(drawn, start=1):
+            cells.append(([*names, f"sample_{number}"] if sweep.search else names, {**listed, **settings}))
+    return cells
 
 
 def trial_key(arm: str, seed: int, *cell: str) -> str:
@@ -306,26 +319,6 @@ def _validated(values: dict[str, Any], source: str) -> Experiment:
         return Experiment.model_validate_json(json.dumps(values))
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         raise UserError(explain(error, source, setting_names(Experiment))) from error
-
-
-def _check_grid(sweep: SweepConfig, source: str) -> None:
-    """Only what a trial may have to itself: all trials of a sweep share one data set, one name and one folder."""
-    every = setting_names(Experiment)
-    groups = {name.rpartition(".")[0] for name in every}
-    free = [n for n in every if n.startswith(("model.", "training.", "workers.")) and n not in groups]
-    for field in sweep.grid:
-        if field not in every:
-            raise UserError(f"{source}: sweep.grid: {field!r} is no setting{did_you_mean(field, free)}")
-        if field in ("training.arm", "training.seed") or field not in free:
-            raise UserError(
-                f"{source}: sweep.grid: {field!r} cannot differ between the trials of a sweep; expected a setting of "
-                "model, training or workers. Arms and seeds have their own lists; for other data make another sweep."
-            )
-    wanted = len(sweep.arms) * len(sweep.seeds) * math.prod(map(len, sweep.grid.values()))
-    if wanted > MOST_TRIALS:
-        raise UserError(
-            f"{source}: sweep: arms x seeds x grid make {wanted} trials; at most {MOST_TRIALS} are possible"
-        )
 
 
 def _canonical(value: Any) -> str:

@@ -16,7 +16,7 @@ from pipeline.secrecy import mask
 _EVERY_S = 3.0
 _STUCK_S = 120.0  # for one trial to be shipped; a tracker that takes longer is given up
 _HURRY_S = 5.0  # to come to an end when the user will not wait
-STATUS = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.STOPPED: "KILLED"}
+STATUS = {State.FINISHED: "FINISHED", State.PRUNED: "FINISHED", State.FAILED: "FAILED", State.STOPPED: "KILLED"}
 
 
 class Tracker(Protocol):

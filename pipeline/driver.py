@@ -52,7 +52,7 @@ def run_trial(
     session: str,
     verbose: bool = False,
 ) -> None:
-    """Trains `experiment` in `folder` with `train_fn` in every worker; returns when folder.result is there.
+    """Trains `experiment` in `folder` with `train_fn` in every worker; returns when it has ended, as the folder says.
 
     Each attempt is a Ray Train run under a new name, so that Ray never takes up old state by itself: the train
     function goes on from its own checkpoints. A worker's death is survived `workers.max_failures` times.
@@ -70,7 +70,7 @@ def run_trial(
     _write_attempt(folder, Attempt(attempt, session))
     try:
         _fit(experiment, folder, data, train_fn, attempt, verbose)
-        if not folder.result.exists():
+        if not folder.ended:
             raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
     except Exception as error:
         reason = explain(error)

@@ -146,8 +146,14 @@ def limits(results: Results) -> str:
     text += ". Step times are of this machine under this load."
     if diverged:
         text += f" Without a finite held-out loss, and so in no comparison of it: {', '.join(diverged)}."
-    if results.finished < results.total:
-        text += f" {results.total - results.finished} of {results.total} trials did not finish and are not in it."
+    if results.pruned:
+        text += (
+            f" {results.pruned} of {results.total} trials were pruned, ended early because other settings did better, "
+            "and are not in it: what is compared are the settings that were left, not all that were drawn."
+        )
+    missing = results.total - results.finished - results.pruned
+    if missing:
+        text += f" {missing} of {results.total} trials did not finish and are not in it."
     return text
 
 

@@ -36,6 +36,21 @@ class TrialFolder:
         return self.root / "result.json"
 
     @property
+    def prune(self) -> Path:
+        """The driver's word that the trial is to end early; its workers obey at the next logged step."""
+        return self.root / "prune.json"
+
+    @property
+    def pruned(self) -> Path:
+        """Written last in place of a result: at which step the trial was ended."""
+        return self.root / "pruned.json"
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to run: the trial is finished, or pruned."""
+        return self.result.exists() or self.pruned.exists()
+
+    @property
     def failure(self) -> Path:
         """Why the last attempt failed, as text."""
         return self.root / "failure.txt"

@@ -18,6 +18,7 @@ _COLOURS = {
     State.WAITING: "dim",
     State.RUNNING: "cyan",
     State.FINISHED: "green",
+    State.PRUNED: "magenta",
     State.FAILED: "bold red",
     State.STOPPED: "yellow",
 }
@@ -83,9 +84,8 @@ class LiveView:
         """The sweep in a line: done n of m, running, failed, time left for all."""
         count = {state: sum(t.state is state for t in self._trials) for state in State}
         parts = [f"{self._name}: {count[State.FINISHED]} of {len(self._trials)} done"]
-        parts += [
-            f"{count[s]} {s.value}" for s in (State.RUNNING, State.WAITING, State.FAILED, State.STOPPED) if count[s]
-        ]
+        others = (State.PRUNED, State.RUNNING, State.WAITING, State.FAILED, State.STOPPED)
+        parts += [f"{count[state]} {state.value}" for state in others if count[state]]
         left = all_left(self._trials, self._at_once)
         if left:
             parts.append(f"about {duration(left)} left")
@@ -112,7 +112,7 @@ class LiveView:
         room = max(1, self._console.height - _FRAME_LINES)
         if len(self._trials) <= room:
             return self._trials
-        order = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.FINISHED)
+        order = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.PRUNED, State.FINISHED)
         chosen = sorted(range(len(self._trials)), key=lambda i: (order.index(self._trials[i].state), i))[:room]
         return [self._trials[i] for i in sorted(chosen)]
 

@@ -13,19 +13,25 @@ from pipeline.spool import read_spool
 
 
 class State(StrEnum):
-    """Where a trial is in its life. A stopped one was running when the sweep was interrupted."""
+    """Where a trial is in its life. A pruned one was ended early, a stopped one when the sweep was interrupted."""
 
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+    PRUNED = "pruned"
     FAILED = "failed"
     STOPPED = "stopped"
+
+
+_DONE = (State.FINISHED, State.PRUNED)
 
 
 def state_of(folder: TrialFolder, session: str) -> State:
     """The trial's state in the command `session`: what earlier commands began and did not finish is waiting."""
     if folder.result.exists():
         return State.FINISHED
+    if folder.pruned.exists():
+        return State.PRUNED
     attempt = last_attempt(folder)
     if attempt is None or attempt.session != session:
         return State.WAITING
@@ -64,7 +70,7 @@ class Progress:
         changed, self.state = state != self.state, state
         if changed and state is State.RUNNING:
             self._began, self._first = now, None
-        if changed and state in (State.FINISHED, State.FAILED, State.STOPPED) and self._began is not None:
+        if changed and state not in (State.WAITING, State.RUNNING) and self._began is not None:
             self.seconds = self.seconds or now - self._began
         lines, self._offset = read_spool(self.folder.spool, self._offset)
         for line in lines:
@@ -96,7 +102,7 @@ def all_left(trials: list[Progress], at_once: int, now: float | None = None) -> 
     running = [trial for trial in trials if trial.state is State.RUNNING]
     left = [trial.seconds_left(now) for trial in running]
     known = [value for value in left if value is not None]
-    lengths = [trial.seconds for trial in trials if trial.seconds is not None and trial.state is State.FINISHED]
+    lengths = [trial.seconds for trial in trials if trial.seconds is not None and trial.state in _DONE]
     lengths += [
         now - t._began + s for t, s in zip(running, left, strict=True) if s is not None and t._began is not None
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
-from pipeline.describe import ARM, ROLE, SEED, SWEEP, TRIAL
+from pipeline.describe import ARM, PRUNED, ROLE, SEED, SWEEP, TRIAL
 from pipeline.errors import UserError
 from pipeline.store import find_experiment, open_store, plain, store_errors
 
@@ -58,7 +58,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since."""
+    """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since.
+
+    A pruned trial counts as PRUNED, not as FINISHED: it is in no row.
+    """
 
     sweep: str
     rows: list[Row]
@@ -70,6 +73,11 @@ class Results:
     def finished(self) -> int:
         """How many trials have finished."""
         return self.statuses.get("FINISHED", 0)
+
+    @property
+    def pruned(self) -> int:
+        """How many trials were ended early."""
+        return self.statuses.get("PRUNED", 0)
 
     @property
     def total(self) -> int:
@@ -104,9 +112,9 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
         newest[run.data.tags.get(TRIAL, run.info.run_id)] = run
     statuses: dict[str, int] = {}
     for run in newest.values():
-        statuses[run.info.status] = statuses.get(run.info.status, 0) + 1
-    trials = [_trial(client, run) for run in newest.values() if run.info.status == "FINISHED"]
-    varying = _varying(trials)
+        statuses[_status(run)] = statuses.get(_status(run), 0) + 1
+    trials = [_trial(client, run) for run in newest.values() if _status(run) == "FINISHED"]
+    varying = _varying([_params(run) for run in newest.values() if _status(run) in ("FINISHED", "PRUNED")])
     rows: dict[Any, Row] = {}
     for trial in sorted(trials, key=lambda t: (_order(t.arm), t.seed)):
         cell = tuple((name, trial.params.get(name, "–")) for name in varying)
@@ -138,12 +146,11 @@ def _trial(client: "MlflowClient", run: "Run") -> Trial:
         if found := _LAYER.fullmatch(name):
             activation[int(found[1])] = _history(client, run.info.run_id, name)
     _, seconds = _history(client, run.info.run_id, measures.STEP_SECONDS)
-    params = {name: plain(value) for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
     return Trial(
         run_id=run.info.run_id,
         arm=plain(run.data.tags[ARM]),
         seed=int(run.data.tags[SEED]),
-        params=params,
+        params=_params(run),
         metrics=metrics,
         step_seconds=statistics.median(seconds) if seconds else math.nan,
         activation=activation,
@@ -160,10 +167,18 @@ def _as_logged(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
-def _varying(trials: list[Trial]) -> list[str]:
-    """The settings, but for arm and seed, in which the trials differ: the grid of the sweep."""
-    names = sorted({name for trial in trials for name in trial.params})
-    return [name for name in names if len({trial.params.get(name) for trial in trials}) > 1]
+def _varying(params: list[dict[str, str]]) -> list[str]:
+    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was drawn."""
+    names = sorted({name for each in params for name in each})
+    return [name for name in names if len({each.get(name) for each in params}) > 1]
+
+
+def _params(run: "Run") -> dict[str, str]:
+    return {name: plain(value) for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
+
+
+def _status(run: "Run") -> str:
+    return "PRUNED" if PRUNED in run.data.tags and run.info.status == "FINISHED" else run.info.status
 
 
 def _order(arm: str) -> tuple[int, str]:

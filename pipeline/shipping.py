@@ -6,9 +6,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.describe import PRUNED
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.mlflow_run import read_memory, write_memory
+from pipeline.pruning import pruned_at
 from pipeline.spool import DamagedSpool, Line, read_spool
 
 if TYPE_CHECKING:
@@ -74,6 +76,9 @@ def ship_files(client: "MlflowClient", run_id: str, folder: TrialFolder) -> None
     for path in (folder.result, folder.predictions, folder.failure):
         if path.exists():
             client.log_artifact(run_id, str(path))
+    step = pruned_at(folder)
+    if step is not None:
+        client.set_tag(run_id, PRUNED, str(step))
     if last := snapshots(folder)[-1:]:
         try:
             client.log_image(run_id, draw(last[0]), artifact_file=f"{FIGURE}.png")

@@ -26,6 +26,7 @@ from pipeline.live import LiveView
 from pipeline.lock import folder_lock
 from pipeline.manifest import Prepared
 from pipeline.progress import Progress, State, state_of
+from pipeline.pruning import Pruner, settle
 from pipeline.quiet import chatter_to
 from pipeline.tuner import TunerJob, account_for, tune_trials
 
@@ -42,6 +43,7 @@ class SweepOutcome:
     total: int
     failures: dict[str, str] = field(default_factory=dict)
     signal: int | None = None
+    pruned: int = 0
 
     @property
     def failed(self) -> int:
@@ -55,10 +57,10 @@ class SweepOutcome:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 when a trial did not finish, or 130 after Ctrl-C, 143 after SIGTERM."""
+        """0, or 1 when a trial neither finished nor was pruned, or 130 after Ctrl-C, 143 after SIGTERM."""
         if self.signal is not None:
             return 128 + self.signal
-        return 0 if self.finished == self.total else 1
+        return 0 if self.finished + self.pruned == self.total else 1
 
 
 def run_sweep(
@@ -97,7 +99,7 @@ def run_sweep(
     places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
     progress = [Progress(trial, place) for trial, place in zip(trials, places, strict=True)]
     session = uuid.uuid4().hex[:12]
-    left = [p for p in progress if not p.folder.result.exists()]
+    left = [p for p in progress if not p.folder.ended]
     if address is None:
         for one in left:
             fit(one.trial.experiment.workers, (local_resources(),), 1)
@@ -105,6 +107,9 @@ def run_sweep(
         claim(folder, experiment, prepared.manifest.data_hash, resume, command)
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         remember(folder, destination, tags)
+        for one in left:
+            settle(one.folder)
+        left = [p for p in left if not p.folder.ended]
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
@@ -157,12 +162,16 @@ def _run(
         interrupts.hold()
         wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
         at_once = min(fit(p.trial.experiment.workers, cluster.nodes, min(wanted, len(job.left))) for p in job.left)
+        pairs = [(p.trial, p.folder) for p in progress]
+        pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
         thread = threading.Thread(target=tune_trials, args=(job, at_once, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
         with LiveView(experiment.name, progress, console, at_once, job.verbose) as view:
             while thread.is_alive() and interrupts.signal is None:
                 courier.see(look(progress, job.session))
+                if pruner is not None:
+                    pruner.look()
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)
@@ -182,7 +191,7 @@ def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None)
     states = look(progress, session)
     for trial in progress:
         state = states[trial.trial.key]
-        if state is State.FINISHED or stopped_by is None:
+        if state in (State.FINISHED, State.PRUNED) or stopped_by is None:
             continue
         if state is State.RUNNING or trial.trial.key in stopped:
             trial.folder.failure.unlink(missing_ok=True)
@@ -192,12 +201,13 @@ def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None)
 
 def _outcome(progress: Sequence[Progress], stopped_by: int | None) -> SweepOutcome:
     failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
-    return SweepOutcome(sum(p.state is State.FINISHED for p in progress), len(progress), failures, stopped_by)
+    count = {state: sum(p.state is state for p in progress) for state in State}
+    return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED])
 
 
 def _opening(experiment: Experiment, progress: Sequence[Progress], left: Sequence[Progress]) -> str:
     done = len(progress) - len(left)
-    return f"{experiment.name}: {len(left)} trials to run" + (f", {done} finished before" if done else "")
+    return f"{experiment.name}: {len(left)} trials to run" + (f", {done} ended before" if done else "")
 
 
 def _closing(
@@ -209,6 +219,8 @@ def _closing(
     folders = {p.trial.key: p.folder for p in progress}
     for key, reason in outcome.failures.items():
         say(f"{key} failed: {reason.splitlines()[0]}\n  all of it in {folders[key].failure}", "red")
+    if outcome.pruned:
+        say(f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
     if outcome.failed:
         say(f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
     for problem in problems:

@@ -74,8 +74,8 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
 
 
 def account_for(job: TunerJob, faults: list[BaseException]) -> None:
-    """No trial may end without a word: one that has neither a result nor a failure gets the reason written down."""
+    """No trial may end without a word: one that neither ended nor failed gets the reason written down."""
     reason = explain(faults[0]) if faults else "its driver process ended without a word; it may have run out of memory"
     for trial in job.left:
-        if not trial.folder.result.exists() and state_of(trial.folder, job.session) is not State.FAILED:
+        if not trial.folder.ended and state_of(trial.folder, job.session) is not State.FAILED:
             write_failure(trial.folder, job.session, reason)

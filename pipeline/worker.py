@@ -23,6 +23,7 @@ from pipeline.evidence import TrainingStopped, agree, disk_errors, stop
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
+from pipeline.pruning import write_pruned
 from pipeline.replicas import ReplicasDiffer, check_replicas
 from pipeline.shards import open_prepared, read_rows
 from pipeline.spool import Spool
@@ -30,7 +31,7 @@ from pipeline.step import StepReport, train_step
 from pipeline.tokens import Sequence
 from pipeline.trial_writer import TrialWriter, is_snapshot, skipped_by, step_metrics
 from tiny_onn.capture import CaptureError
-from tiny_onn.distributed import distribute
+from tiny_onn.distributed import distribute, gather_over_workers
 from tiny_onn.dynamics import NonFiniteStep
 
 MOST_SKIPPED_IN_A_ROW = 10
@@ -61,7 +62,7 @@ def run_training(
     """Trains `experiment` in `folder` and returns its last metrics; every worker of the process group calls it.
 
     It goes on from the newest good checkpoint in the folder. Rank 0 alone writes: the spool, prototype snapshots,
-    checkpoints, predictions, and last of all the result.
+    checkpoints, predictions, and last of all the result. A trial that is to be pruned ends at the next logged step.
 
     Args:
         report: called with (step, task loss) on every worker, after every evaluation.
@@ -139,6 +140,11 @@ def run_training(
         agree(stopped, device)
         if report:
             report(done, metrics.get(measures.TASK_LOSS, math.nan))
+        if done < training.steps and _is_to_end(folder, rank, device):
+            if writer:
+                with disk_errors(folder, "writing that it is pruned", digest):
+                    write_pruned(folder, done)
+            return metrics
     if writer:
         facts = {
             "steps": training.steps,
@@ -151,6 +157,12 @@ def run_training(
         with disk_errors(folder, "writing the result", digest):
             writer.result(metrics, facts)
     return metrics
+
+
+def _is_to_end(folder: TrialFolder, rank: int, device: torch.device) -> bool:
+    """Whether the trial is to be pruned; rank 0 looks, and all are told the same."""
+    told = torch.tensor([float(rank == 0 and folder.prune.exists())], device=device)
+    return bool(gather_over_workers(told)[0] > 0)
 
 
 @dataclass

@@ -13,13 +13,16 @@ from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.manifest import Manifest, Prepared
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.pruning import write_pruned
 from pipeline.spool import Spool
 
 
 def toy_train(settings: dict[str, Any]) -> None:
     """Steps through a trial. The experiment's description, as JSON, may say:
 
-    {"sleep_s": seconds a step, "raise": [arm, rank], "kill_once": arm}
+    {"sleep_s": seconds a step, "raise": [arm, rank], "kill_once": arm, "losses": {arm: loss}}
+
+    A trial's loss is 1 / step, or its arm's of `losses` plus its learning rate; it ends early when it is told to.
     """
     import ray.train
     import torch
@@ -41,10 +44,14 @@ def toy_train(settings: dict[str, Any]) -> None:
     spool = Spool(folder.spool) if rank == 0 else None
     for step in range(1, experiment.training.steps + 1):
         time.sleep(wish.get("sleep_s", 0.0))
+        loss = wish["losses"][arm] + experiment.training.learning_rate if "losses" in wish else 1.0 / step
         if spool is not None:
             rates = {by_layer(ACTIVATION_RATE, layer): 0.5 / (layer + 1) for layer in range(experiment.model.layers)}
-            spool.write(step, {TASK_LOSS: 1.0 / step, **rates})
-        ray.train.report({"step": step, "loss": 1.0 / step})
+            spool.write(step, {TASK_LOSS: loss, **rates})
+        ray.train.report({"step": step, "loss": loss})
+        if folder.prune.exists():
+            write_pruned(folder, step)
+            return
     if rank == 0:
         result = {"metrics": {"sum_of_ranks": float(seen), "world": world}, "steps": experiment.training.steps}
         write_whole(folder.result, json.dumps({**result, "seconds": 0.1, "attempt": settings["attempt"]}))
