@@ -119,15 +119,14 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=arc-agi-1 --set data.max_tokens=1024
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=folder --set data.folder=my_tasks
     """
-    from pipeline.layout import Output
-    from pipeline.preparing import prepare_and_tell
+    from pipeline import api
 
-    prepare_and_tell(_read(config, changes).data, Output(output).data)
+    api.prepare(config, _parsed(changes), output)
 
 
 @main.command()
 @_running
-def train(config: Path, output: Path, scale: str | None, changes: tuple[str, ...], **options: Any) -> None:
+def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Train one model: CONFIG without its `sweep` section.
 
     \b
@@ -135,24 +134,14 @@ def train(config: Path, output: Path, scale: str | None, changes: tuple[str, ...
       tiny-onn train experiments/ablation.yaml --set training.arm=per_token --set training.seed=7
       tiny-onn train experiments/ablation.yaml --set name=wide --set model.hidden=128 --set workers.count=2
     """
-    from pipeline.config import Trial, replace, trial_key
+    from pipeline import api
 
-    experiment = replace(_read(config, changes, scale), {"sweep": None}, str(config))
-    key = trial_key(experiment.training.arm, experiment.training.seed)
-    _run(
-        experiment,
-        (Trial(key=key, experiment=experiment),),
-        output,
-        ("train", config),
-        changes,
-        scale,
-        **options,
-    )
+    sys.exit(api.train(config, _parsed(changes), output, **options).exit_code)
 
 
 @main.command()
 @_running
-def ablate(config: Path, output: Path, scale: str | None, changes: tuple[str, ...], **options: Any) -> None:
+def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid, then print and file its report.
 
     Ctrl-C stops cleanly; the same command with --resume goes on where it stopped.
@@ -163,10 +152,9 @@ def ablate(config: Path, output: Path, scale: str | None, changes: tuple[str, ..
       tiny-onn ablate experiments/ablation.yaml --resume
       tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
     """
-    from pipeline.config import trials_of
+    from pipeline import api
 
-    experiment = _read(config, changes, scale)
-    _run(experiment, trials_of(experiment, str(config)), output, ("ablate", config), changes, scale, **options)
+    sys.exit(api.ablate(config, _parsed(changes), output, **options).exit_code)
 
 
 @main.command()
@@ -182,11 +170,9 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
       tiny-onn report ablation
       tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
     """
-    from pipeline.config import check_name
+    from pipeline import api
 
-    check_name(sweep, "SWEEP")
-    uri = tracking_uri or _local_store(output, sweep)
-    _report(uri, mlflow_experiment, sweep, output)
+    api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment)
 
 
 @main.command()
@@ -202,10 +188,11 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
       tiny-onn ui
       tiny-onn ui --output /tmp/try --port 5005
     """
+    from pipeline.api import local_store
     from pipeline.layout import Output
     from pipeline.serve import serve
 
-    uri = tracking_uri or _local_store(output, "a sweep")
+    uri = tracking_uri or local_store(output, "a sweep")
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
@@ -231,107 +218,27 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
       tiny-onn sync ablation --output /tmp/try
       tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
     """
+    from pipeline import api
     from pipeline.layout import Output
     from pipeline.sync import sync_and_tell
 
     def report(uri: str, experiment: str, name: str) -> list[Path]:
-        return _report(uri, experiment, name, output)
+        return api.file_report(uri, experiment, name, output)[1]
 
     sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
-def _read(config: Path, changes: tuple[str, ...], scale: str | None = None) -> Any:
-    from pipeline.config import at_scale, read_experiment, replace
+def _parsed(changes: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that --set replaces, by their dotted names."""
     from pipeline.yaml_file import parse_value
 
-    experiment = read_experiment(config)
-    if scale is not None:
-        experiment = at_scale(experiment, scale, str(config))
     values = {}
     for change in changes:
         field, equals, text = change.partition("=")
         if not equals:
             raise UserError(f"--set {change}: expected FIELD=VALUE, for example --set training.steps=100")
         values[field.strip()] = parse_value(text, f"--set {field.strip()}")
-    return replace(experiment, values, f"{config} with --set") if values else experiment
-
-
-def _run(
-    experiment: Any,
-    trials: tuple[Any, ...],
-    output: Path,
-    command: tuple[str, Path],
-    changes: tuple[str, ...],
-    scale: str | None,
-    *,
-    resume: bool,
-    address: str | None,
-    verbose: bool,
-    track_later: bool,
-    tracking_uri: str | None,
-    mlflow_experiment: str,
-) -> None:
-    from rich.console import Console
-
-    from pipeline.destination import Destination
-    from pipeline.layout import Output
-    from pipeline.preflight import check_data, check_start, open_tracker
-    from pipeline.preparing import prepare_and_tell
-    from pipeline.sweep import run_sweep
-    from pipeline.worker import train_fn_per_worker
-
-    where, console = Output(output), Console()
-    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
-    check_start(left, output, address)
-    destination = Destination(tracking_uri or None, mlflow_experiment)
-    tracker = open_tracker(destination, where, track_later, console)
-    prepared = prepare_and_tell(experiment.data, where.data, console)
-    check_data(left, prepared)
-    settings = ["--scale", scale] if scale else []
-    settings += [word for change in changes for word in ("--set", change)]
-    words = ["tiny-onn", *map(str, command), *settings, "--output", str(output), *destination.options()]
-    outcome = run_sweep(
-        experiment,
-        trials,
-        where,
-        prepared,
-        train_fn=train_fn_per_worker,
-        resume=resume,
-        tracker=tracker,
-        address=address,
-        verbose=verbose,
-        console=console,
-        command=destination.command([*words, *(["--address", address] if address else [])]),
-        report=lambda: _report(destination.store(where)[0], mlflow_experiment, experiment.name, output),
-        destination=destination,
-    )
-    sys.exit(outcome.exit_code)
-
-
-def _report(uri: str, mlflow_experiment: str, sweep: str, output: Path) -> list[Path]:
-    from rich.console import Console
-
-    from pipeline.layout import Output
-    from pipeline.report import make_report, print_report, write_report
-
-    made = make_report(uri, mlflow_experiment, sweep)
-    files = write_report(made, Output(output).sweep(sweep) / "report")
-    console = Console()
-    print_report(made, console)
-    console.print(f"Report: {files[0]}", highlight=False, soft_wrap=True)
-    return files
-
-
-def _local_store(output: Path, sweep: str) -> str:
-    from pipeline.layout import Output
-
-    store = Output(output)
-    if not (output / "mlflow.db").exists():
-        raise UserError(
-            f"--output {output}: holds no mlflow.db. Run {sweep} there first (tiny-onn ablate ... --output {output}), "
-            "or name a store with --tracking-uri."
-        )
-    return store.tracking_uri
+    return values
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Ctrl-C and SIGTERM as a value to look at, so that a command ends in its own way."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 
 class Interrupts:
-    """Between entering and leaving, SIGINT and SIGTERM only set `signal` (the first one counts). Main thread only."""
+    """Between entering and leaving, SIGINT and SIGTERM only set `signal` (the first one counts).
+
+    Only the main thread is told of signals: in any other this does nothing, and they go where they went before.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.hold()
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.hold()
         return self
 
     def hold(self) -> None:

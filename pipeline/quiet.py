@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +14,13 @@ from rich.console import Console
 def chatter_to(path: Path, console: Console) -> Iterator[None]:
     """All that this process prints, libraries in C++ included, is appended to `path`; `console` keeps its place.
 
-    A console that does not write to standard output or error (in a notebook, a test) leaves all as it is.
+    A console that does not write to standard output or error (in a notebook, a test) leaves all as it is; so does a
+    thread that is not the main one, beside which others may have something to say.
     """
     screen = console.file
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     try:
         descriptor = screen.fileno()
     except (OSError, AttributeError):

@@ -167,7 +167,7 @@ def _trials(settings: Experiment) -> Sequence[Trial]:
 
 def _status(folder: TrialFolder) -> str | None:
     """What the trial has come to, while no command works on it; None when it has never begun."""
-    if folder.result.exists():
+    if folder.ended:
         return FINISHED
     if last_attempt(folder) is None:
         return None

@@ -1,0 +1,265 @@
+"""What the commands do, as functions: for a notebook, or a program of one's own.
+
+    from pipeline.api import ablate
+
+    outcome = ablate("experiments/smoke.yaml", changes={"training.steps": 40}, output="runs")
+    outcome.results()
+
+Importing this takes a moment; torch, Ray and MLflow are imported by what needs them. The functions can be called from
+any thread, and where an event loop runs.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.layout import Output
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Console
+
+    from pipeline.config import Experiment, Trial
+    from pipeline.destination import Destination
+    from pipeline.manifest import Prepared
+    from pipeline.report import Report
+    from pipeline.sweep import SweepOutcome
+
+MLFLOW_EXPERIMENT = "tiny-onn"
+Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run or a sweep ended, and the way to what it found."""
+
+    name: str
+    output: Path
+    ended: "SweepOutcome"
+    trials: "tuple[Trial, ...]"
+    tracking_uri: str | None = None
+    mlflow_experiment: str = MLFLOW_EXPERIMENT
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with."""
+        return self.ended.exit_code
+
+    def results(self) -> "DataFrame":
+        """A row for each finished trial: arm, seed, what else varies, and the report's columns."""
+        from pipeline.frames import results_frame
+        from pipeline.results import read_results
+
+        uri = self.tracking_uri or Output(self.output).tracking_uri
+        return results_frame(read_results(uri, self.mlflow_experiment, self.name))
+
+    def curves(self, metric: str = "train/task_loss") -> "DataFrame":
+        """A metric over the steps, a column for each trial; NaN where a trial has not measured it.
+
+        Raises:
+            UserError: no trial has measured it; names the metrics that there are.
+        """
+        from pipeline.frames import curves_frame
+
+        spools = {trial.key: Output(self.output).trial(self.name, trial.key).spool for trial in self.trials}
+        return curves_frame(spools, metric)
+
+
+def ablate(
+    config: str | Path,
+    changes: Changes | None = None,
+    output: str | Path = "runs",
+    *,
+    scale: str | None = None,
+    resume: bool = True,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    mlflow_experiment: str = MLFLOW_EXPERIMENT,
+    track_later: bool = False,
+    verbose: bool = False,
+    console: "Console | None" = None,
+) -> Outcome:
+    """Runs the sweep of a YAML file, arms x seeds x what else it varies, then prints and files its report.
+
+    A call that is made again goes on where the last one stopped, and repeats no trial that has ended.
+
+    Args:
+        changes: settings to replace, by their dotted names, for example {"training.steps": 40}.
+        output: the folder for everything that is written.
+        scale: one of the file's `scales`; `changes` go on top of it.
+        resume: False refuses a sweep that has been started before.
+        address: host:port of a Ray cluster; this machine alone by default.
+        tracking_uri: MLflow's store; a SQLite file in `output` by default.
+        track_later: start even if the store does not answer.
+
+    Raises:
+        UserError: something was refused before anything started.
+    """
+    from pipeline.config import trials_of
+    from pipeline.destination import Destination
+
+    experiment = read(config, changes, scale)
+    words = _words("ablate", config, changes, scale, output)
+    destination = Destination(tracking_uri or None, mlflow_experiment)
+    trials = trials_of(experiment, str(config))
+    return _run(experiment, trials, Path(output), words, resume, address, destination, track_later, verbose, console)
+
+
+def train(
+    config: str | Path,
+    changes: Changes | None = None,
+    output: str | Path = "runs",
+    *,
+    scale: str | None = None,
+    resume: bool = True,
+    address: str | None = None,
+    tracking_uri: str | None = None,
+    mlflow_experiment: str = MLFLOW_EXPERIMENT,
+    track_later: bool = False,
+    verbose: bool = False,
+    console: "Console | None" = None,
+) -> Outcome:
+    """Trains one model: a YAML file without its `sweep` section. Otherwise as `ablate`."""
+    from pipeline.config import Trial, replace, trial_key
+    from pipeline.destination import Destination
+
+    experiment = replace(read(config, changes, scale), {"sweep": None}, str(config))
+    words = _words("train", config, changes, scale, output)
+    destination = Destination(tracking_uri or None, mlflow_experiment)
+    key = trial_key(experiment.training.arm, experiment.training.seed)
+    trials = (Trial(key=key, experiment=experiment),)
+    return _run(experiment, trials, Path(output), words, resume, address, destination, track_later, verbose, console)
+
+
+def prepare(
+    config: str | Path,
+    changes: Changes | None = None,
+    output: str | Path = "runs",
+    *,
+    scale: str | None = None,
+    console: "Console | None" = None,
+) -> "Prepared":
+    """Turns ARC tasks into Parquet shards, as the file's `data` section says."""
+    from pipeline.preparing import prepare_and_tell
+
+    return prepare_and_tell(read(config, changes, scale).data, Output(Path(output)).data, console)
+
+
+def report(
+    sweep: str,
+    output: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+    mlflow_experiment: str = MLFLOW_EXPERIMENT,
+    console: "Console | None" = None,
+) -> "Report":
+    """Makes the report of a sweep from MLflow alone, prints it, and writes it to the output folder.
+
+    Raises:
+        UserError: the store cannot be used, or has no trial of the sweep.
+    """
+    from pipeline.config import check_name
+
+    check_name(sweep, "SWEEP")
+    uri = tracking_uri or local_store(Path(output), sweep)
+    return file_report(uri, mlflow_experiment, sweep, Path(output), console)[0]
+
+
+def read(config: str | Path, changes: Changes | None = None, scale: str | None = None) -> "Experiment":
+    """The experiment in a YAML file, at one of its scales and with settings replaced.
+
+    Raises:
+        UserError: names every problem.
+    """
+    from pipeline.config import at_scale, read_experiment, replace
+
+    experiment = read_experiment(Path(config))
+    if scale is not None:
+        experiment = at_scale(experiment, scale, str(config))
+    return replace(experiment, dict(changes), f"{config} with --set") if changes else experiment
+
+
+def local_store(output: Path, sweep: str) -> str:
+    """The MLflow store in an output folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not (output / "mlflow.db").exists():
+        raise UserError(
+            f"--output {output}: holds no mlflow.db. Run {sweep} there first (tiny-onn ablate ... --output {output}), "
+            "or name a store with --tracking-uri."
+        )
+    return Output(output).tracking_uri
+
+
+def file_report(
+    uri: str, mlflow_experiment: str, sweep: str, output: Path, console: "Console | None" = None
+) -> "tuple[Report, list[Path]]":
+    """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files."""
+    from rich.console import Console
+
+    from pipeline.report import make_report, print_report, write_report
+
+    made = make_report(uri, mlflow_experiment, sweep)
+    files = write_report(made, Output(output).sweep(sweep) / "report")
+    console = console or Console()
+    print_report(made, console)
+    console.print(f"Report: {files[0]}", highlight=False, soft_wrap=True)
+    return made, files
+
+
+def _run(
+    experiment: "Experiment",
+    trials: "tuple[Trial, ...]",
+    output: Path,
+    words: list[str],
+    resume: bool,
+    address: str | None,
+    destination: "Destination",
+    track_later: bool,
+    verbose: bool,
+    console: "Console | None",
+) -> Outcome:
+    from rich.console import Console
+
+    from pipeline.preflight import check_data, check_start, open_tracker
+    from pipeline.preparing import prepare_and_tell
+    from pipeline.sweep import run_sweep
+    from pipeline.worker import train_fn_per_worker
+
+    where, console = Output(output), console or Console()
+    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
+    check_start(left, output, address)
+    tracker = open_tracker(destination, where, track_later, console)
+    prepared = prepare_and_tell(experiment.data, where.data, console)
+    check_data(left, prepared)
+    uri = destination.store(where)[0]
+    words = [*words, *destination.options(), *(["--address", address] if address else [])]
+    ended = run_sweep(
+        experiment,
+        trials,
+        where,
+        prepared,
+        train_fn=train_fn_per_worker,
+        resume=resume,
+        tracker=tracker,
+        address=address,
+        verbose=verbose,
+        console=console,
+        command=destination.command(words),
+        report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
+        destination=destination,
+    )
+    return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
+
+
+def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:
+    """The words of the command that does the same as a call."""
+    words = ["tiny-onn", name, str(config), *(["--scale", scale] if scale else [])]
+    for field, value in (changes or {}).items():
+        words += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
+    return [*words, "--output", str(output)]

@@ -1,0 +1,136 @@
+"""The functions behind the commands, called as from a notebook."""
+
+import asyncio
+import io
+import json
+import math
+import shlex
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from pipeline import api, sweep
+from pipeline.config import trials_of
+from pipeline.errors import UserError
+from pipeline.frames import curves_frame, results_frame
+from pipeline.interrupts import Interrupts
+from pipeline.layout import Output
+from pipeline.results import read_results
+from pipeline.spool import Spool
+from pipeline.tracking import Tracker
+from tests.pipeline import sweep_samples
+from tests.pipeline.arc_samples import random_task, write_tasks
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Two arms, one seed, on forty small tasks in a folder."""
+    write_tasks(tmp_path / "tasks", [random_task(f"t{i:02d}", i) for i in range(40)])
+    settings = {
+        "name": "look",
+        "data": {"dataset": "folder", "folder": str(tmp_path / "tasks"), "max_tokens": 200, "dihedral_views": 2},
+        "model": {"hidden": 8, "layers": 1, "heads": 2},
+        "training": {"steps": 9, "warmup_steps": 1, "batch_tokens": 1000, "compile": "eager", "log_every": 2},
+        "workers": {"cpus": 0.5, "timeout_s": 60},
+        "sweep": {"arms": ["per_token", "none"], "seeds": [0]},
+        "scales": {"deep": {"model.layers": 3}},
+    }
+    path = tmp_path / "look.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_changes_go_on_top_of_the_scale(config: Path) -> None:
+    assert api.read(config).model.layers == 1
+    read = api.read(config, {"training.steps": 4}, "deep")
+    assert (read.model.layers, read.training.steps) == (3, 4)
+    with pytest.raises(UserError, match=r"'training.stepps' is no setting \(did you mean 'training.steps'\?\)"):
+        api.read(config, {"training.stepps": 4})
+
+
+def test_a_call_is_told_as_the_command_that_does_the_same() -> None:
+    words = api._words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "none"}, "gpu", "runs")
+    assert shlex.join(words) == (
+        "tiny-onn ablate 'a b.yaml' --scale gpu --set training.steps=4 --set training.arm=none --output runs"
+    )
+
+
+def test_what_is_refused_is_an_error_with_the_message_of_the_command(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"workers\.cpus: a trial asks for 999 CPUs"):
+        api.ablate(config, {"workers.cpus": 999.0}, tmp_path / "out")
+    with pytest.raises(UserError, match=r"holds no mlflow\.db"):
+        api.report("look", tmp_path / "out")
+
+
+def test_results_are_a_row_for_each_trial(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    sample = sweep_samples.experiment("frames", arms=("per_token", "none"), grid={"model.gain": (0.5, 1.0)})
+    for trial, folder in sweep_samples.trials(output, sample):
+        sweep_samples.write_spool(trial, folder)
+        tracker.start_trial(folder, trial, sample.name, sweep_samples.EXTRA)
+        tracker.end_trial(folder, "FAILED" if trial.key == "none-s2-gain_1.0" else "FINISHED")
+    outcome = api.Outcome("frames", tmp_path, sweep.SweepOutcome(11, 12), trials_of(sample), None, "tests")
+    frame = outcome.results()
+    assert frame.equals(results_frame(read_results(output.tracking_uri, "tests", "frames")))
+    assert len(frame) == 11
+    assert list(frame.columns[:3]) == ["arm", "seed", "model.gain"]
+    assert frame.groupby(["arm", "model.gain"])["eval_loss"].mean()["per_token", 0.5] == pytest.approx(1.1)
+    assert outcome.curves().loc[20, "none-s1-gain_0.5"] == 2.0
+    assert outcome.curves().shape == (3, 12)
+    with pytest.raises(UserError, match=r"no trial has measured it \(did you mean 'eval/loss'\?\)"):
+        outcome.curves("eval/lost")
+
+
+def test_a_curve_has_no_value_where_nothing_was_measured(tmp_path: Path) -> None:
+    for name, steps in (("a", (1, 2)), ("b", (2, 3))):
+        for step in steps:
+            Spool(tmp_path / name).write(step, {"eval/loss": float(step)})
+    frame = curves_frame({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"}, "eval/loss")
+    assert list(frame.index) == [1, 2, 3]
+    assert list(frame.columns) == ["a", "b"]
+    assert math.isnan(frame.loc[3, "a"])
+    assert frame.loc[2, "b"] == 2.0
+
+
+def test_signals_are_left_alone_outside_the_main_thread() -> None:
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interrupts() as interrupts:
+            interrupts.hold()
+            seen.append(interrupts.signal)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [None]
+
+
+@pytest.mark.slow
+def test_a_sweep_from_a_thread_beside_a_running_loop(config: Path, tmp_path: Path) -> None:
+    """As in a notebook: an event loop runs in the thread of the call, and that is not the main one."""
+    screen, outcomes = io.StringIO(), []
+
+    async def cell() -> None:
+        console = Console(file=screen, width=120)
+        for _ in range(2):  # the second time, all has been done
+            outcomes.append(api.ablate(config, {"training.steps": 6}, tmp_path / "out", console=console))
+
+    thread = threading.Thread(target=lambda: asyncio.run(cell()))
+    thread.start()
+    thread.join()
+    first, second = outcomes
+    assert first.exit_code == second.exit_code == 0
+    frame = second.results()
+    assert list(frame["arm"]) == ["per_token", "none"]
+    assert frame["eval_loss"].between(0, 10).all()
+    assert list(first.curves().index) == [2, 4, 6]
+    assert screen.getvalue().count("look: 2 trials to run") == 1
+    made = api.report("look", tmp_path / "out", console=Console(file=screen, width=120))
+    assert made.results.finished == 2
+    result = json.loads(Output(tmp_path / "out").trial("look", "none-s0").result.read_text())
+    assert result["metrics"]["eval/loss"] == pytest.approx(frame["eval_loss"][1])
