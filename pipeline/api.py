@@ -10,6 +10,7 @@ any thread, and where an event loop runs.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Experiment, Trial
     from pipeline.destination import Destination
+    from pipeline.forecast import Forecast
     from pipeline.manifest import Prepared
     from pipeline.report import Report
     from pipeline.sweep import SweepOutcome
@@ -132,6 +134,83 @@ def train(
     key = trial_key(experiment.training.arm, experiment.training.seed)
     trials = (Trial(key=key, experiment=experiment),)
     return _run(experiment, trials, Path(output), words, resume, address, destination, track_later, verbose, console)
+
+
+def plan(
+    config: str | Path,
+    changes: Changes | None = None,
+    output: str | Path = "runs",
+    *,
+    scale: str | None = None,
+    address: str | None = None,
+    calibrate: bool = True,
+    console: "Console | None" = None,
+    show: bool = True,
+) -> "Forecast":
+    """What `ablate` would run (`train`, where the file has no sweep), and what it would take; prints it.
+
+    The data set is prepared if it is not there yet; else nothing is written, and nothing started.
+
+    Args:
+        calibrate: times a few steps of each kind of trial on this machine, in processes of their own.
+        show: whether to print it.
+
+    Raises:
+        UserError: the cluster cannot hold it; names the field, or what there is too little of.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipeline import forecast as forecasting
+    from pipeline.calibration import timed
+    from pipeline.cluster import connect, local_resources
+    from pipeline.config import Trial, trial_key, trials_of
+    from pipeline.forecast_view import print_forecast
+    from pipeline.preflight import check_data, check_start
+    from pipeline.preparing import prepare_and_tell
+
+    experiment = read(config, changes, scale)
+    key = trial_key(experiment.training.arm, experiment.training.seed)
+    trials = trials_of(experiment, str(config)) if experiment.sweep else (Trial(key=key, experiment=experiment),)
+    where, console = Output(Path(output)), console or Console()
+    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
+    check_start(left, where.root, address)
+    nodes: tuple[Any, ...] = (local_resources(),)
+    if address is not None:
+        with connect(address) as cluster:
+            nodes = cluster.nodes
+    sweep = experiment.sweep
+    together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
+    prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
+    check_data(left, prepared)
+    kinds = forecasting.kinds_of(left, prepared)
+    if calibrate and kinds:
+        alone = address is not None or any(kind.example.workers.gpus for kind in kinds)
+        side_by_side = 1 if alone else together * max(kind.example.workers.count for kind in kinds)
+        side_by_side = min(side_by_side, math.ceil(local_resources().cpus))
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task("Timing a few steps of each kind", total=None)
+            kinds = timed(
+                kinds,
+                prepared.folder,
+                side_by_side,
+                lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+        if address is None:
+            forecasting.check_memory(kinds, together, forecasting.machine_memory())
+    found = forecasting.Forecast(
+        name=experiment.name,
+        kinds=kinds,
+        order=tuple(trial.key for trial in left),
+        ended=len(trials) - len(left),
+        at_once=together,
+        nodes=nodes,
+        free_disk_bytes=forecasting.free_disk(where.root),
+        prunes=bool(sweep and sweep.scheduler),
+    )
+    if show:
+        print_forecast(found, console, "on this machine" + ("" if address is None else ", not on the cluster"))
+    return found
 
 
 def prepare(

@@ -28,6 +28,9 @@ _SET = click.option(
 _SCALE = click.option(
     "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."
 )
+_ADDRESS = click.option(
+    "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
+)
 _URI = click.option(
     "--tracking-uri",
     default=None,
@@ -44,9 +47,7 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `train` and `ablate` share."""
     for option in (
         click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are not repeated."),
-        click.option(
-            "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
-        ),
+        _ADDRESS,
         click.option("--verbose", is_flag=True, help="Let Ray speak."),
         click.option(
             "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
@@ -97,6 +98,7 @@ def main() -> None:
     \b
     Examples:
       tiny-onn ablate experiments/smoke.yaml          the whole way in two minutes
+      tiny-onn plan experiments/ablation.yaml         what it would run, and how long that would take
       tiny-onn ablate experiments/ablation.yaml       the ablation
       tiny-onn report ablation                        its report once more, from MLflow
       tiny-onn ui                                     browse the runs
@@ -155,6 +157,38 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     from pipeline import api
 
     sys.exit(api.ablate(config, _parsed(changes), output, **options).exit_code)
+
+
+@main.command()
+@_CONFIG
+@_OUTPUT
+@_SCALE
+@_SET
+@_ADDRESS
+@click.option("--no-calibration", is_flag=True, help="Time nothing: no estimate of time and memory.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: bool, **options: Any) -> None:
+    """Say what `ablate` (or, without a sweep in CONFIG, `train`) would run and take, and start nothing.
+
+    A few steps of each kind of trial are timed on this machine. Exit code 2 where the cluster cannot hold it.
+
+    \b
+    Examples:
+      tiny-onn plan experiments/ablation.yaml
+      tiny-onn plan experiments/ablation.yaml --set model.hidden=512 --set workers.count=2
+      tiny-onn plan experiments/study/depth.yaml --scale gpu --address 10.0.0.5:6379 --no-calibration
+    """
+    import json
+
+    from rich.console import Console
+
+    from pipeline import api
+
+    console = Console(stderr=as_json)
+    calibrate = not no_calibration
+    found = api.plan(config, _parsed(changes), calibrate=calibrate, console=console, show=not as_json, **options)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=1))
 
 
 @main.command()

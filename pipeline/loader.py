@@ -53,6 +53,10 @@ class Loader:
         """How many batches `epoch` has, the same on every rank. Epochs may differ a little, as rows are mixed anew."""
         return len(self._plan(epoch))
 
+    def padded_tokens(self, epoch: int) -> int:
+        """The tokens of this rank's batches of `epoch`, padding included."""
+        return sum(batch.padded_tokens for batch in self._plan(epoch))
+
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` of it on; reads no row group that only earlier batches need.
 

@@ -80,10 +80,14 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
 
 def checkpoint_bytes(experiment: Experiment) -> int:
     """What the checkpoints of one trial take at most: parameters and Adam's two moments, one more than are kept."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in build_model(experiment, "meta").parameters())
     width = torch.finfo(DTYPES[experiment.training.precision]).bits // 8
-    return parameters * width * 3 * (experiment.training.keep_checkpoints + 1)
+    return parameters_of(experiment) * width * 3 * (experiment.training.keep_checkpoints + 1)
+
+
+def parameters_of(experiment: Experiment) -> int:
+    """How many parameters its model has."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(experiment, "meta").parameters())
 
 
 def _check_arm(training: TrainingConfig) -> None:

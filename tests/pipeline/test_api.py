@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 
 from pipeline import api, sweep
@@ -22,25 +21,12 @@ from pipeline.results import read_results
 from pipeline.spool import Spool
 from pipeline.tracking import Tracker
 from tests.pipeline import sweep_samples
-from tests.pipeline.arc_samples import random_task, write_tasks
+from tests.pipeline.samples import write_config
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Two arms, one seed, on forty small tasks in a folder."""
-    write_tasks(tmp_path / "tasks", [random_task(f"t{i:02d}", i) for i in range(40)])
-    settings = {
-        "name": "look",
-        "data": {"dataset": "folder", "folder": str(tmp_path / "tasks"), "max_tokens": 200, "dihedral_views": 2},
-        "model": {"hidden": 8, "layers": 1, "heads": 2},
-        "training": {"steps": 9, "warmup_steps": 1, "batch_tokens": 1000, "compile": "eager", "log_every": 2},
-        "workers": {"cpus": 0.5, "timeout_s": 60},
-        "sweep": {"arms": ["per_token", "none"], "seeds": [0]},
-        "scales": {"deep": {"model.layers": 3}},
-    }
-    path = tmp_path / "look.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    return write_config(tmp_path)
 
 
 def test_changes_go_on_top_of_the_scale(config: Path) -> None:
