@@ -188,7 +188,7 @@ def plan(
         alone = address is not None or any(kind.example.workers.gpus for kind in kinds)
         side_by_side = 1 if alone else together * max(kind.example.workers.count for kind in kinds)
         side_by_side = min(side_by_side, math.ceil(local_resources().cpus))
-        with Progress(console=console, transient=True) as progress:
+        with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
             bar = progress.add_task("Timing a few steps of each kind", total=None)
             kinds = timed(
                 kinds,

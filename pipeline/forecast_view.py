@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.forecast import HELPERS_BYTES, SWEEP_START_S, TRIAL_START_S, Forecast, Kind
-from pipeline.live import duration
+from pipeline.live import clock, duration
 
 
 def print_forecast(forecast: Forecast, console: Console, where: str) -> None:
@@ -60,7 +60,7 @@ def summary(forecast: Forecast, where: str) -> list[str]:
     most = "at most " if forecast.prunes else "about "
     return [
         *lines,
-        f"Time: {most}{duration(seconds)}, until {ends:%H:%M}, by steps that were timed {where}. Of it, "
+        f"Time: {most}{duration(seconds)}, until {clock(ends)}, by steps that were timed {where}. Of it, "
         f"{TRIAL_START_S:.0f} s a trial to start its workers and {SWEEP_START_S:.0f} s for Ray and the report are not "
         "timed but reckoned as on two cores" + ("; trials that are pruned shorten it" if forecast.prunes else ""),
     ]

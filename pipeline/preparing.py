@@ -19,7 +19,7 @@ def prepare_and_tell(config: DataConfig, root: Path, console: Console | None = N
         UserError: as `prepare`.
     """
     console = console or Console()
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
         bar = progress.add_task("Preparing the data", total=None)
         prepared = prepare(config, root, lambda done, total: progress.update(bar, completed=done, total=total))
     tell(prepared, console)

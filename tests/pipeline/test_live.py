@@ -1,5 +1,6 @@
 """What the user sees, from spools written by hand."""
 
+import datetime
 import io
 import math
 import subprocess
@@ -12,8 +13,9 @@ from rich.console import Console
 import pipeline.live
 from pipeline.config import ModelConfig, SweepConfig, TrainingConfig, trials_of
 from pipeline.layout import TrialFolder
-from pipeline.live import LiveView, duration
+from pipeline.live import LiveView, clock, duration
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.notebook import as_html
 from pipeline.progress import Progress, State, all_left
 from pipeline.spool import Spool
 from tests.pipeline.toy_training import toy_experiment
@@ -92,8 +94,46 @@ def test_more_trials_than_lines_show_those_that_matter(tmp_path: Path) -> None:
     text = shown(trials, height=20)
     assert trials[25].trial.key in text
     assert trials[29].trial.key in text
-    assert "… and 17 more" in text
+    assert "… and 18 more" in text
     assert len(text.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("columns", [80, 100, 112, 126])
+def test_the_table_fits_the_screen(tmp_path: Path, columns: int) -> None:
+    first, *others = trials = some_trials(tmp_path, seeds=3)
+    name = f"{first.trial.key}-learning_rate_0.001"
+    first.trial = first.trial.model_copy(update={"key": name})
+    first.read(State.RUNNING, now=0.0)
+    report(first, 99, 12.345)
+    first.read(State.FINISHED, now=5999.0)
+    others[0].read(State.FAILED)
+    console = Console(file=io.StringIO(), width=columns, height=30, force_terminal=True, color_system=None)
+    console.print(LiveView("toy", trials, console, at_once=2).render())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, lines)) <= columns
+    row = next(line for line in lines if line.strip().startswith("per_token-s0"))
+    wide = columns >= 112
+    assert (name in row) == (columns >= 126)
+    for part in ("12.345", "10.0 %" if wide else "10%", "100/100", "took 1 h 39 min" if wide else "1.67 h"):
+        assert part in row
+
+
+def test_the_end_is_told_by_the_clock() -> None:
+    noon = datetime.datetime(2026, 3, 3, 12, 5).astimezone()
+    assert clock(noon) == "Tue 12:05"  # some other day
+    now = datetime.datetime.now().astimezone()
+    assert clock(now) == f"{now:%H:%M}"
+
+
+def test_a_notebook_gets_html_that_cannot_break_out(tmp_path: Path) -> None:
+    trials = some_trials(tmp_path)
+    report(trials[0], 10, 3.0)
+    trials[0].read(State.RUNNING)
+    html = as_html(LiveView("<b>toy", trials, Console(file=io.StringIO(), width=120)).render())
+    assert html.startswith("<pre style=")
+    assert "per_token-s0" in html
+    assert "3.000" in html
+    assert "<b>" not in html
 
 
 def test_without_a_terminal_each_change_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
