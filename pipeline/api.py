@@ -81,6 +81,7 @@ def ablate(
     tracking_uri: str | None = None,
     mlflow_experiment: str = MLFLOW_EXPERIMENT,
     track_later: bool = False,
+    storage: str | None = None,
     verbose: bool = False,
     console: "Console | None" = None,
 ) -> Outcome:
@@ -96,6 +97,8 @@ def ablate(
         address: host:port of a Ray cluster; this machine alone by default.
         tracking_uri: MLflow's store; a SQLite file in `output` by default.
         track_later: start even if the store does not answer.
+        storage: where data, checkpoints and the sweep's state lie that all machines reach, as a path or URI; `output`
+            then holds copies, and may be empty at first.
 
     Raises:
         UserError: something was refused before anything started.
@@ -107,7 +110,9 @@ def ablate(
     words = _words("ablate", config, changes, scale, output)
     destination = Destination(tracking_uri or None, mlflow_experiment)
     trials = trials_of(experiment, str(config))
-    return _run(experiment, trials, Path(output), words, resume, address, destination, track_later, verbose, console)
+    return _run(
+        experiment, trials, Path(output), words, resume, address, destination, track_later, storage, verbose, console
+    )
 
 
 def train(
@@ -121,6 +126,7 @@ def train(
     tracking_uri: str | None = None,
     mlflow_experiment: str = MLFLOW_EXPERIMENT,
     track_later: bool = False,
+    storage: str | None = None,
     verbose: bool = False,
     console: "Console | None" = None,
 ) -> Outcome:
@@ -133,7 +139,9 @@ def train(
     destination = Destination(tracking_uri or None, mlflow_experiment)
     key = trial_key(experiment.training.arm, experiment.training.seed)
     trials = (Trial(key=key, experiment=experiment),)
-    return _run(experiment, trials, Path(output), words, resume, address, destination, track_later, verbose, console)
+    return _run(
+        experiment, trials, Path(output), words, resume, address, destination, track_later, storage, verbose, console
+    )
 
 
 def plan(
@@ -168,6 +176,7 @@ def plan(
     from pipeline.forecast_view import print_forecast
     from pipeline.preflight import check_data, check_start
     from pipeline.preparing import prepare_and_tell
+    from pipeline.storage import location
 
     experiment = read(config, changes, scale)
     key = trial_key(experiment.training.arm, experiment.training.seed)
@@ -192,7 +201,7 @@ def plan(
             bar = progress.add_task("Timing a few steps of each kind", total=None)
             kinds = timed(
                 kinds,
-                prepared.folder,
+                Path(location(prepared.folder)),
                 side_by_side,
                 lambda done, total: progress.update(bar, completed=done, total=total),
             )
@@ -219,12 +228,15 @@ def prepare(
     output: str | Path = "runs",
     *,
     scale: str | None = None,
+    storage: str | None = None,
     console: "Console | None" = None,
 ) -> "Prepared":
-    """Turns ARC tasks into Parquet shards, as the file's `data` section says."""
+    """Turns ARC tasks into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
     from pipeline.preparing import prepare_and_tell
+    from pipeline.storage import checked_storage
 
-    return prepare_and_tell(read(config, changes, scale).data, Output(Path(output)).data, console)
+    experiment, place = read(config, changes, scale), checked_storage(storage)
+    return prepare_and_tell(experiment.data, Output(Path(output)).data, console, place and place / "data")
 
 
 def report(
@@ -300,39 +312,50 @@ def _run(
     address: str | None,
     destination: "Destination",
     track_later: bool,
+    storage: str | None,
     verbose: bool,
     console: "Console | None",
 ) -> Outcome:
+    from contextlib import nullcontext
+
     from rich.console import Console
 
     from pipeline.preflight import check_data, check_start, open_tracker
     from pipeline.preparing import prepare_and_tell
+    from pipeline.remote_sweep import RemoteSweep
+    from pipeline.storage import checked_storage
     from pipeline.sweep import run_sweep
     from pipeline.worker import train_fn_per_worker
 
     where, console = Output(output), console or Console()
-    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
-    check_start(left, output, address)
-    tracker = open_tracker(destination, where, track_later, console)
-    prepared = prepare_and_tell(experiment.data, where.data, console)
-    check_data(left, prepared)
-    uri = destination.store(where)[0]
-    words = [*words, *destination.options(), *(["--address", address] if address else [])]
-    ended = run_sweep(
-        experiment,
-        trials,
-        where,
-        prepared,
-        train_fn=train_fn_per_worker,
-        resume=resume,
-        tracker=tracker,
-        address=address,
-        verbose=verbose,
-        console=console,
-        command=destination.command(words),
-        report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
-        destination=destination,
-    )
+    place = checked_storage(storage)
+    folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
+    sweep = where.sweep(experiment.name)
+    with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
+        left = [trial for trial in trials if not folders[trial.key].ended]
+        check_start(left, output, address)
+        tracker = open_tracker(destination, where, track_later, console)
+        prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
+        check_data(left, prepared)
+        uri = destination.store(where)[0]
+        words = [*words, *destination.options(), *(["--address", address] if address else [])]
+        words += ["--storage", place.public] if place else []
+        ended = run_sweep(
+            experiment,
+            trials,
+            where,
+            prepared,
+            train_fn=train_fn_per_worker,
+            resume=resume,
+            tracker=tracker,
+            address=address,
+            verbose=verbose,
+            console=console,
+            command=destination.command(words),
+            report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
+            destination=destination,
+            shared=shared,
+        )
     return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
 
 

@@ -38,6 +38,13 @@ _URI = click.option(
     help="MLflow's store, for example http://host:5000; user and password best go into MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD. Default: a SQLite file in the output folder.",
 )
+_STORAGE = click.option(
+    "--storage",
+    default=None,
+    metavar="URI",
+    help="Where data, checkpoints and a sweep's state lie that all machines reach: a shared folder, s3://bucket/prefix "
+    "or another place that pyarrow knows. --output then holds copies, and may be empty at first.",
+)
 _EXPERIMENT = click.option(
     "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."
 )
@@ -56,6 +63,7 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
         _URI,
         _SET,
         _SCALE,
+        _STORAGE,
         _OUTPUT,
         _CONFIG,
     ):
@@ -109,8 +117,9 @@ def main() -> None:
 @main.command()
 @_CONFIG
 @_OUTPUT
+@_STORAGE
 @_SET
-def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
+def prepare(config: Path, output: Path, storage: str | None, changes: tuple[str, ...]) -> None:
     """Turn ARC tasks into Parquet shards, as the `data` section of CONFIG says.
 
     `train` and `ablate` do this by themselves; data already prepared and intact is used as it is.
@@ -120,10 +129,11 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...]) -> None:
       tiny-onn prepare experiments/ablation.yaml
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=arc-agi-1 --set data.max_tokens=1024
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=folder --set data.folder=my_tasks
+      tiny-onn prepare experiments/ablation.yaml --storage s3://bucket/tiny-onn
     """
     from pipeline import api
 
-    api.prepare(config, _parsed(changes), output)
+    api.prepare(config, _parsed(changes), output, storage=storage)
 
 
 @main.command()
@@ -153,6 +163,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
       tiny-onn ablate experiments/smoke.yaml --output /tmp/try
       tiny-onn ablate experiments/ablation.yaml --resume
       tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
+      tiny-onn ablate experiments/ablation.yaml --storage s3://bucket/tiny-onn --resume     on any machine
     """
     from pipeline import api
 

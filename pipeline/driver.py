@@ -1,16 +1,18 @@
 """One trial: one Ray Train run, from its settings to its result or to the reason why it failed."""
 
+import contextlib
 import json
 import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
+from pipeline.remote_trial import RemoteTrial, has_ended
+from pipeline.storage import StorageError, location, patiently
 
 TrainFunction = Callable[[dict[str, Any]], None]
 
@@ -36,21 +38,23 @@ def last_attempt(folder: TrialFolder) -> Attempt | None:
 def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
     """Says for a trial that could not say so itself why it ended in `session`."""
     before = last_attempt(folder)
-    _write_attempt(folder, Attempt(before.number if before else 0, session))
+    write_attempt(folder, Attempt(before.number if before else 0, session))
     write_whole(folder.failure, reason)
 
 
-def _write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
+def write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
+    """Says that a trial is taken up."""
     write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))
 
 
 def run_trial(
     experiment: Experiment,
     folder: TrialFolder,
-    data: Path,
+    data: str,
     train_fn: TrainFunction,
     session: str,
     verbose: bool = False,
+    remote: RemoteTrial | None = None,
 ) -> None:
     """Trains `experiment` in `folder` with `train_fn` in every worker; returns when it has ended, as the folder says.
 
@@ -59,27 +63,41 @@ def run_trial(
 
     Args:
         session: names the command that this trial runs under.
+        remote: where the trial lies, when it is in a storage: its result is looked for there.
 
     Raises:
         TrialFailed: also written in folder.failure.
     """
     before = last_attempt(folder)
     attempt = 1 + (before.number if before else 0)
+    if remote:
+        said = patiently(remote.attempt)
+        attempt = max(attempt, 1 + int(said["attempt"])) if said else attempt
+        patiently(lambda: remote.put_attempt(attempt, session, None))
     folder.failure.unlink(missing_ok=True)
     write_whole(folder.config, experiment.model_dump_json(indent=1))
-    _write_attempt(folder, Attempt(attempt, session))
+    write_attempt(folder, Attempt(attempt, session))
     try:
-        _fit(experiment, folder, data, train_fn, attempt, verbose)
-        if not folder.ended:
+        _fit(experiment, folder, data, train_fn, attempt, verbose, remote)
+        if not (has_ended(patiently(remote.index)) if remote else folder.ended):
             raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
     except Exception as error:
         reason = explain(error)
         write_whole(folder.failure, reason)
+        if remote:
+            with contextlib.suppress(StorageError):
+                patiently(lambda: remote.put_attempt(attempt, session, reason))
         raise TrialFailed(reason) from None
 
 
 def _fit(
-    experiment: Experiment, folder: TrialFolder, data: Path, train_fn: TrainFunction, attempt: int, verbose: bool
+    experiment: Experiment,
+    folder: TrialFolder,
+    data: str,
+    train_fn: TrainFunction,
+    attempt: int,
+    verbose: bool,
+    remote: RemoteTrial | None,
 ) -> None:
     from ray.train.torch import TorchConfig  # seconds of imports, only where trials run
     from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -98,8 +116,9 @@ def _fit(
     settings = {
         "experiment": experiment.model_dump_json(),
         "folder": str(folder.root),
-        "data": str(data),
+        "data": data,
         "attempt": attempt,
+        "trials": None if remote is None else location(remote.trials),
     }
     LeanTrainer(
         train_fn,

@@ -78,6 +78,10 @@ class TrialFolder:
         """Greedy predictions of held-out tasks, as JSON."""
         return self.root / "predictions.json"
 
+    def scratch(self, rank: int) -> "TrialFolder":
+        """Where a worker trains when the trial lies in a storage; nobody else looks there."""
+        return TrialFolder(self.root / "scratch" / f"rank-{rank}")
+
     @property
     def ray(self) -> Path:
         """Ray Train's own state."""

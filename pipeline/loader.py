@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,13 @@ from pipeline.batch import Batch, collate
 from pipeline.errors import UserError
 from pipeline.manifest import Prepared, Split
 from pipeline.plan import Address, PlannedBatch, UnequalSteps, plan_epoch
-from pipeline.rows import read_group, read_lengths
+from pipeline.published import lengths_of
+from pipeline.rows import read_footer, read_group
+from pipeline.storage import Place, patiently
 from pipeline.tokens import Sequence
+
+_READERS = 8  # of a storage, at a time
+_FOOTERS = 64  # of shards in a storage, kept: a footer may be larger than what is read of the shard
 
 
 class Loader:
@@ -23,6 +30,7 @@ class Loader:
     Raises:
         UserError: a shard is damaged, the split is empty, a row is longer than a rank's budget, or there are too few
             rows for so many ranks.
+        StorageError: the storage that the shards lie in has been away for a minute; also where batches are read.
     """
 
     def __init__(
@@ -31,14 +39,14 @@ class Loader:
         assert 0 <= rank < world_size, (rank, world_size)
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.budget = batch_tokens // world_size
+        self._here = isinstance(prepared.folder, Path)
+        self._footer = lru_cache(_FOOTERS)(lambda path: patiently(partial(read_footer, path)))
         self._name = f"{prepared.folder}, split {split}"
-        self._groups: list[tuple[Path, int]] = []
+        self._groups: list[tuple[Place, int]] = []
         self._lengths: list[np.ndarray] = []
-        for shard in prepared.shards(split):
-            path = prepared.path(shard)
-            lengths = read_lengths(path)
-            self._groups += [(path, group) for group in range(len(lengths))]
-            self._lengths += lengths
+        for path, number, lengths in patiently(lambda: lengths_of(prepared, split)):
+            self._groups.append((path, number))
+            self._lengths.append(lengths)
         if not self._lengths:
             raise UserError(f"{self._name}: there is no row. Raise data.max_tokens or give more tasks.")
         longest = max(int(group.max()) for group in self._lengths)
@@ -82,13 +90,22 @@ class Loader:
 
     def _read(self, batches: tuple[PlannedBatch, ...]) -> dict[Address, Sequence]:
         wanted = {address for batch in batches for address in batch.rows}
-        rows = {}
-        for group in sorted({group for group, _ in wanted}):
-            path, index = self._groups[group]
-            for row, sequence in enumerate(read_group(path, index)):
-                if (group, row) in wanted:
-                    rows[group, row] = sequence
+        groups = sorted({group for group, _ in wanted})
+        rows: dict[Address, Sequence] = {}
+        with ThreadPoolExecutor(1 if self._here else _READERS) as pool:  # a storage answers late, but many at a time
+            if not self._here:
+                list(pool.map(self._footer, {self._groups[group][0] for group in groups}))
+            for group, sequences in zip(groups, pool.map(self._read_group, groups), strict=True):
+                rows |= {(group, row): each for row, each in enumerate(sequences) if (group, row) in wanted}
         return rows
+
+    def _read_group(self, group: int) -> list[Sequence]:
+        path, index = self._groups[group]
+        footer = None if self._here else self._footer(path)
+        sequences = patiently(partial(read_group, path, index, footer))
+        if [len(sequence) for sequence in sequences] != self._lengths[group].tolist():
+            raise UserError(f"{path}, row group {index}: its rows are not as long as was planned with.")
+        return sequences
 
     def _plan(self, epoch: int) -> tuple[PlannedBatch, ...]:
         if self._planned[0] != epoch:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.config import DataConfig
 from pipeline.files import write_whole
+from pipeline.storage import Place
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
@@ -74,16 +75,16 @@ class Manifest(Part):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared data set: a folder of shards and its manifest."""
+    """A prepared data set: a folder of shards and its manifest, here or in a storage."""
 
-    folder: Path
+    folder: Place
     manifest: Manifest
 
     def shards(self, split: Split) -> tuple[Shard, ...]:
         """The shards of a split, in order."""
         return tuple(shard for shard in self.manifest.shards if shard.split == split)
 
-    def path(self, shard: Shard) -> Path:
+    def path(self, shard: Shard) -> Place:
         """Where a shard is."""
         return self.folder / shard.file
 
@@ -98,7 +99,9 @@ def data_hash(shards: Iterable[Shard]) -> str:
     return hashlib.sha256("\n".join(f"{s.file} {s.split} {s.sha256}" for s in shards).encode()).hexdigest()
 
 
-def file_hash(path: Path) -> str:
+def file_hash(path: Place) -> str:
     """SHA-256 of a file's bytes."""
+    if not isinstance(path, Path):
+        return path.sha256()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

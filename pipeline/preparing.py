@@ -6,22 +6,35 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pipeline.config import DataConfig
+from pipeline.errors import UserError
 from pipeline.manifest import MANIFEST, Prepared, SplitCounts
+from pipeline.published import publish
 from pipeline.shards import prepare
+from pipeline.storage import Storage, StorageError
 
 _SHOWN = 10  # refused files, and leaks, that are named
 
 
-def prepare_and_tell(config: DataConfig, root: Path, console: Console | None = None) -> Prepared:
-    """`prepare`, telling on the console of counts, of tasks too long, of refused files and of leaks.
+def prepare_and_tell(
+    config: DataConfig, root: Path, console: Console | None = None, storage: Storage | None = None
+) -> Prepared:
+    """`prepare`, and `publish` in `storage`, telling of counts, of tasks too long, of refused files and of leaks.
 
     Raises:
-        UserError: as `prepare`.
+        UserError: as `prepare` and `publish`; or the storage does not take the data.
     """
     console = console or Console()
     with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
         bar = progress.add_task("Preparing the data", total=None)
         prepared = prepare(config, root, lambda done, total: progress.update(bar, completed=done, total=total))
+        if storage:
+            bar = progress.add_task("Putting the data into the storage", total=None)
+            try:
+                prepared = publish(
+                    prepared, storage, lambda done, total: progress.update(bar, completed=done, total=total)
+                )
+            except StorageError as error:
+                raise UserError(f"the data set cannot be put into the storage: {error}") from error
     tell(prepared, console)
     return prepared
 

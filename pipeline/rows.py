@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.augment import View
 from pipeline.errors import UserError
+from pipeline.storage import Place, Storage, StorageError, parquet_source
 from pipeline.tokens import COORDINATE_RANGE, VOCABULARY_SIZE, Sequence
 
 SCHEMA = pa.schema(
@@ -64,14 +64,26 @@ def table_of(rows: Iterable[Row]) -> pa.Table:
     )
 
 
-def read_group(path: Path, group: int) -> list[Sequence]:
+def read_footer(path: Place) -> pq.FileMetaData:
+    """Where in a file its row groups are; errors as `read_group`."""
+    with read_by_arrow(path, f"{path}: cannot be read"), pq.ParquetFile(**parquet_source(path)) as file:
+        return file.metadata
+
+
+def read_group(path: Place, group: int, footer: pq.FileMetaData | None = None) -> list[Sequence]:
     """The sequences of one row group, its page checksums verified and every value in its range.
+
+    `footer` is the file's own, so that it is not read again.
 
     Raises:
         UserError: names file, row group, what was found and what was expected.
+        StorageError: the storage that it lies in is away.
     """
     where = f"{path}, row group {group}"
-    with _read_by_arrow(f"{where}: cannot be read"), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with (
+        read_by_arrow(path, f"{where}: cannot be read"),
+        pq.ParquetFile(**parquet_source(path), metadata=footer, page_checksum_verification=True) as file,
+    ):
         table = file.read_row_group(group).combine_chunks()
     if not table.schema.equals(SCHEMA):
         raise UserError(f"{where}: {_schema_difference(table.schema)}. {_MEND}")
@@ -87,26 +99,29 @@ def read_group(path: Path, group: int) -> list[Sequence]:
     return [Sequence(*parts) for parts in zip(tokens, rows, columns, labelled, ids, pairs, strict=True)]
 
 
-def read_lengths(path: Path) -> list[np.ndarray]:
+def read_lengths(path: Place) -> list[np.ndarray]:
     """For each row group, its rows' lengths (int32); no other column is read.
 
     Raises:
         UserError: the file is damaged.
     """
     what = f"{path}: lengths cannot be read"
-    with _read_by_arrow(what), pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with (
+        read_by_arrow(path, what),
+        pq.ParquetFile(**parquet_source(path), page_checksum_verification=True) as file,
+    ):
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         lengths = file.read(columns=["length"])["length"].to_numpy()
     return np.split(lengths, np.cumsum(sizes)[:-1])
 
 
-def check_file(path: Path, rows: int, row_groups: int) -> None:
+def check_file(path: Place, rows: int, row_groups: int) -> None:
     """Columns, types and counts are as they must be, and ids lie inside the vocabulary, by the file's own statistics.
 
     Raises:
         UserError: names file, what was found and what was expected.
     """
-    with _read_by_arrow(f"{path}: is no readable Parquet file"), pq.ParquetFile(path) as file:
+    with read_by_arrow(path, f"{path}: is no readable Parquet file"), pq.ParquetFile(**parquet_source(path)) as file:
         schema, metadata = file.schema_arrow, file.metadata
         found = metadata.num_rows, metadata.num_row_groups
         worst = _largest(metadata)
@@ -122,11 +137,18 @@ def check_file(path: Path, rows: int, row_groups: int) -> None:
 
 
 @contextmanager
-def _read_by_arrow(what: str) -> Iterator[None]:
-    """Whatever Arrow raises over foreign bytes, UnicodeDecodeError for one, as a UserError. Only Arrow goes in here."""
+def read_by_arrow(path: Place, what: str) -> Iterator[None]:
+    """Whatever Arrow raises over foreign bytes, UnicodeDecodeError for one, as a UserError. Only Arrow goes in here.
+
+    Raises:
+        UserError: the file is damaged.
+        StorageError: the storage that it lies in is away, as far as Arrow's words tell.
+    """
     try:
         yield
     except Exception as error:
+        if isinstance(path, Storage) and isinstance(error, OSError) and "CRC" not in str(error):
+            raise StorageError(f"{what} ({' '.join(str(error).split())})") from error
         raise UserError(f"{what} ({' '.join(str(error).split())}); the file is damaged. {_MEND}") from error
 
 

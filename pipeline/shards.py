@@ -26,6 +26,7 @@ from pipeline.manifest import (
 )
 from pipeline.rows import check_file, read_group
 from pipeline.shard_writer import Progress, write_data_set
+from pipeline.storage import Place, Storage, StorageError
 from pipeline.tokens import Sequence
 
 _log = logging.getLogger(__name__)
@@ -66,17 +67,21 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
     return open_prepared(folder)
 
 
-def open_prepared(folder: Path, hashes: bool = True) -> Prepared:
+def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
     """The prepared data set in `folder`, checked: schema version, every shard, its hash, columns, types and ids.
 
-    `hashes=False` spares reading every file whole; pages carry checksums that are verified when they are read.
+    `hashes=False` spares reading every file whole; pages carry checksums that are verified when they are read. Of a
+    storage it then looks at the manifest alone: every row group is checked by the rank that reads it.
 
     Raises:
         UserError: names the file, what was found and what was expected.
+        StorageError: the storage that it lies in is away.
     """
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
+    except StorageError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Expected a data set made by `tiny-onn prepare`.") from error
     manifest = _parse_manifest(text, path)
@@ -84,7 +89,7 @@ def open_prepared(folder: Path, hashes: bool = True) -> Prepared:
     found_hash = data_hash(manifest.shards)
     if found_hash != manifest.data_hash:
         raise UserError(f"{path}: the shards' hashes make {found_hash}; expected data_hash {manifest.data_hash}.")
-    for shard in manifest.shards:
+    for shard in () if isinstance(folder, Storage) and not hashes else manifest.shards:
         file = prepared.path(shard)
         if not file.is_file():
             raise UserError(f"{file}: is missing, but {MANIFEST} names it. Prepare the data again.")
@@ -112,6 +117,7 @@ def _with_refusals(prepared: Prepared, refused: tuple[str, ...]) -> Prepared:
     """The same data set, which a folder makes whatever unusable files lie in it: the manifest names those of now."""
     if prepared.manifest.refused == refused:
         return prepared
+    assert isinstance(prepared.folder, Path)
     manifest = prepared.manifest.model_copy(update={"refused": refused})
     write_manifest(manifest, prepared.folder)
     return Prepared(prepared.folder, manifest)
@@ -125,7 +131,7 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _parse_manifest(text: str, path: Path) -> Manifest:
+def _parse_manifest(text: str, path: Place) -> Manifest:
     try:
         version = json.loads(text).get("schema_version")
     except (ValueError, AttributeError, RecursionError) as error:

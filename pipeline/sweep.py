@@ -28,6 +28,8 @@ from pipeline.manifest import Prepared
 from pipeline.progress import Progress, State, state_of
 from pipeline.pruning import Pruner, settle
 from pipeline.quiet import chatter_to
+from pipeline.remote_sweep import RemoteSweep
+from pipeline.storage import PATIENCE_S, location
 from pipeline.tuner import TunerJob, account_for, tune_trials
 
 _HERE = Destination()
@@ -78,6 +80,7 @@ def run_sweep(
     console: Console | None = None,
     report: Callable[[], list[Path]] | None = None,
     destination: Destination = _HERE,
+    shared: RemoteSweep | None = None,
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
@@ -89,6 +92,7 @@ def run_sweep(
         command: what the user typed, without --resume: shown as the way to go on.
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
         destination: where `tracker` delivers to, for the `tiny-onn sync` that delivers what it could not.
+        shared: the sweep in a storage, entered, when its trials lie there.
 
     Raises:
         UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
@@ -110,15 +114,18 @@ def run_sweep(
         for one in left:
             settle(one.folder)
         left = [p for p in left if not p.folder.ended]
+        if shared:
+            shared.begin(session)
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
-        job = TunerJob(folder, session, left, prepared.folder.resolve(), train_fn, verbose)
+        trials_at = location(shared.storage / "trials") if shared else None
+        job = TunerJob(folder, session, left, location(prepared.folder), train_fn, verbose, trials_at)
         try:
             if left and interrupts.signal is None:
                 console.print(_opening(experiment, progress, left), highlight=False)
                 with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
-                    _run(job, experiment, address, progress, courier, interrupts, console)
+                    _run(job, experiment, address, progress, courier, interrupts, console, shared)
         finally:
             states = _settled(progress, session, interrupts.signal)
             courier.see(states)
@@ -155,6 +162,7 @@ def _run(
     courier: Courier,
     interrupts: Interrupts,
     console: Console,
+    shared: RemoteSweep | None,
 ) -> None:
     """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
     faults: list[BaseException] = []
@@ -178,6 +186,9 @@ def _run(
         if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
             job.stop.touch()
             thread.join(timeout=5)
+    away = shared.catch_up(_STOPPING_S if interrupts.signal else PATIENCE_S) if shared else None
+    if away:
+        console.print(f"Not all that the trials left can be seen: {away}", style="red", highlight=False, markup=False)
     if interrupts.signal is None:
         account_for(job, faults)
     job.stop.unlink(missing_ok=True)

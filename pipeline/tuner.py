@@ -8,6 +8,8 @@ from pipeline.config import Experiment
 from pipeline.driver import TrainFunction, explain, run_trial, write_failure
 from pipeline.layout import TrialFolder
 from pipeline.progress import Progress, State, state_of
+from pipeline.remote_trial import RemoteTrial
+from pipeline.storage import open_storage
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,10 @@ class TunerJob:
     folder: Path
     session: str
     left: list[Progress]
-    data: Path
+    data: str
     train_fn: TrainFunction
     verbose: bool
+    trials: str | None = None  # where they lie, when that is in a storage
 
     @property
     def stop(self) -> Path:
@@ -33,7 +36,14 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
-    data, train_fn, session, verbose, stop = job.data, job.train_fn, job.session, job.verbose, job.stop
+    data, train_fn, session, verbose, stop, trials = (
+        job.data,
+        job.train_fn,
+        job.session,
+        job.verbose,
+        job.stop,
+        job.trials,
+    )
 
     class StopFile(tune.Stopper):
         """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
@@ -49,7 +59,8 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
     def trial(config: dict[str, Any]) -> None:
         key = config["trial"]
         experiment = Experiment.model_validate_json(experiments[key])
-        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose)
+        remote = None if trials is None else RemoteTrial(open_storage(trials), key)
+        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
 
     try:
         # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
 from pipeline.pruning import write_pruned
+from pipeline.remote_trial import RemoteTrial
+from pipeline.remote_worker import train_remotely
 from pipeline.replicas import ReplicasDiffer, check_replicas
 from pipeline.shards import open_prepared, read_rows
 from pipeline.spool import Spool
 from pipeline.step import StepReport, train_step
+from pipeline.storage import Place, located, open_storage, patiently
 from pipeline.tokens import Sequence
 from pipeline.trial_writer import TrialWriter, is_snapshot, skipped_by, step_metrics
 from tiny_onn.capture import CaptureError
@@ -38,7 +42,7 @@ MOST_SKIPPED_IN_A_ROW = 10
 
 
 def train_fn_per_worker(settings: dict[str, Any]) -> None:
-    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": path, "attempt": int}."""
+    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None}."""
     import ray.train
     import ray.train.torch
 
@@ -47,17 +51,23 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
     torch._inductor.config.compile_threads = 1
     if experiment.workers.gpus == 0:
         torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
-    run_training(
-        experiment,
-        TrialFolder(Path(settings["folder"])),
-        Path(settings["data"]),
-        ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu"),
-        lambda step, loss: ray.train.report({"step": step, "loss": loss}),
-    )
+    folder, data = TrialFolder(Path(settings["folder"])), located(settings["data"])
+    device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
+
+    def report(step: int, loss: float) -> None:
+        ray.train.report({"step": step, "loss": loss})
+
+    if settings["trials"] is None:
+        run_training(experiment, folder, data, device, report)
+    else:
+        remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name)
+        scratch = folder.scratch(dist.get_rank())
+        train = partial(run_training, experiment, scratch, data, device)
+        train_remotely(experiment, remote, scratch, dist.get_rank(), device, train, report)
 
 
 def run_training(
-    experiment: Experiment, folder: TrialFolder, data: Path, device: torch.device, report: Any = None
+    experiment: Experiment, folder: TrialFolder, data: Place, device: torch.device, report: Any = None
 ) -> dict[str, float]:
     """Trains `experiment` in `folder` and returns its last metrics; every worker of the process group calls it.
 
@@ -74,8 +84,8 @@ def run_training(
     training = experiment.training
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     started = time.monotonic()
-    prepared = open_prepared(data, hashes=rank == 0)
-    held_out = read_rows(prepared, "held_out")
+    prepared = patiently(lambda: open_prepared(data, hashes=rank == 0 and isinstance(data, Path)))
+    held_out = patiently(lambda: read_rows(prepared, "held_out"))
     loader = Loader(prepared, "train", training.batch_tokens, training.seed, rank, world_size)
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)

@@ -79,7 +79,7 @@ def grow(
             if factor in factors:
                 progress.begin(f"reading {factor}x", 1)
                 found = reading(folder, experiment.training.batch_tokens, threads)
-                sizes.append(_size(factor, open_prepared(folder, hashes=False), found))
+                sizes.append(_size(factor, folder, open_prepared(folder, hashes=False), found))
     return rates, sizes
 
 
@@ -139,13 +139,13 @@ def _percent(progress: Progress) -> Callable[[int, int], None]:
     return report
 
 
-def _size(factor: int, prepared: Prepared, stages: dict[str, Stage]) -> dict[str, Any]:
+def _size(factor: int, folder: Path, prepared: Prepared, stages: dict[str, Stage]) -> dict[str, Any]:
     counts = prepared.manifest.counts["train"]
     return {
         "factor": factor,
         "rows": counts.rows,
         "tokens": counts.tokens,
-        "disk_bytes": sum(prepared.path(shard).stat().st_size for shard in prepared.shards("train")),
+        "disk_bytes": sum((folder / shard.file).stat().st_size for shard in prepared.shards("train")),
         "open_seconds": stages["open"].seconds,
         "peak_bytes": max(stage.peak_bytes for stage in stages.values()),
         "stages": {name: asdict(stage) for name, stage in stages.items()},

@@ -135,9 +135,9 @@ def test_the_order_is_a_function_of_seed_epoch_and_world_size(prepared):
 def test_only_the_row_groups_that_are_needed_are_read(prepared, monkeypatch):
     read = []
 
-    def counting(path, group):
+    def counting(path, group, footer):
         read.append((path.name, group))
-        return read_group(path, group)
+        return read_group(path, group, footer)
 
     loaders = _ranks(prepared, 2)
     monkeypatch.setattr("pipeline.loader.read_group", counting)
