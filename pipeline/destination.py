@@ -23,7 +23,12 @@ class Destination:
 
     def store(self, output: Output) -> tuple[str, Path | None]:
         """The store's address, and where a new experiment of it keeps its files (None: where the server says)."""
-        return (output.tracking_uri, output.artifacts) if self.uri is None else (self.uri, None)
+        uri = output.tracking_uri if self.uri is None else self.uri
+        if uri.startswith(("http://", "https://")):
+            return uri, None
+        database = uri.removeprefix("sqlite:///")
+        beside = self.uri is not None and database != uri and not database.startswith(("file:", ":memory:"))
+        return uri, Path(database).with_name("mlflow-artifacts") if beside else output.artifacts  # not where we stand
 
     def options(self) -> list[str]:
         """The words by which a command is told of it; a password is masked, or left out."""

@@ -16,7 +16,7 @@ from pipeline.lock import folder_lock
 from pipeline.mlflow_run import read_memory
 from pipeline.store import open_store
 from pipeline.tracking import Tracker
-from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, leave, statuses
+from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
 from tests.pipeline.sweep_samples import EXTRA, write_spool
 
 ARMS = {"arms": ("per_token", "none"), "seeds": (0,)}
@@ -136,7 +136,7 @@ def test_another_store_gets_everything(output, tmp_path):
     told = sync(output, "copied", "--tracking-uri", other.tracking_uri, "--experiment", "copies")
     assert "2 of 2 trials delivered now" in told.output
     for trial, folder in pairs:
-        assert_whole(other, trial, folder, "FINISHED")
+        assert "result.json" in files_of(other, assert_whole(other, trial, folder, "FINISHED"))
     assert statuses(other, "copied") == statuses(output, "copied") == Counter({"FINISHED": 3})
 
 

@@ -1,0 +1,90 @@
+"""A tracking address's password: in the memory of the command, and nowhere else."""
+
+import logging
+import os
+import stat
+
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli import main
+from pipeline.destination import Destination
+from pipeline.layout import Output
+from pipeline.secrecy import environment_words, mask, public
+from pipeline.tracking import Tracker
+from tests.pipeline.delivery_samples import assert_whole, begin, leave
+from tests.pipeline.secret_samples import SECRET, USER_AND_SECRET, assert_no_secret
+from tests.pipeline.sweep_samples import EXTRA, experiment, write_snapshot
+
+
+@pytest.mark.parametrize(
+    ("uri", "masked", "shown", "words"),
+    [
+        ("http://h:5000/x", "http://h:5000/x", "http://h:5000/x", []),
+        ("http://me:word@h:5", "http://me:***@h:5", "http://h:5", ["me", "***"]),
+        ("https://me:p@s:s@h/x", "https://me:***@h/x", "https://h/x", ["me", "***"]),
+        ("http://me:pa/ss@h:5", "http://me:***@h:5", "http://h:5", ["me", "***"]),
+        ("http://m%40x:p%40ss@h", "http://m%40x:***@h", "http://h", ["m%40x", "***"]),
+        ("postgresql+psycopg://me:word@h/x", *["postgresql+psycopg://me:***@h/x"] * 2, []),
+        ("postgresql://h/x?user=me&password=word", *["postgresql://h/x?user=me&password=***"] * 2, []),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db", "sqlite:////a/b.db", []),
+    ],
+)
+def test_addresses_are_shown_without_their_password(uri, masked, shown, words):
+    assert mask(uri) == mask(uri, uri) == masked
+    assert public(uri) == shown
+    assert [word.partition("=")[2] for word in environment_words(uri)] == words
+
+
+def test_a_password_is_found_in_any_text():
+    uri = "http://me:p%40ssw@h"
+    assert mask("refused p@ssw, p%40ssw and http://me:p%40ssw@h/x", uri) == "refused ***, *** and http://me:***@h/x"
+    assert mask("a postgresql://u:p@h/db b") == "a postgresql://u:***@h/db b"
+
+
+def test_no_file_table_log_or_line_has_it(tmp_path, proxy, store, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    output = Output(tmp_path)
+    uri = proxy.uri.replace("://", f"://{USER_AND_SECRET}@")
+    pairs = begin(output, "secret", Destination(uri, "secret"), arms=("per_token", "none"), seeds=(0,))
+    told = []
+    tracker = Tracker(uri, "secret", None, later=True)
+    told.append(str(tracker.problem))
+    (trial, folder), (other, second) = pairs
+    leave(trial, folder, "FINISHED")
+    write_snapshot(folder, 0)
+    leave(other, second, "FAILED")
+    for fault in ("pass", "error", "lose", "stall", "down"):
+        proxy.be(fault)
+        tracker._pause.until = 0.0
+        tracker.start_summary(output.sweep("secret"), experiment("secret"))
+        tracker.start_trial(folder, trial, "secret", EXTRA)
+        told.append(str(tracker.problem))
+    told += map(str, tracker.close("KILLED", wait_s=0).values())
+    assert "***" in " ".join(told) or proxy.uri.removeprefix("http://") in " ".join(told)
+    refused = CliRunner().invoke(main, ["sync", "secret", "--output", str(tmp_path), "--tracking-uri", uri])
+    assert refused.exit_code == 2
+    nothing_given = CliRunner().invoke(main, ["sync", "secret", "--output", str(tmp_path)])
+    assert "which is not kept" in nothing_given.output
+    proxy.be("pass")
+    done = CliRunner().invoke(main, ["sync", "secret", "--output", str(tmp_path), "--tracking-uri", uri])
+    assert done.exit_code == 0, done.output
+    assert_whole(store, trial, folder, "FINISHED")
+    texts = (*told, refused.output, nothing_given.output, done.output, caplog.text, *capfd.readouterr())
+    assert assert_no_secret(tmp_path, store.root, texts=texts) > 20
+    with pytest.raises(AssertionError):  # the search itself finds what is there
+        assert_no_secret(tmp_path, texts=(f"x{SECRET}x",))
+
+
+def test_what_we_write_is_writable_by_its_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        output = Output(tmp_path / "out")
+        pairs = begin(output, "modes", Destination(), arms=("none",), seeds=(0,))
+        leave(*pairs[0], "FINISHED")
+        assert CliRunner().invoke(main, ["sync", "--output", str(output.root)]).exit_code == 0
+    finally:
+        os.umask(before)
+    paths = list(output.root.rglob("*"))
+    assert len(paths) > 10
+    assert [path for path in paths if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)] == []
