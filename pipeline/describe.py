@@ -10,6 +10,7 @@ from pipeline.mlflow_run import DataInput, Description, flat_params
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
 PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
+ENVIRONMENT = "environment"  # and the tags environment.<what>, which say what a run's workers ran on
 
 
 def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Description:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
 
 from pipeline import measures, tokens
@@ -58,18 +57,25 @@ def evaluate(
 def predict(
     model: GridTransformer, rows: Sequence[tokens.Sequence], limit: int, batch_size: int = 16
 ) -> list[Prediction]:
-    """Greedy predictions of rows that end in one test pair each; up to `limit` tokens with the prompt.
+    """Greedy predictions of rows that end in one test pair each; up to `limit` tokens with the prompt."""
+    drawn = draw(model, [prompt_of(row) for row in rows], limit, batch_size)
+    return [_judge(row, grid) for row, grid in zip(rows, drawn, strict=True)]
+
+
+def draw(
+    model: GridTransformer, prompts: Sequence[tokens.Sequence], limit: int, batch_size: int = 16
+) -> list[Grid | None]:
+    """The grid that the model draws after each prompt, greedily; None where what it says is no grid.
 
     A few at a time, the longest together, so that little is decoded for nothing.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
-    found: dict[int, Prediction] = {}
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    found: dict[int, Grid | None] = {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        prompts = [_prompt(rows[place]) for place in places]
-        batch = collate(prompts).to(device)
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        batch = collate([prompts[place] for place in places]).to(device)
+        lengths = torch.tensor([len(prompts[place]) for place in places], device=device)
         said = generate(
             model,
             batch.tokens,
@@ -80,9 +86,16 @@ def predict(
             stop=tokens.END,
             advance=tokens.advance,
         )
-        for place, answer in zip(places, said, strict=True):
-            found[place] = _judge(rows[place], answer)
-    return [found[place] for place in range(len(rows))]
+        found |= dict(zip(places, map(_grid, said), strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def prompt_of(row: tokens.Sequence) -> tokens.Sequence:
+    """The row up to its last OUTPUT: what a model is given before it draws the answer."""
+    end = tokens.prompt_length(row.tokens)
+    return tokens.Sequence(
+        row.tokens[:end], row.rows[:end], row.columns[:end], row.labelled[:end], row.task_id, row.pair
+    )
 
 
 def exact_match(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -98,28 +111,17 @@ def exact_match(predictions: Sequence[Prediction]) -> dict[str, float]:
     }
 
 
-def _prompt(row: tokens.Sequence) -> tokens.Sequence:
-    end = tokens.prompt_length(row.tokens)
-    return tokens.Sequence(
-        row.tokens[:end], row.rows[:end], row.columns[:end], row.labelled[:end], row.task_id, row.pair
-    )
-
-
-def _judge(row: tokens.Sequence, answer: list[int]) -> Prediction:
+def _judge(row: tokens.Sequence, grid: Grid | None) -> Prediction:
     given, target = tokens.decode_sequence(row.tokens)[-1]
     assert target is not None
+    return Prediction(row.task_id, row.pair, given.tolist(), target.tolist(), grid, grid == target.tolist())
+
+
+def _grid(said: list[int]) -> Grid | None:
     try:
-        grid = tokens.decode_grid(answer)
-    except ValueError:
-        grid = None
-    return Prediction(
-        row.task_id,
-        row.pair,
-        given.tolist(),
-        target.tolist(),
-        None if grid is None else grid.tolist(),
-        grid is not None and np.array_equal(grid, target),
-    )
+        return tokens.decode_grid(said).tolist()
+    except tokens.NotDecodable:
+        return None
 
 
 def _groups(rows: Sequence[tokens.Sequence], budget: int) -> Iterator[list[tokens.Sequence]]:

@@ -83,6 +83,16 @@ class TrialFolder:
         return TrialFolder(self.root / "scratch" / f"rank-{rank}")
 
     @property
+    def distributions(self) -> Path:
+        """Histograms of learning cost and Goodness by layer, at evaluations, as JSON; not in the control arm."""
+        return self.root / "distributions.json"
+
+    @property
+    def model(self) -> Path:
+        """The trained model as MLflow keeps it: a folder, see `pipeline.registered`."""
+        return self.root / "model"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state."""
         return self.root / "ray"

@@ -10,6 +10,7 @@ SKIPPED_STEPS = "train/skipped_steps"  # steps so far that were not finite and c
 EPOCH = "train/epoch"
 TOKENS_PER_SECOND = "speed/tokens_per_second"  # valid tokens, all workers
 STEP_SECONDS = "speed/step_seconds"  # median over the steps since the last log
+PEAK_MEMORY_MIB = "speed/peak_memory_mib"  # of the worker of rank 0, so far; of its GPU where it has one
 EVAL_LOSS = "eval/loss"  # nats per labelled token of the held-out tasks
 EVAL_TOKEN_ACCURACY = "eval/token_accuracy"
 EVAL_PAIRS_EXACT = "eval/pairs_exact"  # fraction of held-out test pairs decoded without a fault
@@ -19,6 +20,7 @@ EVAL_TASKS_EXACT = "eval/tasks_exact"  # fraction of held-out tasks with every t
 ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
 FRACTION_GOOD = "fraction_good"  # fraction of (valid token, expert) judged good
 ROUTED_NOWHERE = "routed_nowhere"  # fraction of valid tokens with no active expert
+NEVER_ACTIVE = "never_active"  # fraction of experts that no token of the batch uses
 EFFECTIVE_EXPERTS = "effective_experts"  # exp(entropy of the mean routing distribution)
 MUTUAL_INFORMATION = "mutual_information"  # selectivity: I(expert; token) in nats
 RANK_CORRELATION_CONTRIBUTION = "rank_correlation_contribution"  # of Goodness with |masked_output|, active experts
@@ -29,6 +31,7 @@ HEALTH = (
     ACTIVATION_RATE,
     FRACTION_GOOD,
     ROUTED_NOWHERE,
+    NEVER_ACTIVE,
     EFFECTIVE_EXPERTS,
     MUTUAL_INFORMATION,
     RANK_CORRELATION_CONTRIBUTION,

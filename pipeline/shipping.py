@@ -6,11 +6,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.describe import PRUNED
+from pipeline.describe import ENVIRONMENT, PRUNED
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.layout import TrialFolder
 from pipeline.mlflow_run import read_memory, write_memory
 from pipeline.pruning import pruned_at
+from pipeline.registry import MODEL, register_model
 from pipeline.spool import DamagedSpool, Line, read_spool
 
 if TYPE_CHECKING:
@@ -72,13 +74,19 @@ def ship_figures(client: "MlflowClient", run_id: str, folder: TrialFolder, unsur
 
 
 def ship_files(client: "MlflowClient", run_id: str, folder: TrialFolder) -> None:
-    """Files what a trial leaves at its end: result, predictions, reason of failure, the last prototype distribution."""
-    for path in (folder.result, folder.predictions, folder.failure):
+    """Files what a trial leaves at its end: result, predictions, distributions, model, reason of failure, and the last
+    prototype distribution; the environment as tags."""
+    for path in (folder.result, folder.predictions, folder.distributions, folder.failure):
         if path.exists():
             client.log_artifact(run_id, str(path))
     step = pruned_at(folder)
     if step is not None:
         client.set_tag(run_id, PRUNED, str(step))
+    for name, value in ((read_json(folder.result) or {}).get("environment") or {}).items():
+        client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
+    if folder.result.exists() and folder.model.is_dir():
+        client.log_artifacts(run_id, str(folder.model), MODEL)
+        register_model(client, run_id)
     if last := snapshots(folder)[-1:]:
         try:
             client.log_image(run_id, draw(last[0]), artifact_file=f"{FIGURE}.png")

@@ -11,6 +11,7 @@ import torch
 from pipeline import measures
 from pipeline.checkpoint import write_tensors
 from pipeline.config import TrainingConfig
+from pipeline.distributions import add_distributions
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.spool import Spool, read_spool
@@ -45,6 +46,13 @@ class TrialWriter:
         aside = self.folder.prototypes / f".step-{step:06d}"
         write_tensors(aside, tensors)
         aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
+
+    def distributions(self, step: int, health: dict[str, Health] | None) -> None:
+        """Adds the step's histograms of learning cost and Goodness, by layer."""
+        layers: dict[int, list[Health]] = {}
+        for name, seen in (health or {}).items():
+            layers.setdefault(place_of(name)[0], []).append(seen)
+        add_distributions(self.folder.distributions, step, layers)
 
     def result(self, metrics: dict[str, float], facts: dict[str, Any]) -> None:
         """Written last: with it, the trial is finished."""

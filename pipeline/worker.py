@@ -24,7 +24,9 @@ from pipeline.evidence import TrainingStopped, agree, disk_errors, stop
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
+from pipeline.machine import environment, peak_memory_mib
 from pipeline.pruning import write_pruned
+from pipeline.registered import save_model
 from pipeline.remote_trial import RemoteTrial
 from pipeline.remote_worker import train_remotely
 from pipeline.replicas import ReplicasDiffer, check_replicas
@@ -72,7 +74,8 @@ def run_training(
     """Trains `experiment` in `folder` and returns its last metrics; every worker of the process group calls it.
 
     It goes on from the newest good checkpoint in the folder. Rank 0 alone writes: the spool, prototype snapshots,
-    checkpoints, predictions, and last of all the result. A trial that is to be pruned ends at the next logged step.
+    checkpoints, distributions, predictions, the model, and last of all the result. A trial that is to be pruned ends at
+    the next logged step.
 
     Args:
         report: called with (step, task loss) on every worker, after every evaluation.
@@ -130,6 +133,8 @@ def run_training(
             continue
         evaluates = done % training.evaluate_every < training.log_every or done == training.steps
         metrics = {measures.EPOCH: float(epoch), **_rates(rates), **step_metrics(outcome, evaluates), **window.read()}
+        if (memory := peak_memory_mib(device)) is not None:
+            metrics[measures.PEAK_MEMORY_MIB] = memory
         if training.on_nonfinite == "skip":
             metrics[measures.SKIPPED_STEPS] = float(skipped.steps)
         if evaluates:
@@ -141,6 +146,8 @@ def run_training(
                     if done == training.steps:
                         metrics |= _predict(experiment, model, held_out, folder)
                     writer.spool.write(done, metrics)
+                    if evaluates:
+                        writer.distributions(done, outcome.dynamics.health)
                     if is_snapshot(done, training):
                         writer.prototypes(done, dynamics, outcome.dynamics.health)
                     if done % training.checkpoint_every < training.log_every or done == training.steps:
@@ -163,8 +170,10 @@ def run_training(
             "engine": dynamics.engine,
             "compiled": compiling(training, device),
             "skipped_steps": skipped.steps,
+            "environment": environment(device),
         }
         with disk_errors(folder, "writing the result", digest):
+            save_model(folder.model, model, experiment)
             writer.result(metrics, facts)
     return metrics
 

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tiny_onn.goodness import judged_good
+from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, log_histogram
+from tiny_onn.mas import mas
 
 RANKED_TOKENS = 32  # rank correlations compare all pairs of experts, so they look at this many tokens of a call
 _SCALARS = 12
@@ -18,11 +20,15 @@ class Health:
 
     `scalars` [12]: tokens, active (token, expert) pairs, good pairs, tokens judged, tokens routed nowhere, sum of the
     routed tokens' entropies, then for contribution, relevance and cost the sum and the count of rank correlations.
-    `routing` [o]: the routed tokens' routing distributions, summed. `active` and `good` [o]: tokens for which each
-    expert is active, judged good. All in float64, detached, so that workers can add theirs.
+    `costs` [c] and `goodness` [g]: (token, expert) pairs by their learning cost, in COST_BINS, and by their Goodness as
+    a part of the best expert's, mas(Goodness), in GOODNESS_BINS; zeros in the control arm. `routing` [o]: the routed
+    tokens' routing distributions, summed. `active` and `good` [o]: tokens for which each expert is active, judged good.
+    All in float64, detached, so that workers can add theirs.
     """
 
     scalars: Float[Tensor, " 12"]
+    costs: Float[Tensor, " c"]
+    goodness: Float[Tensor, " g"]
     routing: Float[Tensor, " o"]
     active: Float[Tensor, " o"]
     good: Float[Tensor, " o"]
@@ -30,6 +36,8 @@ class Health:
     def __add__(self, other: "Health") -> "Health":
         return Health(
             self.scalars + other.scalars,
+            self.costs + other.costs,
+            self.goodness + other.goodness,
             self.routing + other.routing,
             self.active + other.active,
             self.good + other.good,
@@ -37,21 +45,22 @@ class Health:
 
     def flat(self) -> Float[Tensor, " k"]:
         """All sums in one vector, for one reduction."""
-        return torch.cat([self.scalars, self.routing, self.active, self.good])
+        return torch.cat([self.scalars, self.costs, self.goodness, self.routing, self.active, self.good])
 
     @staticmethod
     def from_flat(flat: Float[Tensor, " k"]) -> "Health":
         """The inverse of `flat`."""
-        scalars, experts = flat[:_SCALARS], flat[_SCALARS:].chunk(3)
-        return Health(scalars, *experts)
+        fixed = [_SCALARS, COST_BINS.size, GOODNESS_BINS.size]
+        scalars, costs, goodness, experts = flat.split([*fixed, len(flat) - sum(fixed)])
+        return Health(scalars, costs, goodness, *experts.chunk(3))
 
     def measures(self) -> dict[str, float]:
         """The named measures; NaN where nothing was counted (no Goodness in the control arm, say).
 
-        activation_rate, fraction_good: of (token, expert) pairs. routed_nowhere: of tokens. effective_experts:
-        exp(entropy of the mean routing distribution). mutual_information: I(expert; token) in nats, the entropy of the
-        mean routing distribution less the mean of the tokens' entropies. rank_correlation_*: Spearman's coefficient
-        over the active experts, mean over tokens.
+        activation_rate, fraction_good: of (token, expert) pairs. routed_nowhere: of tokens. never_active: of experts,
+        those that no token uses. effective_experts: exp(entropy of the mean routing distribution). mutual_information:
+        I(expert; token) in nats, the entropy of the mean routing distribution less the mean of the tokens' entropies.
+        rank_correlation_*: Spearman's coefficient over the active experts, mean over tokens.
         """
         tokens, active, good, judged, nowhere, entropies, *correlations = self.scalars.tolist()
         experts, routed = len(self.routing), tokens - nowhere
@@ -65,6 +74,7 @@ class Health:
             "activation_rate": active / (tokens * experts) if tokens else float("nan"),
             "fraction_good": good / (judged * experts) if judged else float("nan"),
             "routed_nowhere": nowhere / tokens if tokens else float("nan"),
+            "never_active": float((self.active == 0).double().mean()) if tokens else float("nan"),
             "effective_experts": float(torch.tensor(entropy).exp()),
             "mutual_information": entropy - mean_entropy,
             "rank_correlation_contribution": contribution,
@@ -97,13 +107,17 @@ def routing_health(
     scalars[4] = len(weights) - routed.sum()
     scalars[5] = _entropy(distributions).sum()
     good = weights.new_zeros(weights.shape[-1])
+    costs, shares = weights.new_zeros(COST_BINS.size), weights.new_zeros(GOODNESS_BINS.size)
     if goodness is not None:
         good = judged_good(goodness).expand_as(weights).double().sum(dim=0)
         scalars[2] = good.sum()
         scalars[3] = len(weights)
+        tokens = len(weights) if goodness.ndim == 1 else 1  # a value that all tokens share counts once for each
+        shares = log_histogram(mas(goodness.double()), GOODNESS_BINS) * tokens
         if components is not None:
             scalars[6:] = _rank_correlations(goodness, components, active)
-    return Health(scalars, distributions.sum(dim=0), active.double().sum(dim=0), good)
+            costs = log_histogram(components[2], COST_BINS) * tokens
+    return Health(scalars, costs, shares, distributions.sum(dim=0), active.double().sum(dim=0), good)
 
 
 def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tensor, "n o"]) -> Float[Tensor, " n"]:

@@ -1,0 +1,39 @@
+"""Histograms of logarithms in fixed bins, so that those of calls, steps and workers add up."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class LogBins(NamedTuple):
+    """Bins of log10(value), each with its upper edge: (low, low + 1/per_decade], ... up to `high`.
+
+    One more bin before them holds what is at most 10^low, zeros among it, and one after them what is above 10^high.
+    """
+
+    low: int
+    high: int
+    per_decade: int
+
+    @property
+    def size(self) -> int:
+        """The number of bins, the two outer ones included."""
+        return (self.high - self.low) * self.per_decade + 2
+
+    def edges(self) -> list[float]:
+        """The `size - 1` edges between the bins, as log10."""
+        return [self.low + place / self.per_decade for place in range(self.size - 1)]
+
+
+COST_BINS = LogBins(-12, 4, 4)
+GOODNESS_BINS = LogBins(-6, 0, 8)
+
+
+def log_histogram(values: Float[Tensor, "*n"], bins: LogBins) -> Float[Tensor, " k"]:
+    """How many of the values lie in each bin, in float64. What is negative or not a number counts as 0."""
+    places = (torch.log10(values.detach().double().nan_to_num().clamp(min=0)) - bins.low) * bins.per_decade
+    index = places.ceil().clamp(0, bins.size - 1).long().flatten()
+    counts = torch.zeros(bins.size, dtype=torch.float64, device=values.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index, dtype=torch.float64))
