@@ -4,8 +4,15 @@ import zlib
 
 GOOD, BAD, INACTIVE = "#009E73", "#D55E00", "#B8B8B8"  # after Okabe and Ito
 
-_ARMS = {"per_token": "#0072B2", "aggregated": "#E69F00", "metric_only": "#CC79A7", "none": "#7F7F7F"}
-_OTHERS = ("#56B4E9", "#117733", "#882255", "#B5A300", "#44AA99", "#AA4499")
+_ARMS = {
+    "per_token": "#0072B2",
+    "aggregated": "#E69F00",
+    "metric_only": "#CC79A7",
+    "none": "#7F7F7F",
+    "relative": "#56B4E9",
+    "fisher": "#117733",
+}
+_OTHERS = ("#882255", "#B5A300", "#44AA99", "#AA4499", "#D55E00", "#332288")
 
 
 def arm_colour(arm: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline import measures
-from pipeline.results import Row, Trial
+from pipeline.results import Results, Row, Trial
 
 
 @dataclass(frozen=True)
@@ -48,5 +48,12 @@ COLUMNS = (
     Column("fraction_good", "judged good", "%", lambda t: t.over_layers(measures.FRACTION_GOOD), 100, 2),
     Column("selectivity", "selectivity", "nats", lambda t: t.over_layers(measures.MUTUAL_INFORMATION), 1, 3),
     Column("step_seconds", "step time", "ms", lambda t: t.step_seconds, 1000, 0),
+    Column("peak_memory", "peak memory", "MiB", lambda t: t.last(measures.PEAK_MEMORY_MIB), 1, 0),
 )
 EVAL_LOSS = COLUMNS[0]
+
+
+def columns_of(results: Results) -> tuple[Column, ...]:
+    """Those of COLUMNS that any finished trial has a value for; runs from before a measure was made lack it."""
+    trials = [trial for row in results.rows for trial in row.trials.values()]
+    return tuple(column for column in COLUMNS if any(not math.isnan(column.of(trial)) for trial in trials))

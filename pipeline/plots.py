@@ -85,7 +85,7 @@ def activation_by_layer(series: Series, title: str = "") -> Figure:
     shades = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, max(1, len(layers))))
     for axes, arm in zip(grid, arms, strict=False):
         for layer, curves in sorted(series[arm].items()):
-            steps, low, mean, high = _over_seeds(curves)
+            steps, low, mean, high = over_seeds(curves)
             colour = shades[layers.index(layer)]
             axes.plot(steps, 100 * mean, color=colour, lw=1.8, label=f"L{layer}")
             axes.fill_between(steps, 100 * low, 100 * high, color=colour, alpha=0.18, lw=0)
@@ -131,7 +131,7 @@ def _judged(activation: np.ndarray, good: np.ndarray | None) -> np.ndarray:
     return np.where(activation <= _SEEN_SELDOM, INACTIVE, np.where(is_good, GOOD, BAD))
 
 
-def _over_seeds(curves: list[tuple[list[int], list[float]]]) -> tuple[np.ndarray, ...]:
+def over_seeds(curves: list[tuple[list[int], list[float]]]) -> tuple[np.ndarray, ...]:
     """Steps, lowest, mean and highest over the seeds that have the step."""
     values: dict[int, list[float]] = {}
     for steps, numbers in curves:

@@ -12,19 +12,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.columns import COLUMNS, Column
+from pipeline.columns import Column, columns_of
+from pipeline.comparisons import Comparison, Key, compare, note
+from pipeline.filed import Filed, read_filed
 from pipeline.findings import CONTROL, findings
 from pipeline.results import Results, Row, read_results
-from pipeline.statistics import ENOUGH_SEEDS, Difference, mean, paired_difference
+from pipeline.statistics import Difference, mean, paired_difference
 
 
 @dataclass(frozen=True)
 class Report:
-    """A sweep's results, each row's paired differences to the control by column, and the findings in words."""
+    """A sweep's results, each row's paired differences to the control by column, and the findings in words.
+
+    `columns` are those that there are values for; `filed` is what else the runs have left.
+    """
 
     results: Results
+    columns: tuple[Column, ...]
     differences: dict[int, dict[str, Difference]]  # by the row's place in results.rows
+    comparisons: dict[Key, Comparison]
     findings: list[str]
+    filed: Filed
 
 
 def make_report(uri: str, experiment_name: str, sweep: str) -> Report:
@@ -34,18 +42,23 @@ def make_report(uri: str, experiment_name: str, sweep: str) -> Report:
         UserError: the store cannot be used, or has no trial of the sweep.
     """
     results = read_results(uri, experiment_name, sweep)
+    columns = columns_of(results)
     differences: dict[int, dict[str, Difference]] = {}
     for place, row in enumerate(results.rows):
         control = results.row(CONTROL, row.cell)
         if control is None or control is row:
             continue
-        found = {column.key: paired_difference(column.of_row(row), column.of_row(control)) for column in COLUMNS}
+        found = {column.key: paired_difference(column.of_row(row), column.of_row(control)) for column in columns}
         differences[place] = {key: difference for key, difference in found.items() if difference is not None}
-    return Report(results, differences, findings(results))
+    words = findings(results)
+    return Report(results, columns, differences, compare(differences), words, read_filed(uri, results))
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
-    """Writes report.md, activation_by_layer.png (if any trial has finished) and results.json; returns their paths."""
+    """Writes report.md, report.html, results.json and, if any trial has finished, activation_by_layer.png.
+
+    Returns their paths, report.md first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     if report.results.rows:
@@ -54,10 +67,13 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         figure = folder / "activation_by_layer.png"
         activation_by_layer(_series(report.results)).savefig(figure)
         paths.append(figure)
-    text, data = folder / "report.md", folder / "results.json"
+    from pipeline.report_html import html
+
+    text, page, data = folder / "report.md", folder / "report.html", folder / "results.json"
     text.write_text(markdown(report, bool(paths)), encoding="utf-8")
+    page.write_text(html(report), encoding="utf-8")
     data.write_text(json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return [text, *paths, data]
+    return [text, page, *paths, data]
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -72,7 +88,7 @@ def print_report(report: Report, console: Console) -> None:
         for row in rows:
             table.add_column(Text(row.arm), justify="right", no_wrap=True)
         table.add_row("seeds", *(str(len(row.trials)) for row in rows))
-        for column in COLUMNS:
+        for column in report.columns:
             means = [_mean(results, row, column, lambda text: "* " + text) for row in rows]
             table.add_row(f"{column.title}, {column.unit}", *map(Text, means))
         table.caption, table.caption_justify = "* best of its row", "left"
@@ -87,34 +103,30 @@ def markdown(report: Report, with_figure: bool) -> str:
     results = report.results
     grid = list(results.varying)
     names = ["arm", *grid]
-    titles = [f"{column.title} ({column.unit})" for column in COLUMNS]
+    titles = [f"{column.title} ({column.unit})" for column in report.columns]
     parts = [f"# {escape(results.sweep)}", headline(results)]
     if results.rows:
         means = [
-            [*_names(row), str(len(row.trials)), *(_mean(results, row, c, "**{}**".format) for c in COLUMNS)]
+            [*_names(row), str(len(row.trials)), *(_mean(results, row, c, "**{}**".format) for c in report.columns)]
             for row in results.rows
         ]
         seeds = [
-            [*_names(row), str(seed), *(column.show(column.of(trial)) for column in COLUMNS)]
+            [*_names(row), str(seed), *(column.show(column.of(trial)) for column in report.columns)]
             for row in results.rows
             for seed, trial in sorted(row.trials.items())
         ]
         parts += [*map(escape, report.findings)]
-        parts += ["## Means over seeds", _table([*names, "seeds", *titles], means), _LEGEND]
+        parts += ["## Means over seeds", _table([*names, "seeds", *titles], means), LEGEND]
         if report.differences:
             differences = [
-                [*_names(results.rows[place]), *(_difference(found.get(c.key), c) for c in COLUMNS)]
+                [*_names(results.rows[place]), *(_difference(found.get(c.key), c) for c in report.columns)]
                 for place, found in report.differences.items()
             ]
-            few = min(d.seeds for found in report.differences.values() for d in found.values()) < ENOUGH_SEEDS
-            note = (
-                f"With fewer than {ENOUGH_SEEDS} seeds an interval is only the spread of so many differences: "
-                "too few to tell."
-            )
             parts += [
                 f"## Differences to {CONTROL}, paired by seed",
-                "Mean, and the 95 % percentile bootstrap interval of the mean." + (" " + note if few else ""),
+                "Mean, and the 95 % percentile bootstrap interval of the mean over seeds.",
                 _table([*names, *titles], differences),
+                escape(note(report.differences, report.comparisons)),
             ]
         if with_figure:
             parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
@@ -139,7 +151,7 @@ def escape(text: str) -> str:
     return re.sub(r"([\\|`*\[\]])", r"\\\1", text)
 
 
-_LEGEND = (
+LEGEND = (
     "Last value of each run; step time is the median over the run. *active*: part of the experts with a routing weight "
     "above 0, mean over valid tokens and the layer's projections. *judged good* and *selectivity* (mutual information "
     "of expert and token) are means over layers. A bold number is the best of its column and cell."
@@ -150,16 +162,19 @@ def _names(row: Row) -> list[str]:
     return [escape(row.arm), *(escape(value) for _, value in row.cell)]
 
 
-def _mean(results: Results, row: Row, column: Column, mark: Callable[[str], str]) -> str:
-    """The row's mean, marked if it is the best among the finite means of its cell."""
+def is_best(results: Results, row: Row, column: Column) -> bool:
+    """Whether the row's mean is the best among the finite means of its cell, where they differ as shown."""
     value = mean(column.of_row(row))
-    shown = column.show(value)
     rivals = [mean(column.of_row(other)) for other in results.rows if other.cell == row.cell]
     finite = [rival for rival in rivals if math.isfinite(rival)]
-    best = (
-        column.best is not None and len({column.show(rival) for rival in finite}) > 1 and value == column.best(finite)
-    )
-    return mark(shown) if best else shown
+    differ = len({column.show(rival) for rival in finite}) > 1
+    return column.best is not None and differ and value == column.best(finite)
+
+
+def _mean(results: Results, row: Row, column: Column, mark: Callable[[str], str]) -> str:
+    """The row's mean, marked if it is the best."""
+    shown = column.show(mean(column.of_row(row)))
+    return mark(shown) if is_best(results, row, column) else shown
 
 
 def _difference(found: Difference | None, column: Column) -> str:
@@ -196,8 +211,10 @@ def _as_json(report: Report) -> dict[str, Any]:
                 "mean": mean(column.of_row(row)),
                 "seeds": column.of_row(row),
                 f"minus_{CONTROL}": asdict(found[column.key]) if column.key in found else None,
+                "sign_flip_p": tested.p if (tested := report.comparisons.get((place, column.key))) else None,
+                "holm_adjusted_p": tested.adjusted if tested else None,
             }
-            for column in COLUMNS
+            for column in report.columns
         }
         runs = {seed: trial.run_id for seed, trial in row.trials.items()}
         rows.append({"arm": row.arm, "cell": dict(row.cell), "runs": runs, "columns": columns})

@@ -16,21 +16,34 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+Curve = tuple[list[int], list[float]]  # steps and values
+_CURVES = (measures.TASK_LOSS, measures.EVAL_LOSS, measures.EVAL_TOKEN_ACCURACY, measures.STEP_SECONDS)
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 _OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished run. `metrics` are last logged values; `activation[layer]` is (steps, values) over the run."""
+    """One finished run. `metrics` are last logged values; `curves` some of them over the run, by name."""
 
     run_id: str
     arm: str
     seed: int
     params: dict[str, str]
+    tags: dict[str, str]
     metrics: dict[str, float]
-    step_seconds: float
-    activation: dict[int, tuple[list[int], list[float]]]
+    curves: dict[str, Curve]
+
+    @property
+    def activation(self) -> dict[int, Curve]:
+        """The activation rate of each layer over the run."""
+        return {int(found[1]): curve for name, curve in self.curves.items() if (found := _LAYER.fullmatch(name))}
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step time over the run; NaN when there is none."""
+        _, seconds = self.curves.get(measures.STEP_SECONDS, ([], []))
+        return statistics.median(seconds) if seconds else math.nan
 
     @property
     def layers(self) -> list[int]:
@@ -60,7 +73,8 @@ class Row:
 class Results:
     """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since.
 
-    A pruned trial counts as PRUNED, not as FINISHED: it is in no row.
+    A pruned trial counts as PRUNED, not as FINISHED: it is in no row. `about`: what the sweep was said to be for before
+    it ran: `description`, and of a study its `question`, `expectation`, ...
     """
 
     sweep: str
@@ -68,6 +82,7 @@ class Results:
     statuses: dict[str, int]
     older: int
     varying: list[str]
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> int:
@@ -102,7 +117,8 @@ def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
 
 def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
     experiment_id = find_experiment(client, experiment_name)
-    runs = [r for r in _all_runs(client, experiment_id) if r.data.tags.get(ROLE) == "trial"]
+    everything = _all_runs(client, experiment_id)
+    runs = [r for r in everything if r.data.tags.get(ROLE) == "trial"]
     mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
     if not mine:
         known = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in runs})) or "none"
@@ -120,7 +136,8 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
         cell = tuple((name, trial.params.get(name, "–")) for name in varying)
         rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
     ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
-    return Results(sweep, ordered, statuses, len(mine) - len(newest), varying)
+    summaries = [r for r in everything if r.data.tags.get(ROLE) == "summary" and r.data.tags.get(SWEEP) == sweep]
+    return Results(sweep, ordered, statuses, len(mine) - len(newest), varying, _about(summaries))
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
@@ -134,30 +151,32 @@ def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
             return runs
 
 
+def _about(summaries: "list[Run]") -> dict[str, str]:
+    params = max(summaries, key=lambda run: run.info.start_time).data.params if summaries else {}
+    study = {name.removeprefix("study."): text for name, text in params.items() if name.startswith("study.")}
+    told = {**({"description": params["description"]} if params.get("description") else {}), **study}
+    return {name: plain(text) for name, text in told.items()}
+
+
 def _worth(run: "Run") -> tuple[bool, int]:
     """A finished run before one that is not, then the newer."""
     return run.info.status == "FINISHED", run.info.start_time
 
 
 def _trial(client: "MlflowClient", run: "Run") -> Trial:
-    metrics = {name: _as_logged(value) for name, value in run.data.metrics.items()}
-    activation = {}
-    for name in metrics:
-        if found := _LAYER.fullmatch(name):
-            activation[int(found[1])] = _history(client, run.info.run_id, name)
-    _, seconds = _history(client, run.info.run_id, measures.STEP_SECONDS)
+    names = [name for name in run.data.metrics if name in _CURVES or _LAYER.fullmatch(name)]
     return Trial(
         run_id=run.info.run_id,
         arm=plain(run.data.tags[ARM]),
         seed=int(run.data.tags[SEED]),
         params=_params(run),
-        metrics=metrics,
-        step_seconds=statistics.median(seconds) if seconds else math.nan,
-        activation=activation,
+        tags={name: plain(value) for name, value in run.data.tags.items()},
+        metrics={name: _as_logged(value) for name, value in run.data.metrics.items()},
+        curves={name: _history(client, run.info.run_id, name) for name in names},
     )
 
 
-def _history(client: "MlflowClient", run_id: str, name: str) -> tuple[list[int], list[float]]:
+def _history(client: "MlflowClient", run_id: str, name: str) -> Curve:
     points = {point.step: _as_logged(point.value) for point in client.get_metric_history(run_id, name)}
     return sorted(points), [points[step] for step in sorted(points)]
 

@@ -66,3 +66,42 @@ def paired_difference(values: Mapping[int, float], control: Mapping[int, float])
         ).confidence_interval
         interval = (float(found.low), float(found.high))
     return Difference(differences, float(numbers.mean()), interval)
+
+
+def sign_flip_p(differences: Mapping[Any, float]) -> float:
+    """The two-sided p-value of the paired sign-flip (permutation) test of the mean difference, by scipy.
+
+    Under the null hypothesis each seed's difference could as well have had the other sign. With n seeds there are 2^n
+    ways to draw the signs, so p is never below `least_p(n)`. NaN for fewer than two seeds, or where one is not finite.
+    """
+    numbers = np.array(list(differences.values()))
+    if len(numbers) < 2 or not np.isfinite(numbers).all():
+        return math.nan
+    if not numbers.any():
+        return 1.0
+    found = stats.permutation_test(
+        (numbers,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
+    )
+    return float(found.pvalue)
+
+
+def least_p(seeds: int) -> float:
+    """The smallest p-value that the exact sign-flip test can give: both of the draws in which all signs agree."""
+    return min(1.0, 2.0 ** (1 - seeds))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: with them, comparing each with a level bounds the chance that any
+    true null hypothesis is rejected. NaN stays NaN and does not count."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    adjusted = [math.nan] * len(p_values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[place] = highest
+    return adjusted
+
+
+def seeds_needed(comparisons: int, level: float = 0.05) -> int:
+    """From how many seeds on the sign-flip test, corrected by Holm for so many comparisons, can get below `level`."""
+    return max(2, math.ceil(1 + math.log2(max(1, comparisons) / level)))

@@ -113,9 +113,9 @@ def test_other_numbers_give_other_words(output, tracker, monkeypatch):
 
 def test_files_are_written_and_hold_no_nan(whole, tmp_path):
     paths = write_report(whole, tmp_path / "out")
-    assert [path.name for path in paths] == ["report.md", "activation_by_layer.png", "results.json"]
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
-    data = json.loads(paths[2].read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert [path.name for path in paths] == ["report.md", "report.html", "activation_by_layer.png", "results.json"]
+    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    data = json.loads(paths[3].read_text(), parse_constant=lambda name: pytest.fail(name))
     none = data["rows"][2]["columns"]["eval_loss"]
     assert none["mean"] is None
     assert none["seeds"] == {"0": 1.0, "1": 1.3, "2": None}
@@ -165,8 +165,9 @@ def test_a_grid_makes_rows_and_pairs_within_a_cell(output, tracker):
 def test_a_sweep_of_which_nothing_finished(output, tracker, tmp_path):
     sample = experiment("nothing", arms=("per_token",), seeds=(0,))
     report = _run(output, tracker, sample, unfinished={"per_token-s0"})
-    assert [path.name for path in write_report(report, tmp_path)] == ["report.md", "results.json"]
+    assert [path.name for path in write_report(report, tmp_path)] == ["report.md", "report.html", "results.json"]
     assert "No trial has finished" in (tmp_path / "report.md").read_text()
+    assert "No trial has finished" in (tmp_path / "report.html").read_text()
     print_report(report, Console(file=io.StringIO()))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics import mean, paired_difference
+from pipeline.statistics import holm, least_p, mean, paired_difference, seeds_needed, sign_flip_p
 
 
 def test_pairs_by_seed_and_leaves_the_unpaired_out():
@@ -65,3 +65,26 @@ def test_interval_holds_the_mean_lies_within_the_values_and_moves_with_them(numb
     assert found.mean - 1e-9 <= high <= max(numbers) + 1e-9
     assert moved is not None
     assert moved.interval == pytest.approx((low + shift, high + shift), abs=1e-9)
+
+
+def test_the_sign_flip_test_by_hand():
+    # Of the eight ways to sign 1, 2, 3 two have a mean as far from 0 as theirs; of 1, 1, -1 every way has.
+    assert sign_flip_p({0: 1.0, 1: 2.0, 2: 3.0}) == pytest.approx(2 / 8)
+    assert sign_flip_p({0: 1.0, 1: 1.0, 2: -1.0}) == pytest.approx(1.0)
+    assert sign_flip_p({seed: 1.0 + seed for seed in range(5)}) == pytest.approx(least_p(5)) == pytest.approx(2 / 32)
+    assert sign_flip_p({0: 0.0, 1: 0.0}) == 1.0
+    assert math.isnan(sign_flip_p({0: 1.0}))
+    assert math.isnan(sign_flip_p({0: 1.0, 1: math.nan}))
+
+
+def test_holm_by_hand():
+    found = holm([0.01, 0.04, math.nan, 0.03])  # 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before
+    assert found[:2] + found[3:] == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(found[2])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_seeds_needed_is_where_the_least_p_value_passes():
+    for comparisons in (1, 2, 9, 24):
+        needed = seeds_needed(comparisons)
+        assert least_p(needed) * comparisons <= 0.05 < least_p(needed - 1) * comparisons
