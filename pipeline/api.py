@@ -246,8 +246,12 @@ def report(
     tracking_uri: str | None = None,
     mlflow_experiment: str = MLFLOW_EXPERIMENT,
     console: "Console | None" = None,
+    file: bool = True,
 ) -> "Report":
     """Makes the report of a sweep from MLflow alone, prints it, and writes it to the output folder.
+
+    Args:
+        file: also files it on the sweep's summary run in MLflow, in the place of an older one.
 
     Raises:
         UserError: the store cannot be used, or has no trial of the sweep.
@@ -256,7 +260,12 @@ def report(
 
     check_name(sweep, "SWEEP")
     uri = tracking_uri or local_store(Path(output), sweep)
-    return file_report(uri, mlflow_experiment, sweep, Path(output), console)[0]
+    made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console)
+    if file:
+        from pipeline.filing import file_on_summary
+
+        file_on_summary(uri, mlflow_experiment, sweep, paths)
+    return made
 
 
 def read(config: str | Path, changes: Changes | None = None, scale: str | None = None) -> "Experiment":
@@ -299,7 +308,8 @@ def file_report(
     files = write_report(made, Output(output).sweep(sweep) / "report")
     console = console or Console()
     print_report(made, console)
-    console.print(f"Report: {files[0]}", highlight=False, soft_wrap=True)
+    page = next(path for path in files if path.suffix == ".html")
+    console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
     return made, files
 
 

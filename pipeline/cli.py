@@ -207,8 +207,12 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
 @_OUTPUT
 @_URI
 @_EXPERIMENT
-def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str) -> None:
+@click.option("--no-file", is_flag=True, help="Write the files, and leave the sweep's summary run in MLflow as it is.")
+def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str, no_file: bool) -> None:
     """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
+
+    report.html is one page with all figures in it, for any browser; report.md and results.json say the same. All are
+    also filed on the sweep's summary run in MLflow.
 
     \b
     Examples:
@@ -217,7 +221,7 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
     """
     from pipeline import api
 
-    api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment)
+    api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment, file=not no_file)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Experiment, Trial
 from pipeline.describe import describe_summary, describe_trial
 from pipeline.errors import UserError
+from pipeline.filing import file_on_run
 from pipeline.layout import TrialFolder
 from pipeline.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.secrecy import mask
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 _LONGEST_PAUSE_S = 60.0
-_LONGEST_NOTE = 8000  # MLflow's limit
 _ITS_OWN_FAULT = (400, 403, 404, 409)  # statuses of an answer that says nothing about other runs
 
 
@@ -219,10 +219,7 @@ class Tracker:
         folder = run.folder
         if folder is not None:
             ship_files(client, run.run_id, folder)
-        for path in run.artifacts:
-            client.log_artifact(run.run_id, str(path))
-            if path.name == "report.md":
-                client.set_tag(run.run_id, "mlflow.note.content", _note(path.read_text(encoding="utf-8")))
+        file_on_run(client, run.run_id, run.artifacts)
         find_run(client, self.experiment_id, run.memory)  # a twin may have come late
         client.set_terminated(run.run_id, status)
         if folder is not None and not run.damage:
@@ -235,9 +232,3 @@ class Tracker:
 
 def _summary_memory(sweep_folder: Path) -> Path:
     return sweep_folder / "mlflow_summary.json"
-
-
-def _note(report: str) -> str:
-    """The report without its pictures, which a description cannot show."""
-    text = "\n".join(line for line in report.splitlines() if not line.startswith("!["))
-    return text if len(text) <= _LONGEST_NOTE else text[: _LONGEST_NOTE - 20] + "\n\n… see report.md"
