@@ -176,7 +176,7 @@ def has_ended(index: Mapping[str, Any]) -> bool:
 
 
 def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: bool) -> Index:
-    """Makes `folder` anew with what a worker goes on from: the metrics, and checkpoints down to the newest whole one.
+    """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
 
     A checkpoint that is damaged is taken as it is: `load_newest` tells of it and passes it over.
 
@@ -196,6 +196,9 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: b
         raise UserError(
             f"{error}: the metrics are damaged. Remove {remote.index_file} to start this trial anew."
         ) from error
+    if folder.distributions.name in index:
+        with contextlib.suppress(FileNotFoundError):
+            (remote.files / folder.distributions.name).download(folder.distributions)
     whole = False
     for _, names in reversed(checkpoints_in(index).items()):
         if not whole or everything:
@@ -211,7 +214,10 @@ def files_to_put(folder: TrialFolder) -> list[Path]:
     found = [
         path for folder_ in (folder.prototypes, *checkpoints(folder.checkpoints)) for path in folder_.glob("[!.]*")
     ]
-    return [*found, *(path for path in (folder.predictions, folder.result, folder.pruned) if path.exists())]
+    if folder.result.exists():  # which is written after the model
+        found += folder.model.glob("[!.]*")
+    ends = (folder.distributions, folder.predictions, folder.result, folder.pruned)
+    return [*found, *(path for path in ends if path.exists())]
 
 
 def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:
