@@ -137,7 +137,7 @@ def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_p
     take_in(remote, driver, remote.index(), {})
     assert not driver.result.exists()
     ended = json.loads(driver.pruned.read_text())["step"]
-    assert ended in (4, 6)
+    assert ended in (2, 4, 6)
     assert [line.step for line in read_spool(driver.spool)[0]][-1] == ended
 
 
