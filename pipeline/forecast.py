@@ -19,7 +19,7 @@ from pipeline.preflight import checkpoint_bytes, parameters_of
 
 # Both on a machine of two cores, from the ablation's twelve trials, two at a time: the median from a trial's beginning
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
-TRIAL_START_S = 15.0
+TRIAL_START_S = 17.0
 SWEEP_START_S = 25.0
 HELPERS_BYTES = 0.6e9  # the two processes that Ray adds to a trial: Tune's own, and Train's controller
 _RECORDS_BYTES = 2e6  # of a trial: spool, prototypes, figures

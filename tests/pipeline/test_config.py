@@ -145,7 +145,7 @@ def test_every_trial_has_a_folder_of_its_own_whatever_it_is_called() -> None:
         validate_experiment({"name": "x", "sweep": {"arms": ["none"], "seeds": [0], "grid": grid}}, "t")
 
 
-@pytest.mark.parametrize("name", ["ablation", "smoke"])
+@pytest.mark.parametrize("name", ["ablation", "search", "smoke"])
 def test_the_experiments_that_ship_are_valid(name: str) -> None:
     assert read_experiment(ROOT / "experiments" / f"{name}.yaml").name == name
 
