@@ -12,7 +12,7 @@ any thread, and where an event loop runs.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ class Outcome:
     name: str
     output: Path
     ended: "SweepOutcome"
-    trials: "tuple[Trial, ...]"
+    trials: "tuple[Trial, ...]" = field(repr=False)
     tracking_uri: str | None = None
     mlflow_experiment: str = MLFLOW_EXPERIMENT
 
@@ -372,6 +372,6 @@ def _run(
 def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:
     """The words of the command that does the same as a call."""
     words = ["tiny-onn", name, str(config), *(["--scale", scale] if scale else [])]
-    for field, value in (changes or {}).items():
-        words += ["--set", f"{field}={value if isinstance(value, str) else json.dumps(value)}"]
+    for name, value in (changes or {}).items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     return [*words, "--output", str(output)]

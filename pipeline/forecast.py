@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,8 @@ class Forecast:
     """What would run. `ended` trials are done already and not counted in anything else."""
 
     name: str
-    kinds: tuple[Kind, ...]
-    order: tuple[str, ...]  # the keys of the trials that are left to run
+    kinds: tuple[Kind, ...] = field(repr=False)
+    order: tuple[str, ...] = field(repr=False)  # the keys of the trials that are left to run
     ended: int
     at_once: int
     nodes: tuple[Resources, ...]

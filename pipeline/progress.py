@@ -9,7 +9,7 @@ from pipeline.config import Trial
 from pipeline.driver import last_attempt
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
-from pipeline.spool import read_spool
+from pipeline.spool import DamagedSpool, Line, read_spool
 
 
 class State(StrEnum):
@@ -50,6 +50,7 @@ class Progress:
     activation: dict[int, float] = field(default_factory=dict)  # by layer: first, middle, last
     seconds: float | None = None  # from the start of this attempt to its end
     _offset: int = 0
+    _damaged: bool = False
     _began: float | None = None
     _first: tuple[float, int] | None = None  # clock and step of this attempt's first report
 
@@ -72,7 +73,7 @@ class Progress:
             self._began, self._first = now, None
         if changed and state not in (State.WAITING, State.RUNNING) and self._began is not None:
             self.seconds = self.seconds or now - self._began
-        lines, self._offset = read_spool(self.folder.spool, self._offset)
+        lines = self._new_lines()
         for line in lines:
             self.step = max(self.step, line.step)
             self.loss = line.metrics.get(TASK_LOSS, self.loss)
@@ -85,6 +86,16 @@ class Progress:
         if state is State.FINISHED:
             self.step = self.steps
         return changed
+
+    def _new_lines(self) -> list[Line]:
+        """What the spool has said since; of one that is damaged, what comes before."""
+        if self._damaged:
+            return []
+        try:
+            lines, self._offset = read_spool(self.folder.spool, self._offset)
+        except DamagedSpool as error:  # the tracker tells of it; a view must not end a sweep
+            lines, self._damaged = error.before, True
+        return lines
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Of a running trial, by the pace of its steps in this attempt; None while that is not known."""

@@ -14,7 +14,7 @@ from pipeline.config import SweepConfig, Trial
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.search import AshaConfig
-from pipeline.spool import Line, read_spool
+from pipeline.spool import DamagedSpool, Line, read_spool
 
 _WORST = 1e30  # stands for what is not finite: percentiles of an infinity are not numbers
 
@@ -58,9 +58,16 @@ class Pruner:
     def _measure(self) -> list[tuple[str, Line]]:
         """Hands new measurements to the schedulers, in the order of their times; returns those that call for an end."""
         new: list[tuple[str, Line]] = []
-        for key, (_, folder) in self._trials.items():
-            lines, self._offsets[key] = read_spool(folder.spool, self._offsets[key])
+        for key in list(self._offsets):
+            folder = self._trials[key][1]
+            last = folder.ended
+            try:
+                lines, self._offsets[key] = read_spool(folder.spool, self._offsets[key])
+            except DamagedSpool as error:
+                lines, last = error.before, True
             new += [(key, line) for line in lines]
+            if last:  # it has nothing more to say
+                del self._offsets[key]
         behind = []
         for key, line in sorted(new, key=lambda each: each[1].time_ms):
             metric = self._asha.metric

@@ -33,6 +33,7 @@ class TunerJob:
 def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> None:
     """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place."""
     from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
@@ -44,6 +45,15 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
         job.stop,
         job.trials,
     )
+
+    class Silent(TrialProgressCallback):
+        """Keeps Tune from telling of each trial, which it does even when it is told to be silent."""
+
+        def _print(self, msg: str) -> None:
+            pass
+
+        def display_result(self, *_: Any, **__: Any) -> None:
+            pass
 
     class StopFile(tune.Stopper):
         """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
@@ -78,6 +88,7 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
                 storage_path=str((job.folder / "ray").resolve()),
                 verbose=2 if verbose else 0,
                 stop=StopFile(),
+                callbacks=None if verbose else [Silent()],
             ),
         ).fit()
     except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes

@@ -62,6 +62,19 @@ def test_the_spool_and_the_state_make_the_row(tmp_path: Path) -> None:
     assert math.isnan(third.loss)
 
 
+def test_a_damaged_spool_ends_no_view(tmp_path: Path) -> None:
+    first = some_trials(tmp_path)[0]
+    report(first, 20, 2.5)
+    with first.folder.spool.open("a") as file:
+        file.write("no line\n")
+    report_again = '{"step": 40, "time_ms": 1, "metrics": {"train/task_loss": 1.0}}\n'
+    with first.folder.spool.open("a") as file:
+        file.write(report_again)
+    for _ in range(2):
+        first.read(State.RUNNING)
+        assert (first.step, first.loss) == (20, 2.5)
+
+
 def test_time_left_for_all_is_the_work_left_over_the_trials_at_once(tmp_path: Path) -> None:
     trials = some_trials(tmp_path, seeds=2)
     assert all_left(trials, 2, now=0.0) is None
