@@ -372,6 +372,6 @@ def _run(
 def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:
     """The words of the command that does the same as a call."""
     words = ["tiny-onn", name, str(config), *(["--scale", scale] if scale else [])]
-    for name, value in (changes or {}).items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    for setting, value in (changes or {}).items():
+        words += ["--set", f"{setting}={value if isinstance(value, str) else json.dumps(value)}"]
     return [*words, "--output", str(output)]

@@ -36,6 +36,7 @@ class Measured:
     evaluate_seconds: float  # all held-out rows once
     generate_seconds: float  # training.generate_tasks decoded
     checkpoint_seconds: float
+    core_share: float  # of the time that it asked for, the part that it got: less than 1 on a busy machine
     built_bytes: int  # when the model is there, and nothing has run
     peak_bytes: int
 
@@ -74,17 +75,21 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     tell("built")
     stream = loader.stream()
     seconds: dict[str, list[float]] = {"warm-up": [], "step": [], "logged step": []}
+    busy: list[float] = []  # seconds of CPU of each timed step
     tokens: dict[str, list[int]] = {name: [] for name in seconds}
     for step, kind in enumerate(["warm-up"] * WARM_UP + ["step"] * TIMED + ["logged step"] * OBSERVED):
         _, batch = next(stream)
         batch = batch.to(device)
         set_learning_rates(dynamics, training, step)
-        began = now()
+        began, cpu_began = now(), time.process_time()
         observe = kind == "logged step" or step == 0
         train_step(model, batch, dynamics, observe=observe, autocast=autocast, skip_nonfinite=True)
         seconds[kind].append(now() - began)
+        if kind == "step":
+            busy.append(time.process_time() - cpu_began)
         tokens[kind].append(batch.tokens.numel())
         tell(kind)
+    got = sum(busy) / (sum(seconds["step"]) * torch.get_num_threads())
     per_token = sum(seconds["step"]) / sum(tokens["step"])
     late = {kind: [s - per_token * n for s, n in zip(seconds[kind], tokens[kind], strict=True)] for kind in seconds}
     some = held_out[:: max(1, len(held_out) // _EVALUATED)]
@@ -112,6 +117,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         evaluate_seconds=evaluating,
         generate_seconds=decoding,
         checkpoint_seconds=saving,
+        core_share=1.0 if workers.gpus else min(1.0, got),
         built_bytes=built_bytes,
         peak_bytes=_bytes(device),
     )

@@ -58,7 +58,15 @@ class Kind:
 
     @property
     def seconds(self) -> float | None:
-        """One trial, from its beginning to its end; None if it was not measured."""
+        """One trial, from its beginning to its end, as the machine is now; None if it was not measured."""
+        return self._seconds(1.0)
+
+    @property
+    def alone_seconds(self) -> float | None:
+        """The same, if workers had the cores to themselves that they ask for."""
+        return self._seconds(self.measured.core_share if self.measured else 1.0)
+
+    def _seconds(self, core_share: float) -> float | None:
         found, training, count = self.measured, self.example.training, self.example.workers.count
         if found is None:
             return None
@@ -66,9 +74,8 @@ class Kind:
             math.ceil(training.steps / every)
             for every in (training.log_every, training.evaluate_every, training.checkpoint_every)
         )
-        return (
-            TRIAL_START_S
-            + found.prepare_seconds
+        return TRIAL_START_S + core_share * (
+            found.prepare_seconds
             + found.compile_seconds
             + training.steps * found.seconds_per_token * self.tokens_per_step / count
             + logs * found.observe_seconds
@@ -109,7 +116,14 @@ class Forecast:
     @property
     def seconds(self) -> float | None:
         """The whole sweep, `at_once` trials at a time in their order; None if a kind was not measured."""
-        lengths = {trial.key: kind.seconds for kind in self.kinds for trial in kind.trials}
+        return self._makespan({trial.key: kind.seconds for kind in self.kinds for trial in kind.trials})
+
+    @property
+    def alone_seconds(self) -> float | None:
+        """The same, on a machine that does nothing else."""
+        return self._makespan({trial.key: kind.alone_seconds for kind in self.kinds for trial in kind.trials})
+
+    def _makespan(self, lengths: dict[str, float | None]) -> float | None:
         ends = [0.0] * self.at_once
         for key in self.order:
             length = lengths[key]
@@ -130,6 +144,7 @@ class Forecast:
             "disk_bytes": self.disk_bytes,
             "free_disk_bytes": self.free_disk_bytes,
             "seconds": self.seconds,
+            "alone_seconds": self.alone_seconds,
             "seconds_of_start": {"trial": TRIAL_START_S, "sweep": SWEEP_START_S},
             "seconds_are_the_most": self.prunes,
             "kinds": [
@@ -145,6 +160,7 @@ class Forecast:
                     "state_bytes": kind.state_bytes,
                     "worker_bytes": kind.worker_bytes,
                     "seconds": kind.seconds,
+                    "alone_seconds": kind.alone_seconds,
                     "measured": None if kind.measured is None else vars(kind.measured),
                 }
                 for kind in self.kinds

@@ -12,6 +12,8 @@ from rich.text import Text
 from pipeline.forecast import HELPERS_BYTES, SWEEP_START_S, TRIAL_START_S, Forecast, Kind
 from pipeline.live import clock, duration
 
+_BUSY = 0.8  # a smaller share of the time asked for is worth a word
+
 
 def print_forecast(forecast: Forecast, console: Console, where: str) -> None:
     """The table of the trials, those alike in one row, and below it the sums. `where`: whose times they are."""
@@ -58,11 +60,19 @@ def summary(forecast: Forecast, where: str) -> list[str]:
         return [*lines, "Time: not estimated (without calibration)"]
     ends = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=seconds)
     most = "at most " if forecast.prunes else "about "
+    share = min(kind.measured.core_share for kind in forecast.kinds if kind.measured)
+    busy = []
+    if share < _BUSY and forecast.alone_seconds is not None:
+        busy.append(
+            f"Other work was running: the workers got {100 * share:.0f} % of the time that they asked for. With the "
+            f"machine to themselves it would be about {duration(forecast.alone_seconds)}"
+        )
     return [
         *lines,
         f"Time: {most}{duration(seconds)}, until {clock(ends)}, by steps that were timed {where}. Of it, "
         f"{TRIAL_START_S:.0f} s a trial to start its workers and {SWEEP_START_S:.0f} s for Ray and the report are not "
         "timed but reckoned as on two cores" + ("; trials that are pruned shorten it" if forecast.prunes else ""),
+        *busy,
     ]
 
 

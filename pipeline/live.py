@@ -48,6 +48,7 @@ class LiveView:
         self._live: Live | None = None
         self._notebook: NotebookArea | None = None
         self._told: dict[str, State] = {}
+        self._summed_up = ""
         self._told_at, self._drawn_at = time.monotonic(), -math.inf
 
     def __enter__(self) -> Self:
@@ -123,7 +124,10 @@ class LiveView:
             self._told_at = now
             running = [trial for trial in self._trials if trial.state is State.RUNNING and trial.step]
             lines += [f"{t.trial.key}: step {t.step} of {t.steps}{_measured(t)}" for t in running]
-            lines.append(self.summary())
+            summary = self.summary()
+            if summary != self._summed_up:
+                lines.append(summary)
+                self._summed_up = summary
         return lines
 
     def _shown(self) -> list[Progress]:

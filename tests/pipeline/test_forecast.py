@@ -33,6 +33,7 @@ MEASURED = Measured(
     evaluate_seconds=2.0,
     generate_seconds=3.0,
     checkpoint_seconds=0.25,
+    core_share=1.0,
     built_bytes=300_000_000,
     peak_bytes=500_000_000,
 )
@@ -90,6 +91,8 @@ def test_the_time_of_a_trial_and_of_all(data: Prepared) -> None:
     # Two at a time, in their order: 36 and 34, seed by seed, so that each place in turn has 36 and 34.
     assert forecast((first, quicker)).seconds == pytest.approx(25 + 36 + 34 + 36)
     assert forecast((first, quicker), together=6).seconds == pytest.approx(25 + 36)
+    shared = replace(first, measured=replace(MEASURED, core_share=0.5))
+    assert (shared.seconds, shared.alone_seconds) == (pytest.approx(36), pytest.approx(17 + 19 / 2))
     assert forecast((first, second), together=1).seconds == pytest.approx(25 + 6 * 36)
     assert forecast((first, replace(second, measured=None))).seconds is None
     pair = replace(
@@ -147,6 +150,10 @@ def test_the_lines_say_what_it_takes(data: Prepared) -> None:
     assert max(map(len, screen.getvalue().splitlines()[:7])) <= 80  # the table
     assert re.search(r"until \d\d:\d\d", text)
     assert "at most 2 min" in summary(forecast(kinds, prunes=True), "here")[-1]
+    busy = tuple(replace(kind, measured=replace(MEASURED, core_share=0.25)) for kind in kinds)
+    told = " ".join(summary(forecast(busy), "here"))
+    assert "workers got 25 % of the time" in told
+    assert "about 1 min 30 s" in told  # 25 + 3 * (17 + 19 / 4) = 90.25
     assert "not estimated" in summary(forecast((replace(kinds[0], measured=None),)), "here")[-1]
     assert (number(950), number(3_700_000), size(1), size(3.66e9)) == ("950", "3.7 million", "1 MB", "3.7 GB")
 
@@ -186,6 +193,7 @@ def test_a_few_steps_are_timed(config: Path, tmp_path: Path, monkeypatch: pytest
     for kind in told["kinds"]:
         assert kind["measured"]["parameters"] == kind["parameters"]
         assert 0 < kind["measured"]["seconds_per_token"] < 1
+        assert 0 < kind["measured"]["core_share"] <= 1
         assert 50e6 < kind["worker_bytes"] < 5e9
         assert kind["seconds"] > told["seconds_of_start"]["trial"]
     assert told["seconds"] >= told["seconds_of_start"]["sweep"] + max(kind["seconds"] for kind in told["kinds"])

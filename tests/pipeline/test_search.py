@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import measures
-from pipeline.config import trials_of, validate_experiment
+from pipeline.config import replace, trials_of, validate_experiment
 from pipeline.errors import UserError
 from pipeline.search import AshaConfig, Domain, SearchConfig, draw
 
@@ -201,6 +201,15 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict[str, Any], message: str)
     with pytest.raises(UserError) as error:
         validate_experiment(swept(**{"search": {"samples": 2, "space": PLAIN}, **change}), "my.yaml")
     assert message in str(error.value)
+
+
+def test_a_part_of_a_search_can_be_replaced_from_the_command_line() -> None:
+    whole = validate_experiment(swept(search={"samples": 4, "space": SPACE}), "t")
+    changes = {"sweep.search.samples": 2, "sweep.search.seed": 1}
+    fewer = replace(whole, changes, "t")
+    assert fewer.sweep is not None
+    assert fewer.sweep.search == search(samples=2, seed=1)
+    assert len(trials_of(fewer)) == 8
 
 
 def test_arms_may_be_let_compete_without_a_search() -> None:
