@@ -43,6 +43,7 @@ class Measured:
 
 def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> Measured:
     """Trains one worker's share of `experiment` for a few steps, by itself; what it has learnt is thrown away."""
+    import ray.train.torch  # noqa: F401 - a worker has it in its memory
     import torch
     import torch._inductor.config
 

@@ -61,9 +61,9 @@ class Progress:
 
     @property
     def layers(self) -> tuple[int, int, int]:
-        """The first, middle and last layer."""
-        last = self.trial.experiment.model.layers - 1
-        return 0, last // 2, last
+        """The first, middle and last layer, the middle one as the report counts it."""
+        layers = self.trial.experiment.model.layers
+        return 0, layers // 2, layers - 1
 
     def read(self, state: State, now: float | None = None) -> bool:
         """Takes in a new state and the spool's new lines; True when the state has changed."""
@@ -120,5 +120,9 @@ def all_left(trials: list[Progress], at_once: int, now: float | None = None) -> 
     if not lengths:
         return 0.0 if not waiting and not running else None
     usual = sum(lengths) / len(lengths)
-    unknown = len(running) - len(known)
-    return (sum(known) + usual * (waiting + unknown)) / max(1, min(at_once, waiting + len(running)))
+    unknown = [
+        max(0.0, usual - (now - trial._began) if trial._began is not None else usual)
+        for trial, seconds in zip(running, left, strict=True)
+        if seconds is None
+    ]
+    return (sum(known) + sum(unknown) + usual * waiting) / max(1, min(at_once, waiting + len(running)))

@@ -52,11 +52,11 @@ def test_the_spool_and_the_state_make_the_row(tmp_path: Path) -> None:
     report(first, 40, 1.25)
     assert not first.read(State.RUNNING, now=1020.0)
     assert (first.step, first.loss) == (40, 1.25)
-    assert first.activation == {0: 0.1, 2: 0.3, 5: 0.6}  # first, middle and last of six layers
+    assert first.activation == {0: 0.1, 3: 0.4, 5: 0.6}  # first, middle and last of six layers
     assert first.seconds_left(now=1020.0) == 30.0  # 20 steps in 10 s, 60 to go
     assert second.read(State.FAILED, now=1020.0)
     row = next(line for line in shown(trials).splitlines() if "per_token-s0" in line)
-    for part in ("running", "40/100", "1.250", "10.0 %", "30.0 %", "60.0 %"):
+    for part in ("running", "40/100", "1.250", "10.0 %", "40.0 %", "60.0 %"):
         assert part in row
     assert "toy: 0 of 3 done, 1 running, 1 waiting, 1 failed" in shown(trials)
     assert math.isnan(third.loss)
@@ -81,6 +81,9 @@ def test_time_left_for_all_is_the_work_left_over_the_trials_at_once(tmp_path: Pa
     trials[0].read(State.RUNNING, now=0.0)
     trials[0].read(State.FINISHED, now=60.0)
     assert all_left(trials, 2, now=60.0) == 5 * 60 / 2
+    trials[1].read(State.RUNNING, now=60.0)
+    assert all_left(trials, 2, now=80.0) == (40 + 4 * 60) / 2  # it has not reported yet, but 20 s of it are over
+    assert all_left(trials, 2, now=200.0) == 4 * 60 / 2
     for trial in trials[1:]:
         trial.read(State.FINISHED, now=60.0)
     assert all_left(trials, 2, now=60.0) == 0.0
@@ -165,9 +168,9 @@ def test_without_a_terminal_each_change_is_a_line(tmp_path: Path, monkeypatch: p
         trials[0].read(State.FINISHED, now=61.0)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "per_token-s0: running",
-        "per_token-s0: step 10 of 100, loss 3.000, active 10.0 % / 30.0 % / 60.0 %",
+        "per_token-s0: step 10 of 100, loss 3.000, active 10.0 % / 40.0 % / 60.0 %",
         "toy: 0 of 3 done, 1 running, 2 waiting",
-        "per_token-s0: finished after 1 min 01 s, loss 3.000, active 10.0 % / 30.0 % / 60.0 %",
+        "per_token-s0: finished after 1 min 01 s, loss 3.000, active 10.0 % / 40.0 % / 60.0 %",
     ]
 
 
