@@ -185,9 +185,10 @@ def plan(
     left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
     check_start(left, where.root, address)
     nodes: tuple[Any, ...] = (local_resources(),)
+    memory, whose = forecasting.machine_memory(), "this machine"
     if address is not None:
         with connect(address) as cluster:
-            nodes = cluster.nodes
+            nodes, memory, whose = cluster.nodes, forecasting.cluster_memory(), "the cluster"
     sweep = experiment.sweep
     together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
     prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
@@ -205,8 +206,7 @@ def plan(
                 side_by_side,
                 lambda done, total: progress.update(bar, completed=done, total=total),
             )
-        if address is None:
-            forecasting.check_memory(kinds, together, forecasting.machine_memory())
+        forecasting.check_memory(kinds, together, memory, whose)
     found = forecasting.Forecast(
         name=experiment.name,
         kinds=kinds,

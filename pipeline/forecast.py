@@ -181,8 +181,8 @@ def kinds_of(trials: Sequence[Trial], prepared: Prepared) -> tuple[Kind, ...]:
     return tuple(_kind(tuple(group), prepared) for group in groups.values())
 
 
-def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float) -> None:
-    """Whether the workers that run at once on this machine fit its memory.
+def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where: str = "this machine") -> None:
+    """Whether the workers that run at once fit the memory that there is.
 
     Raises:
         UserError: they do not; names what they take and what there is.
@@ -197,7 +197,7 @@ def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float) -> Non
                 f"memory: {at_once} trials at once of {kind.example.workers.count} workers, "
                 f"{kind.measured.peak_bytes / 1e9:.2f} GB each as measured ({kind.trials[0].key}), and "
                 f"{HELPERS_BYTES / 1e9:.1f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
-                f"this machine has {total_bytes / 1e9:.1f} GB. "
+                f"{where} has {total_bytes / 1e9:.1f} GB. "
                 + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
                 + " or a smaller training.batch_tokens."
             )
@@ -227,6 +227,13 @@ def machine_memory() -> float:
         except (OSError, ValueError):  # there is no such limit, or it says "max"
             continue
     return total
+
+
+def cluster_memory() -> float:
+    """Bytes that the cluster to which this process is connected gives to work; infinite if it does not say."""
+    import ray
+
+    return float(ray.cluster_resources().get("memory", math.inf))
 
 
 def _kind(trials: tuple[Trial, ...], prepared: Prepared) -> Kind:

@@ -167,6 +167,8 @@ def test_the_command_without_calibration(config: Path, tmp_path: Path) -> None:
     assert (told["trials"], told["seconds"], len(told["kinds"])) == (2, None, 2)
     assert not (out / "sweeps").exists()
     assert not (out / "mlflow.db").exists()
+    alone = CliRunner().invoke(main, [*words, "--set", "sweep=null"])
+    assert [kind["trials"] for kind in json.loads(alone.stdout)["kinds"]] == [["per_token-s0"]]  # as train would
     done = out / "sweeps" / "look" / "trials" / "none-s0"
     done.mkdir(parents=True)
     (done / "result.json").write_text("{}")
@@ -201,3 +203,23 @@ def test_a_few_steps_are_timed(config: Path, tmp_path: Path, monkeypatch: pytest
     refused = CliRunner().invoke(main, words)
     assert refused.exit_code == 2
     assert "but this machine has 0.0 GB" in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_cluster_is_asked_for_its_machines(config: Path, tmp_path: Path) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=2)
+        words = ["plan", str(config), "--output", str(tmp_path / "out"), "--no-calibration", "--json"]
+        ran = CliRunner().invoke(main, [*words, "--address", cluster.address, "--set", "workers.cpus=2.0"])
+        assert ran.exit_code == 0, ran.output
+        told = json.loads(ran.stdout)
+        assert sorted(machine["cpus"] for machine in told["machines"]) == [1, 2]
+        assert told["trials_at_once"] == 1  # only one of the machines can hold a worker
+        refused = CliRunner().invoke(main, [*words, "--address", cluster.address, "--set", "workers.cpus=3.0"])
+        assert refused.exit_code == 2
+        assert "on 2 machines, and each worker must fit on one" in refused.stderr
+    finally:
+        cluster.shutdown()
