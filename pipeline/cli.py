@@ -246,6 +246,61 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
 
 
 @main.command()
+@_OUTPUT
+@click.option(
+    "--backend-uri",
+    default=None,
+    metavar="URI",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    show_envvar=True,  # where a password is better kept than on a command line
+    help="The database of runs, for example postgresql://user@host/mlflow. Default: a SQLite file in --output.",
+)
+@click.option(
+    "--artifacts",
+    default=None,
+    metavar="URI",
+    help="Where files go, for example s3://bucket/mlflow. Default: --output.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all there are.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option(
+    "--allowed-hosts",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Names by which clients may call it, beside localhost and private addresses. May be repeated.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes that answer.")
+def server(
+    output: Path,
+    backend_uri: str | None,
+    artifacts: str | None,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    workers: int,
+) -> None:
+    """Run MLflow as the tracker of many machines: a database behind it, files sent through it.
+
+    It asks for no password, so it listens on this machine alone unless told otherwise: keep its port in your network.
+
+    \b
+    Examples:
+      tiny-onn server
+      tiny-onn server --host 10.0.0.5 --allowed-hosts mlflow.cluster.local
+      tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
+    """
+    from pipeline.layout import Output
+    from pipeline.serve import serve_all
+
+    place = Output(output).server
+    if backend_uri is None or artifacts is None:
+        place.mkdir(parents=True, exist_ok=True)
+    uri = backend_uri or f"sqlite:///{(place / 'mlflow.db').resolve()}"
+    serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
+
+
+@main.command()
 @click.argument("sweep", required=False)
 @_OUTPUT
 @click.option(

@@ -119,6 +119,11 @@ class Output:
         """MLflow's artifacts, when the default store is used."""
         return self.root / "mlflow-artifacts"
 
+    @property
+    def server(self) -> Path:
+        """What `tiny-onn server` keeps by default: mlflow.db, and artifacts/, which other machines send there."""
+        return self.root / "mlflow-server"
+
     def sweep(self, name: str) -> Path:
         """The folder of a sweep."""
         return self.root / "sweeps" / name

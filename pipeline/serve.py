@@ -1,30 +1,22 @@
-"""Serves the MLflow page on this machine, with links that open it where it helps."""
+"""Serves MLflow: its page on this machine, with links that open it where it helps, or a tracker for many machines."""
 
-import os
-import shlex
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.errors import UserError
 from pipeline.interrupts import Interrupts
 from pipeline.leaderboard import links, report_links, share_leaderboard
-from pipeline.secrecy import public
+from pipeline.mlflow_process import LOOPBACK, mlflow_server, watch
+from pipeline.secrecy import mask, public
 from pipeline.store import find_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_START_LIMIT_S = 60.0
+_ALWAYS_ALLOWED = ("localhost", "127.0.0.1")
+_PRIVATE = ("10.*", "192.168.*", *(f"172.{n}.*" for n in range(16, 32)))
 
 
 def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> None:
@@ -41,75 +33,51 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
     if uri.startswith(("http://", "https://")):
         _print_links(client, public(uri), experiment_id)
         return
-    port = _free_port(port)
-    address = f"http://127.0.0.1:{port}"
-    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    words += ["--default-artifact-root", artifacts.resolve().as_uri()]
-    environment = {
-        **os.environ,
-        "MLFLOW_BACKEND_STORE_URI": uri,  # its password is nothing for a command line, which all can read
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # or it starts nine idle processes
-    }
-    # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
-    quiet = subprocess.DEVNULL
+    options = ["--workers", "1", "--default-artifact-root", artifacts.resolve().as_uri()]
     with (
         Interrupts() as interrupts,
-        subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server,
+        mlflow_server(uri, LOOPBACK, port, options, interrupts) as (address, server),
     ):
-        try:
-            command = f"MLFLOW_BACKEND_STORE_URI={shlex.quote(public(uri))} {shlex.join(words)}"
-            _wait_until_up(server, address, command, interrupts)
-            if interrupts.signal is None:
-                _print_links(client, address, experiment_id)
-                click.echo("Ctrl-C stops the server.")
-            while interrupts.signal is None:
-                with suppress(subprocess.TimeoutExpired):
-                    status = server.wait(timeout=0.3)
-                    raise UserError(
-                        f"MLflow's server ended by itself, with status {status}. Start it again with `tiny-onn ui`."
-                    )
-            click.echo("Stopped.")
-        finally:
-            _stop(server)
+        if interrupts.signal is None:
+            _print_links(client, address, experiment_id)
+            click.echo("Ctrl-C stops the server.")
+        watch(server, interrupts, "tiny-onn ui")
+        click.echo("Stopped.")
+
+
+def serve_all(
+    uri: str, artifacts: str, host: str, port: int | None, allowed_hosts: Sequence[str], workers: int
+) -> None:
+    """Runs MLflow's server as the tracker of many machines: runs in the database at `uri`, files, which clients send
+    through the server, at `artifacts`, a path or URI of the server's own.
+
+    Raises:
+        UserError: there is no such database, the port is taken, or the server does not come up or ends.
+    """
+    open_store(uri)
+    options = ["--workers", str(workers), "--artifacts-destination", artifacts]
+    if allowed_hosts:  # which MLflow takes in place of its own
+        names = [name.partition(":")[0] for name in allowed_hosts]
+        known = [pattern for name in (*_ALWAYS_ALLOWED, *names) for pattern in (name, f"{name}:*")]
+        options += ["--allowed-hosts", ",".join([*known, *_PRIVATE])]
+    with Interrupts() as interrupts, mlflow_server(uri, host, port, options, interrupts) as (address, server):
+        if interrupts.signal is None:
+            click.echo(f"MLflow serves {public(uri)} at {address}; files lie in {mask(artifacts)}.")
+            if _is_loopback(host):
+                click.echo("Only this machine can reach it; for others name an address of its own with --host.")
+            else:
+                click.echo("It asks for no password: whoever reaches this port can read, change and delete all runs.")
+            click.echo(f"Track there with:\n  tiny-onn ablate CONFIG --tracking-uri {address}")
+            click.echo("Ctrl-C stops the server.")
+        watch(server, interrupts, "tiny-onn server")
+        click.echo("Stopped.")
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> None:
     everything = {**links(address, experiment_id), **report_links(client, address, experiment_id)}
     for name, link in everything.items():
         click.echo(f"{name}:\n  {link}")
-
-
-def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str, interrupts: Interrupts) -> None:
-    deadline = time.monotonic() + _START_LIMIT_S
-    while time.monotonic() < deadline:
-        if interrupts.signal is not None:
-            return
-        if server.poll() is not None:
-            raise UserError(f"MLflow's server ended with status {server.returncode}; to see why, run: {command}")
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise UserError(f"MLflow's server did not answer at {address} within {_START_LIMIT_S:.0f} s.")
-
-
-def _stop(server: "subprocess.Popen[bytes]") -> None:
-    """Ends the server and the workers that it has started, which share its process group."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, sign)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(timeout=10)
-
-
-def _free_port(port: int | None) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port or 0))
-        except OSError as error:
-            raise UserError(
-                f"port {port} cannot be used ({error.strerror}). Name another, or none for a free one."
-            ) from error
-        return int(probe.getsockname()[1])

@@ -1,0 +1,115 @@
+"""A whole sweep in an object store: a worker is killed, the driver stopped, and an empty folder goes on from there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.remote_trial import RemoteTrial, checkpoints_in, has_ended
+from tests.pipeline.object_store import object_store
+from tests.pipeline.samples import SMALL
+
+ROOT = Path(__file__).parents[2]
+ARMS = ("per_token", "none")
+
+
+def _command(config: Path, output: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", "ablate", str(config), "--output", str(output), *more]
+
+
+def _start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _workers_of(driver: int) -> list[int]:
+    """Ray's training workers in the sessions that a driver has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and b"RayTrainWorker" in (entry / "cmdline").read_bytes():
+                pid = int(entry.name)
+                while pid not in (0, 1, driver):
+                    pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                found += [int(entry.name)] if pid == driver else []
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _wait(what: str, look, process: subprocess.Popen[str], limit_s: float = 240.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not look():
+        assert process.poll() is None, f"ended before {what}:\n{process.communicate()[0]}"
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path: Path) -> None:
+    training = {"steps": 240, "log_every": 4, "evaluate_every": 120, "checkpoint_every": 20}
+    experiment = {
+        **SMALL,
+        "training": {**SMALL["training"], **training},
+        "workers": {"count": 2, "cpus": 0.5, "timeout_s": 60},
+        "sweep": {"arms": list(ARMS), "seeds": [0], "max_concurrent": 1},
+    }
+    config = tmp_path / "small.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    with object_store() as store:
+        storage = store.storage()
+        trials = [RemoteTrial(storage / "sweeps" / "small" / "trials", f"{arm}-s0") for arm in ARMS]
+        sweep = _command(config, tmp_path / "here", "--storage", store.uri())
+        process = _start(sweep)
+        _wait("a checkpoint", lambda: checkpoints_in(trials[0].index()), process)
+        for pid in _workers_of(process.pid)[:1]:
+            os.kill(pid, signal.SIGKILL)
+            break
+        else:
+            raise AssertionError("no worker was found")
+        _wait("the second trial's checkpoint", lambda: checkpoints_in(trials[1].index()), process)
+        process.send_signal(signal.SIGINT)
+        printed = process.communicate(timeout=120)[0]
+        assert process.returncode == 130, printed
+        assert "--storage s3://bucket" in printed
+        assert has_ended(trials[0].index()), printed
+        assert not has_ended(trials[1].index()), printed
+        attempt = trials[0].attempt()
+        assert attempt is not None
+        assert attempt["failure"] is None, attempt
+        elsewhere = _command(config, tmp_path / "there", "--storage", store.uri(), "--resume")
+        done = subprocess.run(elsewhere, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 trials to run, 1 ended before" in done.stdout
+        put = {
+            trial.key: (trial.files / "checkpoints" / "step-000240" / "state.safetensors").read_bytes()
+            for trial in trials
+        }
+    reference = subprocess.run(
+        _command(config, tmp_path / "reference"), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert reference.returncode == 0, reference.stdout + reference.stderr
+    for arm in ARMS:
+        place = Path("sweeps") / "small" / "trials" / f"{arm}-s0"
+        one, other = (json.loads((tmp_path / o / place / "result.json").read_text()) for o in ("there", "reference"))
+        slow = {name for name in one["metrics"] if name.startswith("speed/")}
+        assert {n: v for n, v in one["metrics"].items() if n not in slow} == {
+            n: v for n, v in other["metrics"].items() if n not in slow
+        }
+        state = tmp_path / "reference" / place / "checkpoints" / "step-000240" / "state.safetensors"
+        assert put[f"{arm}-s0"] == state.read_bytes()
+        assert not (tmp_path / "there" / place / "checkpoints").exists()
+    from pipeline.store import open_store
+
+    for output in ("there",):  # an MLflow of its own, which now has every point once
+        client = open_store(f"sqlite:///{tmp_path / output / 'mlflow.db'}")
+        found = client.get_experiment_by_name("tiny-onn")
+        assert found is not None
+        for run in client.search_runs([found.experiment_id], "tags.arm = 'per_token'"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/task_loss")]
+            assert steps == list(range(4, 241, 4))
