@@ -181,10 +181,10 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: b
     A checkpoint that is damaged is taken as it is: `load_newest` tells of it and passes it over.
 
     Args:
-        everything: also all other checkpoints that are kept: for the worker that writes new ones.
+        everything: all that there is: for the worker that goes on writing it.
 
     Raises:
-        UserError: the metrics are damaged.
+        UserError: the metrics, or another file that no older one stands in for, are damaged.
         StorageError: the storage is away.
     """
     shutil.rmtree(folder.root, ignore_errors=True)
@@ -192,13 +192,11 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: b
     index = remote.index()
     try:
         remote.get_metrics(index, folder, {})
+        steps = {name for names in checkpoints_in(index).values() for name in names}
+        for name in set(index) - steps - set(metrics_in(index)) if everything else ():
+            remote.get(name, index[name], folder)
     except Changed as error:
-        raise UserError(
-            f"{error}: the metrics are damaged. Remove {remote.index_file} to start this trial anew."
-        ) from error
-    if folder.distributions.name in index:
-        with contextlib.suppress(FileNotFoundError):
-            (remote.files / folder.distributions.name).download(folder.distributions)
+        raise UserError(f"{error}: it is damaged. Remove {remote.index_file} to start this trial anew.") from error
     whole = False
     for _, names in reversed(checkpoints_in(index).items()):
         if not whole or everything:
@@ -210,14 +208,16 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: b
 
 
 def files_to_put(folder: TrialFolder) -> list[Path]:
-    """What of a trial's folder goes into the storage beside the metrics. What is half written begins with a dot."""
-    found = [
-        path for folder_ in (folder.prototypes, *checkpoints(folder.checkpoints)) for path in folder_.glob("[!.]*")
+    """What of a worker's folder goes into the storage beside the metrics. What is half written begins with a dot."""
+    elsewhere = {folder.spool, folder.prune, folder.evidence, folder.checkpoints}
+    places = [path for path in folder.root.glob("[!.]*") if path not in elsewhere]
+    places += checkpoints(folder.checkpoints)
+    found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+    return [
+        path
+        for path in found
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder.root).parts)
     ]
-    if folder.result.exists():  # which is written after the model
-        found += folder.model.glob("[!.]*")
-    ends = (folder.distributions, folder.predictions, folder.result, folder.pruned)
-    return [*found, *(path for path in ends if path.exists())]
 
 
 def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:

@@ -108,6 +108,8 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
     assert json.loads(driver.result.read_text())["steps"] == 8
     assert {p.name for p in driver.prototypes.iterdir()} == {p.name for p in whole.prototypes.iterdir()}
     assert not driver.checkpoints.exists()
+    assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
+    assert {p.name for p in driver.model.iterdir()} == {p.name for p in whole.model.iterdir()}
 
 
 def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole, tmp_path):
@@ -297,5 +299,5 @@ def test_an_index_that_is_none_is_named(remote, tmp_path):
         remote.index()
     remote.put_index({piece_name(0): remote_trial.Stored(3, "0" * 64)})
     (remote.files / piece_name(0)).write_bytes(b"abc")
-    with pytest.raises(UserError, match="the metrics are damaged"):
+    with pytest.raises(UserError, match=r"000\.jsonl: is not what the index says: it is damaged"):
         restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)
