@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study test test-slow fuzz lint clean
+.PHONY: ablation smoke study test test-slow drills fuzz lint clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -17,6 +17,9 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -m slow
+
+drills: .venv/.installed
+	$(BIN)/python -m tests.drills
 
 fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz --minutes 10

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,9 +48,10 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process is connected to: what each of its machines has."""
+    """A cluster that this process is connected to: what each of its machines has, and where its head listens."""
 
     nodes: tuple[Resources, ...]
+    head: str = ""
 
 
 def local_resources() -> Resources:
@@ -116,7 +118,7 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
                 ray.init(**options)
             except ConnectionError as error:
                 raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
-            yield Cluster(_nodes())
+            yield Cluster(_nodes(), ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
 
@@ -144,6 +146,27 @@ def check_address(address: str) -> None:
             f"address {address}: nothing answers ({error}). Expected the head of a running Ray cluster; "
             "start it with `ray start --head`, or leave the address out to use this machine."
         ) from error
+
+
+class HeadWatch:
+    """Whether the head of a cluster still answers, asked every few seconds. Ray itself waits for a minute."""
+
+    def __init__(self, head: str, every_s: float = 2.0, unanswered: int = 2) -> None:
+        self._head, self._every_s, self._most = head, every_s, unanswered
+        self._unanswered, self._next = 0, 0.0
+
+    def look(self) -> UserError | None:
+        """What to say when it has not answered several times in a row."""
+        if time.monotonic() >= self._next:
+            try:
+                check_address(self._head)
+                self._unanswered = 0
+            except UserError:
+                self._unanswered += 1
+            self._next = time.monotonic() + self._every_s
+        if self._unanswered < self._most:
+            return None
+        return UserError(f"the head of the Ray cluster, {self._head}, does not answer any more; it may have been ended")
 
 
 def _workers_on(node: Resources, workers: WorkersConfig) -> int:

@@ -56,6 +56,19 @@ class TrialFolder:
         return self.root / "failure.txt"
 
     @property
+    def attempts(self) -> Path:
+        """JSON lines: when the trial was taken up, and with which code, packages and settings."""
+        return self.root / "attempts.jsonl"
+
+    def survived(self, attempt: int) -> Path:
+        """Why an attempt ended that was followed by another, as text."""
+        return self.root / f"survived-{attempt:03d}.txt"
+
+    def survived_files(self) -> list[Path]:
+        """Those of all attempts, in order."""
+        return sorted(self.root.glob("survived-*.txt"))
+
+    @property
     def checkpoints(self) -> Path:
         """step-000100/, step-000200/, ..."""
         return self.root / "checkpoints"

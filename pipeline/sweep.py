@@ -2,19 +2,17 @@
 
 import json
 import shutil
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from pipeline.claim import claim
-from pipeline.cluster import connect, fit, local_resources
+from pipeline.cluster import HeadWatch, connect, fit, local_resources
 from pipeline.config import Experiment, Trial
 from pipeline.courier import Courier, Tracker
 from pipeline.describe import git_commit
@@ -25,6 +23,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.live import LiveView
 from pipeline.lock import folder_lock
 from pipeline.manifest import Prepared
+from pipeline.outcome import SweepOutcome, outcome_of, tell_end, tell_start
 from pipeline.progress import Progress, State, state_of
 from pipeline.pruning import Pruner, settle
 from pipeline.quiet import chatter_to
@@ -35,34 +34,6 @@ from pipeline.tuner import TunerJob, account_for, tune_trials
 _HERE = Destination()
 _LOOK_EVERY_S = 0.5
 _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
-
-
-@dataclass(frozen=True)
-class SweepOutcome:
-    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it."""
-
-    finished: int
-    total: int
-    failures: dict[str, str] = field(default_factory=dict)
-    signal: int | None = None
-    pruned: int = 0
-
-    @property
-    def failed(self) -> int:
-        """How many trials failed."""
-        return len(self.failures)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a signal ended it."""
-        return self.signal is not None
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 1 when a trial neither finished nor was pruned, or 130 after Ctrl-C, 143 after SIGTERM."""
-        if self.signal is not None:
-            return 128 + self.signal
-        return 0 if self.finished + self.pruned == self.total else 1
 
 
 def run_sweep(
@@ -123,20 +94,20 @@ def run_sweep(
         job = TunerJob(folder, session, left, location(prepared.folder), train_fn, verbose, trials_at)
         try:
             if left and interrupts.signal is None:
-                console.print(_opening(experiment, progress, left), highlight=False)
+                tell_start(experiment.name, progress, left, console)
                 with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
                     _run(job, experiment, address, progress, courier, interrupts, console, shared)
         finally:
             states = _settled(progress, session, interrupts.signal)
             courier.see(states)
-            outcome = _outcome(progress, interrupts.signal)
+            outcome = outcome_of(progress, interrupts.signal)
             problems = courier.finish(
                 "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
                 None if outcome.interrupted or not outcome.finished else report,
                 _STOPPING_S if outcome.interrupted else None,
                 lambda: interrupts.signal is not None,
             )
-    _closing(outcome, problems, progress, console, command, destination.sync_command(experiment.name, output))
+    tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
     return outcome
 
 
@@ -176,7 +147,11 @@ def _run(
         if interrupts.signal is None:
             thread.start()
         with LiveView(experiment.name, progress, console, at_once, job.verbose) as view:
+            watch = HeadWatch(cluster.head)
             while thread.is_alive() and interrupts.signal is None:
+                if lost := watch.look():
+                    faults.append(lost)
+                    break
                 courier.see(look(progress, job.session))
                 if pruner is not None:
                     pruner.look()
@@ -208,38 +183,3 @@ def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None)
             trial.folder.failure.unlink(missing_ok=True)
             trial.read(State.STOPPED)
     return {trial.trial.key: trial.state for trial in progress}
-
-
-def _outcome(progress: Sequence[Progress], stopped_by: int | None) -> SweepOutcome:
-    failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
-    count = {state: sum(p.state is state for p in progress) for state in State}
-    return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED])
-
-
-def _opening(experiment: Experiment, progress: Sequence[Progress], left: Sequence[Progress]) -> str:
-    done = len(progress) - len(left)
-    return f"{experiment.name}: {len(left)} trials to run" + (f", {done} ended before" if done else "")
-
-
-def _closing(
-    outcome: SweepOutcome, problems: list[str], progress: Sequence[Progress], console: Console, command: str, sync: str
-) -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
-
-    folders = {p.trial.key: p.folder for p in progress}
-    for key, reason in outcome.failures.items():
-        say(f"{key} failed: {reason.splitlines()[0]}\n  all of it in {folders[key].failure}", "red")
-    if outcome.pruned:
-        say(f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
-    if outcome.failed:
-        say(f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
-    for problem in problems:
-        say(f"Not all of it is tracked. {problem}", "yellow")
-    if outcome.signal is not None:
-        name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
-        say(f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
-    if problems:
-        say(f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
-    if outcome.exit_code:
-        say(f"Go on with:\n  {command} --resume")

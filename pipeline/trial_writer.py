@@ -74,10 +74,10 @@ def is_snapshot(done: int, training: TrainingConfig) -> bool:
     return any(0 <= done - step < training.log_every for step in evenly)
 
 
-def skipped_by(folder: TrialFolder, step: int) -> int:
-    """How many steps had been skipped when `step` was logged, for a run that goes on from there."""
+def metrics_at(folder: TrialFolder, step: int) -> dict[str, float]:
+    """What was logged at `step`, for a run that goes on from there."""
     lines, _ = read_spool(folder.spool)
-    return next((int(line.metrics.get(measures.SKIPPED_STEPS, 0)) for line in lines if line.step == step), 0)
+    return next((line.metrics for line in lines if line.step == step), {})
 
 
 def step_metrics(outcome: StepReport, by_module: bool) -> dict[str, float]:

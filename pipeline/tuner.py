@@ -1,11 +1,12 @@
 """The Tuner: which trials run when. It works in a thread; what it leaves behind is in the trials' folders."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Experiment
-from pipeline.driver import TrainFunction, explain, run_trial, write_failure
+from pipeline.driver import TrainFunction, TrialFailed, explain, run_trial, write_failure
 from pipeline.layout import TrialFolder
 from pipeline.progress import Progress, State, state_of
 from pipeline.remote_trial import RemoteTrial
@@ -55,6 +56,8 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
         def display_result(self, *_: Any, **__: Any) -> None:
             pass
 
+    survived = max(p.trial.experiment.workers.max_failures for p in job.left)
+
     class StopFile(tune.Stopper):
         """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
 
@@ -70,7 +73,8 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
         key = config["trial"]
         experiment = Experiment.model_validate_json(experiments[key])
         remote = None if trials is None else RemoteTrial(open_storage(trials), key)
-        run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
+        with contextlib.suppress(TrialFailed):  # its folder says so; what Tune sees fail is this process's own death
+            run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
 
     try:
         # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
@@ -89,6 +93,7 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
                 verbose=2 if verbose else 0,
                 stop=StopFile(),
                 callbacks=None if verbose else [Silent()],
+                failure_config=tune.FailureConfig(max_failures=survived),
             ),
         ).fit()
     except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes

@@ -5,7 +5,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,11 @@ import torch._inductor.config
 import torch.distributed as dist
 
 from pipeline import measures
+from pipeline.absent import naming_the_absent
 from pipeline.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.checkpoint import load_newest, save_checkpoint
 from pipeline.config import Experiment
+from pipeline.driver import last_attempt
 from pipeline.evaluate import evaluate, exact_match, predict
 from pipeline.evidence import TrainingStopped, agree, disk_errors, stop
 from pipeline.files import write_whole
@@ -35,7 +37,7 @@ from pipeline.spool import Spool
 from pipeline.step import StepReport, train_step
 from pipeline.storage import Place, located, open_storage, patiently
 from pipeline.tokens import Sequence
-from pipeline.trial_writer import TrialWriter, is_snapshot, skipped_by, step_metrics
+from pipeline.trial_writer import TrialWriter, is_snapshot, metrics_at, step_metrics
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute, gather_over_workers
 from tiny_onn.dynamics import NonFiniteStep
@@ -53,14 +55,21 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
     torch._inductor.config.compile_threads = 1
     if experiment.workers.gpus == 0:
         torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
-    folder, data = TrialFolder(Path(settings["folder"])), located(settings["data"])
+    folder, attempt = TrialFolder(Path(settings["folder"])), settings["attempt"]
+    data = located(settings["data"])
     device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
 
     def report(step: int, loss: float) -> None:
         ray.train.report({"step": step, "loss": loss})
 
+    def check_ours() -> None:
+        now = last_attempt(folder)
+        if now and now.number != attempt:
+            raise TrainingStopped(f"attempt {attempt} has been overtaken: attempt {now.number} is at work")
+
     if settings["trials"] is None:
-        run_training(experiment, folder, data, device, report)
+        with naming_the_absent(folder.ray / f"absent-{attempt:03d}"):
+            run_training(experiment, folder, data, device, report, check_ours)
     else:
         remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name)
         scratch = folder.scratch(dist.get_rank())
@@ -69,7 +78,12 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
 
 
 def run_training(
-    experiment: Experiment, folder: TrialFolder, data: Place, device: torch.device, report: Any = None
+    experiment: Experiment,
+    folder: TrialFolder,
+    data: Place,
+    device: torch.device,
+    report: Any = None,
+    check_ours: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Trains `experiment` in `folder` and returns its last metrics; every worker of the process group calls it.
 
@@ -78,7 +92,8 @@ def run_training(
     the next logged step.
 
     Args:
-        report: called with (step, task loss) on every worker, after every evaluation.
+        report: called with (step, task loss) on every worker, after every log.
+        check_ours: called by rank 0 before it writes; raises TrainingStopped where another has taken the trial up.
 
     Raises:
         TrainingStopped: a loss or gradient is not finite, a captured call cannot be trusted, the workers' replicas are
@@ -99,9 +114,9 @@ def run_training(
         check_replicas(dynamics, first)
     writer = TrialWriter(folder, Spool(folder.spool), problems) if rank == 0 else None
     window = _Window()
-    metrics: dict[str, float] = {}
+    metrics = metrics_at(folder, first) if writer else {}
     stream = loader.stream(first)
-    skipped = Skipped(skipped_by(folder, first) if rank == 0 else 0)
+    skipped = Skipped(int(metrics.get(measures.SKIPPED_STEPS, 0)))
     autocast = training.precision == "bfloat16"
     if writer and first == 0 and training.prototype_snapshots:
         with disk_errors(folder, "writing the first prototypes", digest):
@@ -142,6 +157,7 @@ def run_training(
         stopped: TrainingStopped | None = None
         if writer:
             try:
+                check_ours()
                 with disk_errors(folder, f"writing what step {done} came to", digest):
                     if done == training.steps:
                         metrics |= _predict(experiment, model, held_out, folder)
@@ -163,6 +179,7 @@ def run_training(
                     write_pruned(folder, done)
             return metrics
     if writer:
+        check_ours()
         facts = {
             "steps": training.steps,
             "seconds": time.monotonic() - started,

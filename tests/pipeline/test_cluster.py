@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pipeline.cluster import Resources, connect, fit, local_resources
+from pipeline.cluster import HeadWatch, Resources, connect, fit, local_resources
 from pipeline.config import WorkersConfig
 from pipeline.errors import UserError
 
@@ -64,3 +64,16 @@ def test_an_address_where_nothing_answers_is_refused_at_once() -> None:
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="expected host:port"), connect(address):
         pass
+
+
+def test_a_head_that_no_longer_answers_is_noticed_and_one_missed_knock_is_not() -> None:
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        head.listen()
+        where = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = HeadWatch(where, every_s=0.0)
+        assert watch.look() is None
+    assert watch.look() is None
+    lost = watch.look()
+    assert lost is not None
+    assert f"{where}, does not answer any more" in str(lost)

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.mlflow_run import flat_params, write_memory
 from pipeline.secrecy import mask
+from pipeline.spool import Spool
 from pipeline.store import open_store
 from pipeline.tracking import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_snapshot, write_spool
@@ -92,6 +93,33 @@ def test_no_point_twice_after_a_kill_between_sending_and_remembering(output, tra
     again.end_trial(folder, "FINISHED")
     assert [step for step, _ in _points(output, run_id, "train/task_loss")] == [0, 10, 20]
     assert len(_runs(output, "killed")) == 1
+
+
+def test_a_clock_that_steps_back_neither_loses_nor_doubles_nor_makes_an_old_value_the_last(
+    output, tracker, monkeypatch
+):
+    trial, folder = _trial(output, "clock")
+    run_id = tracker.start_trial(folder, trial, "clock", EXTRA)
+    for step, seconds in ((0, 2000), (10, 3000), (20, 1000)):
+        monkeypatch.setattr(time, "time_ns", lambda seconds=seconds: seconds * 10**9)
+        spool = Spool(folder.spool)  # taken up again: what was written under a later time is not written twice
+        for each in range(0, step + 1, 10):
+            spool.write(each, {"train/task_loss": 10.0 + each})
+        tracker.ship(folder)
+    monkeypatch.undo()
+    assert sorted(_points(output, run_id, "train/task_loss")) == [(0, 10.0), (10, 20.0), (20, 30.0)]
+    assert open_store(output.tracking_uri).get_run(run_id).data.metrics["train/task_loss"] == 30.0
+
+
+def test_a_run_taken_up_with_other_code_says_so(output, tracker, monkeypatch):
+    trial, folder = _trial(output, "code")
+    run_id = tracker.start_trial(folder, trial, "code", {**EXTRA, "mlflow.source.git.commit": "first"})
+    tags = open_store(output.tracking_uri).get_run(run_id).data.tags
+    assert "resumed_at_git_commit" not in tags
+    again = _tracker(output).start_trial(folder, trial, "code", {**EXTRA, "mlflow.source.git.commit": "second"})
+    tags = open_store(output.tracking_uri).get_run(run_id).data.tags
+    assert again == run_id
+    assert (tags["mlflow.source.git.commit"], tags["resumed_at_git_commit"]) == ("first", "second")
 
 
 def test_a_lost_answer_to_the_creation_makes_no_second_run(output, tracker, monkeypatch):

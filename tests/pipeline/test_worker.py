@@ -10,6 +10,7 @@ from pipeline.build import build_dynamics, build_model, schedule
 from pipeline.checkpoint import checkpoints
 from pipeline.config import trials_of, validate_experiment
 from pipeline.evaluate import evaluate, exact_match, predict
+from pipeline.evidence import TrainingStopped
 from pipeline.layout import TrialFolder
 from pipeline.loader import Loader
 from pipeline.manifest import Prepared
@@ -79,6 +80,34 @@ def test_a_run_taken_up_from_a_checkpoint_ends_bit_equal(
     again, before = metrics_of(folder), metrics_of(whole)
     assert list(again) == list(before)
     assert without_speed(again[8]) == without_speed(before[8])
+
+
+def test_a_run_killed_just_before_its_result_ends_with_the_same_metrics(
+    data: Prepared, whole: TrialFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.root, tmp_path / "trial")
+    folder = TrialFolder(tmp_path / "trial")
+    folder.result.unlink()
+    run_training(small_experiment(), folder, data.folder, CPU)
+    again, before = (json.loads(f.result.read_text()) for f in (folder, whole))
+    assert again["metrics"] == before["metrics"]
+    assert folder.spool.read_bytes() == whole.spool.read_bytes()
+
+
+def test_a_worker_whose_trial_was_taken_up_by_another_writes_no_more(data: Prepared, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    asked: list[int] = []
+
+    def overtaken() -> None:
+        asked.append(len(read_spool(folder.spool)[0]))
+        if len(asked) == 3:
+            raise TrainingStopped("attempt 1 has been overtaken")
+
+    with pytest.raises(TrainingStopped, match="overtaken"):
+        run_training(small_experiment(), folder, data.folder, CPU, check_ours=overtaken)
+    assert asked == [0, 1, 2]
+    assert list(metrics_of(folder)) == [2, 4]
+    assert not folder.result.exists()
 
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data: Prepared) -> None:

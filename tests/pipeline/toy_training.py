@@ -39,7 +39,6 @@ def toy_train(settings: dict[str, Any]) -> None:
     marker = folder.root / "killed-once"
     if wish.get("kill_once") == arm and rank == 0 and not marker.exists():
         marker.write_text(str(os.getpid()))
-        time.sleep(1.0)  # Ray takes up again what dies in training, not what dies while it is being started
         os.kill(os.getpid(), signal.SIGKILL)
     spool = Spool(folder.spool) if rank == 0 else None
     for step in range(1, experiment.training.steps + 1):

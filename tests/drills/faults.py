@@ -1,0 +1,164 @@
+"""Faults planted in the way of the real train function, inside the worker processes."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import pipeline.step
+import pipeline.worker
+from pipeline.layout import TrialFolder
+from pipeline.worker import train_fn_per_worker
+
+Moment = Literal["entry", "step", "forward", "report"]
+Deed = Literal["kill", "stop", "hold", "sleep", "nan", "nan_gradient", "drift", "forget", "hoard", "measure"]
+EVERY = 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done, when, by which rank (None: by all), in which step (from 1), and how often at most.
+
+    Moments: entry (of the train function), step (before it), forward (between forward and backward pass), report
+    (after it). `value` is the seconds of a sleep, the bytes of a hoard, the steps between two measurements.
+    """
+
+    do: Deed
+    at: Moment = "step"
+    rank: int | None = None
+    step: int = EVERY
+    times: int = 1
+    value: float = 0.0
+
+
+def plant(output: Path, *faults: Fault) -> None:
+    """Has every trial under `output` meet these faults, and no others, from now on."""
+    (output / "faults").mkdir(parents=True, exist_ok=True)
+    (output / "faults" / "planted.json").write_text(json.dumps([asdict(fault) for fault in faults]))
+
+
+def train_with_faults(settings: dict[str, Any]) -> None:
+    """`train_fn_per_worker`, with the planted faults in its way."""
+    import ray.train
+
+    way = Way(TrialFolder(Path(settings["folder"])).root.parents[3] / "faults")
+    report = ray.train.report
+
+    def report_first(*arguments: Any, **options: Any) -> None:
+        report(*arguments, **options)
+        way.meet("report")
+
+    ray.train.report = report_first
+    way.lie_in_wait()
+    way.meet("entry")
+    train_fn_per_worker(settings)
+
+
+@dataclass
+class Way:
+    """How far a worker is on its way. `folder` holds the planted faults, and the marks of those that were met."""
+
+    folder: Path
+    step: int = 0
+    model: Any = None
+    shape: tuple[int, ...] = ()
+    poisoned: bool = False
+    poisoned_gradient: bool = False
+    hoard: list[Tensor] = field(default_factory=list)
+
+    def lie_in_wait(self) -> None:
+        """Changes this process's train function, for good, so that it meets the faults."""
+        build, set_rates, forward = (
+            pipeline.worker.build_model,
+            pipeline.worker.set_learning_rates,
+            pipeline.step.batch_loss,
+        )
+
+        def build_and_watch(*arguments: Any) -> Any:
+            self.model = build(*arguments)
+            self.model.blocks[-1].attention.o.register_forward_hook(self._poison)
+            return self.model
+
+        def meet_and_set_rates(dynamics: Any, training: Any, step: int) -> Any:
+            self.step, self.poisoned, self.poisoned_gradient = step + 1, False, False
+            self.meet("step")
+            return set_rates(dynamics, training, step)
+
+        def forward_and_meet(*arguments: Any, **options: Any) -> Tensor:
+            loss = forward(*arguments, **options)
+            self.meet("forward")
+            return loss
+
+        pipeline.worker.build_model = build_and_watch
+        pipeline.worker.set_learning_rates = meet_and_set_rates
+        pipeline.step.batch_loss = forward_and_meet
+
+    def meet(self, moment: Moment) -> None:
+        for number, fault in enumerate(self._planted()):
+            here = fault.at == moment and fault.rank in (None, dist.get_rank()) and fault.step in (EVERY, self.step)
+            if here and self._marks(number, fault):
+                self._do(fault)
+
+    def _poison(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+        self.shape = output.shape
+        if self.poisoned_gradient and output.requires_grad:
+            output.register_hook(lambda gradient: gradient * torch.inf)
+        return output * torch.nan if self.poisoned else None
+
+    def _planted(self) -> list[Fault]:
+        return [Fault(**each) for each in json.loads((self.folder / "planted.json").read_text())]
+
+    def _marks(self, number: int, fault: Fault) -> bool:
+        """Whether the fault has not happened often enough, on this rank."""
+        for time_ in range(fault.times):
+            with contextlib.suppress(FileExistsError):
+                (self.folder / f"met-{number}-rank-{dist.get_rank()}-{time_}").open("x").close()
+                return True
+        return fault.times == EVERY
+
+    def _do(self, fault: Fault) -> None:
+        rank = dist.get_rank()
+        match fault.do:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "hold":
+                (self.folder / f"held-{rank}").write_text(str(os.getpid()))
+                while not (self.folder / "let-go").exists():
+                    time.sleep(0.05)
+            case "sleep":
+                time.sleep(fault.value)
+            case "nan":
+                self.poisoned = True
+            case "nan_gradient":
+                self.poisoned_gradient = True
+            case "drift":
+                self.model.blocks[0].attention.q.mu_weight.data[0, 0] += 1e-3
+            case "forget":  # a call whose output nobody uses
+                layer = self.model.blocks[0].attention.q
+                layer(torch.zeros(self.shape, dtype=layer.mu_weight.dtype))
+            case "hoard":
+                (self.folder / f"hoarding-{rank}").write_text(str(os.getpid()))
+                for _ in range(600):
+                    if len(self.hoard) * 2**28 < fault.value:
+                        self.hoard.append(torch.ones(2**26))
+                    time.sleep(0.1)
+            case "measure":
+                if self.step % int(fault.value) == 0:
+                    with (self.folder / f"memory-{rank}.jsonl").open("a") as file:
+                        file.write(json.dumps({"step": self.step, "bytes": own_memory()}) + "\n")
+
+
+def own_memory() -> int:
+    """Bytes that this process alone holds in memory, files that it reads left out."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) * 1024

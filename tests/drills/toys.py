@@ -1,0 +1,34 @@
+"""`python -m tests.drills.toys OUTPUT TRIALS`: a sweep of trials that take no time, tracked in MLflow."""
+
+import sys
+from pathlib import Path
+
+from pipeline.config import SweepConfig, TrainingConfig, WorkersConfig, trials_of
+from pipeline.layout import Output
+from pipeline.sweep import run_sweep
+from pipeline.tracking import Tracker
+from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
+
+
+def main(output: Path, trials: int) -> int:
+    """The sweep's exit code."""
+    where = Output(output)
+    experiment = toy_experiment(
+        training=TrainingConfig(steps=2, warmup_steps=1, batch_tokens=64),
+        workers=WorkersConfig(cpus=1.0, timeout_s=30),
+        sweep=SweepConfig(arms=("none",), seeds=tuple(range(trials))),
+    )
+    return run_sweep(
+        experiment,
+        trials_of(experiment),
+        where,
+        toy_data(output / "data"),
+        train_fn=toy_train,
+        resume=False,
+        tracker=Tracker(where.tracking_uri, "toys", where.artifacts),
+        command="tiny-onn ablate toys.yaml",
+    ).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
