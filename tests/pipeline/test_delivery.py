@@ -31,8 +31,12 @@ def sync(output: Output, *words: str) -> Result:
 
 def test_a_tracker_down_from_the_start_to_the_end_gets_everything_by_sync(tmp_path, proxy, store):
     output, destination = Output(tmp_path), Destination(proxy.uri, "start")
-    with pytest.raises(StoreUnreachable, match="cannot be used"):
-        Tracker(proxy.uri, "start", None)
+    for fault in ("stall", "error", "lose", "down"):
+        proxy.be(fault)
+        began = time.monotonic()
+        with pytest.raises(StoreUnreachable, match="cannot be used"):
+            Tracker(proxy.uri, "start", None)
+        assert time.monotonic() - began < 15
     tracker = Tracker(proxy.uri, "start", None, later=True)
     assert "cannot be used" in tracker.problem
     (first, one), (second, two) = begin(output, "start", destination, **ARMS)
