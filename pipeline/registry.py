@@ -4,6 +4,7 @@ import re
 from typing import TYPE_CHECKING
 
 from pipeline.describe import ARM, SEED, SWEEP, TRIAL
+from pipeline.store import in_a_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -40,11 +41,11 @@ def register_model(client: "MlflowClient", run_id: str) -> None:
         source = f"{run.info.artifact_uri}/{MODEL}"
         client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
     except UnsupportedModelRegistryStoreURIException as error:
-        client.set_tag(run_id, "model_not_registered", str(error)[:500])
+        client.set_tag(run_id, "model_not_registered", in_a_line(error))
     except MlflowException as error:
         if error.error_code not in _NO_REGISTRY:
             raise
-        client.set_tag(run_id, "model_not_registered", str(error)[:500])
+        client.set_tag(run_id, "model_not_registered", in_a_line(error))
 
 
 def _create(client: "MlflowClient", name: str, description: str) -> None:

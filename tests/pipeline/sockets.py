@@ -21,4 +21,5 @@ def listening(pid: int) -> set[str]:
 
 def reachable_from_elsewhere(addresses: set[str]) -> set[str]:
     """Those of them that are not loopback."""
-    return {each for each in addresses if not ipaddress.ip_address(each.rpartition(":")[0]).is_loopback}
+    found = {each: ipaddress.ip_address(each.rpartition(":")[0]) for each in addresses}
+    return {each for each, ip in found.items() if not (getattr(ip, "ipv4_mapped", None) or ip).is_loopback}

@@ -8,7 +8,6 @@ import time
 import pytest
 from rich.console import Console
 
-from pipeline.layout import Output
 from pipeline.leaderboard import view_state
 from pipeline.report import make_report, markdown, print_report, write_report
 from pipeline.store import open_store
@@ -21,8 +20,8 @@ HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | `c` **b**"
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    return Output(tmp_path_factory.mktemp("odd"))
+def output(tmp_path_factory, with_store):
+    return with_store(tmp_path_factory.mktemp("odd"))
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +85,8 @@ def test_a_store_full_of_markup_is_shown_as_text(output, tracker, tmp_path):
     tracker.end_trial(folder, "FINISHED")
     tracker.start_trial(second, other, "markup", EXTRA, "FINISHED")
     report = make_report(output.tracking_uri, "tests", "markup")
-    text, _, data = write_report(report, tmp_path)
-    shown = text.read_text()
+    files = {path.suffix: path for path in write_report(report, tmp_path)}
+    shown = files[".md"].read_text()
     assert "alert" in shown
     assert "<script" not in shown
     assert "](javascript" not in shown.replace("\\]", "")
@@ -95,7 +94,10 @@ def test_a_store_full_of_markup_is_shown_as_text(output, tracker, tmp_path):
     assert all(
         line.count(" | ") == shown_table_width(shown, line) for line in shown.splitlines() if line.startswith("| ")
     )
-    json.loads(data.read_text())
+    json.loads(files[".json"].read_text())
+    page = files[".html"].read_text()
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
     screen = io.StringIO()
     print_report(report, Console(file=screen, width=200))
     assert "\x1b" not in screen.getvalue()

@@ -3,6 +3,7 @@
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from pipeline.tracking import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, leave
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
 from tests.pipeline.tracker_process import deliver_one, fill_the_disk, in_processes
+
+WithStore = Callable[[Path], Output]
 
 
 def tracker_of(output: Output) -> Tracker:
@@ -26,7 +29,8 @@ def test_six_writers_at_once_from_cold(tmp_path: Path) -> None:
         assert_whole(Output(tmp_path), trial, folder, "FINISHED")
 
 
-def test_a_disk_that_fills_delays_delivery(tmp_path: Path) -> None:
+def test_a_disk_that_fills_delays_delivery(tmp_path: Path, with_store: WithStore) -> None:
+    with_store(tmp_path)
     ((problem, left),) = in_processes(fill_the_disk, (tmp_path,))
     output = Output(tmp_path)
     trial, folder = trials(output, experiment("full"))[0]
@@ -39,9 +43,11 @@ def test_a_disk_that_fills_delays_delivery(tmp_path: Path) -> None:
     assert_whole(output, trial, folder, "FINISHED")
 
 
-def test_a_store_that_cannot_be_written_to_delays_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_to_delays_delivery(
+    tmp_path: Path, with_store: WithStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes a folder `file:` for such an address
-    output = Output(tmp_path)
+    output = with_store(tmp_path)
     (trial, folder), (other, second) = trials(output, experiment("read"))[:2]
     tracker_of(output).start_trial(folder, trial, "read", EXTRA)
     readonly = Tracker(f"sqlite:///file:{tmp_path / 'mlflow.db'}?mode=ro&uri=true", "tests", None)
@@ -75,8 +81,8 @@ def locked(output: Output, seconds: float) -> tuple[threading.Event, threading.T
     return release, thread
 
 
-def test_a_short_lock_is_waited_for(tmp_path: Path) -> None:
-    output = Output(tmp_path)
+def test_a_short_lock_is_waited_for(tmp_path: Path, with_store: WithStore) -> None:
+    output = with_store(tmp_path)
     trial, folder = trials(output, experiment("short"))[0]
     tracker = tracker_of(output)
     tracker.start_trial(folder, trial, "short", EXTRA)
@@ -89,8 +95,8 @@ def test_a_short_lock_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lock_that_stays_delays_delivery_and_a_start_is_refused(tmp_path: Path) -> None:
-    output = Output(tmp_path)
+def test_a_lock_that_stays_delays_delivery_and_a_start_is_refused(tmp_path: Path, with_store: WithStore) -> None:
+    output = with_store(tmp_path)
     trial, folder = trials(output, experiment("long"))[0]
     tracker = tracker_of(output)
     tracker.start_trial(folder, trial, "long", EXTRA)

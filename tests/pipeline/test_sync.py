@@ -24,8 +24,8 @@ HERE = Destination()
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    return Output(tmp_path_factory.mktemp("sync"))
+def output(tmp_path_factory, with_store):
+    return with_store(tmp_path_factory.mktemp("sync"))
 
 
 def sync(output: Output, *words: str) -> Result:
@@ -127,12 +127,12 @@ def test_a_damaged_spool_is_named_and_its_run_is_ended(output):
     assert sync(output, "damaged").exit_code == 1
 
 
-def test_another_store_gets_everything(output, tmp_path):
+def test_another_store_gets_everything(output, tmp_path, with_store):
     pairs = begin(output, "copied", HERE, **ARMS)
     for trial, folder in pairs:
         leave(trial, folder, "FINISHED")
     sync(output, "copied")
-    other = Output(tmp_path)
+    other = with_store(tmp_path)
     told = sync(output, "copied", "--tracking-uri", other.tracking_uri, "--experiment", "copies")
     assert "2 of 2 trials delivered now" in told.output
     for trial, folder in pairs:
