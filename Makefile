@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study test test-slow drills fuzz lint clean
+.PHONY: ablation smoke study test test-slow test-browser drills fuzz lint clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -17,6 +17,11 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -m slow
+
+# Needs Chromium, as of apt-get install chromium; CHROMIUM=path names another one.
+test-browser: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	$(BIN)/pytest -m browser
 
 drills: .venv/.installed
 	$(BIN)/python -m tests.drills

@@ -1,4 +1,4 @@
-"""The MLflow page, opened where it helps: arms as a leaderboard, and their curves."""
+"""The MLflow page, opened where it helps: arms as a leaderboard, their curves, and prototypes step by step."""
 
 import base64
 import json
@@ -7,16 +7,19 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
+from pipeline.shipping import FIGURE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_KEY = "arms"
+_ARMS, _PROTOTYPES = "arms", "prototypes"  # the keys of the shared views
+_LOSSES = (measures.EVAL_LOSS, measures.TASK_LOSS)  # on a linear axis, which begins at 0, arms look all alike
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 
 
 def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
-    """Stores the leaderboard's view with the experiment: runs grouped by arm, the columns that matter, their charts.
+    """Stores two views with the experiment: runs grouped by arm, with the columns that matter and their charts; and
+    the prototype distributions of all arms side by side, of the lowest seed.
 
     MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
     open the runs, only without the columns.
@@ -24,26 +27,35 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=1000)
     layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
     sweeps = {run.data.tags.get("sweep") for run in runs}
-    packed = _packed(view_state(sorted(layers) or [0], len(sweeps) > 1))
-    state = {"name": "arms", "createdAt": 0, "updatedAt": 0, "state": packed}
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{_KEY}", json.dumps(state))
+    seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
+    arms = view_state(sorted(layers) or [0], len(sweeps) > 1)
+    steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
+    prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
+    for key, view in ((_ARMS, arms), (_PROTOTYPES, prototypes)):
+        state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(state))
 
 
 def links(address: str, experiment_id: str) -> dict[str, str]:
-    """The addresses of the page's two useful views, on the server at `address`."""
-    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    shared = f"{page}?workflowType=machine_learning&viewStateShareKey={_KEY}"
-    return {"leaderboard by arm": shared, "curves by arm": f"{shared}&compareRunsMode=CHART"}
+    """The addresses of the page's useful views, on the server at `address`."""
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+    return {
+        "leaderboard by arm": f"{page}{_ARMS}",
+        "curves by arm": f"{page}{_ARMS}&compareRunsMode=CHART",
+        "prototypes, step by step": f"{page}{_PROTOTYPES}&compareRunsMode=CHART",
+    }
 
 
 def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
-    """The addresses of the sweeps' summary runs, which hold the reports; the newest of each sweep."""
+    """The addresses of the sweeps' reports, in their summary runs; the newest of each sweep."""
     runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
     page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    return {
-        f"report of {run.data.tags.get('sweep', '?')}": f"{page}/{run.info.run_id}?workflowType=machine_learning"
-        for run in runs
-    }
+    found = {}
+    for run in runs:
+        there = any(file.path == "report.html" for file in client.list_artifacts(run.info.run_id))
+        place = f"{run.info.run_id}/artifacts/report.html" if there else run.info.run_id
+        found[f"report of {run.data.tags.get('sweep', '?')}"] = f"{page}/{place}?workflowType=machine_learning"
+    return found
 
 
 def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
@@ -64,7 +76,9 @@ def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
         "lifecycleFilter": "Active",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": dict.fromkeys(columns, 145),
+        "columnWidths": {
+            f"metrics.`{name}`": max(110, 18 + 7 * len(name)) for name in metrics
+        },  # pixels, for the heads
         "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
         "groupsExpanded": {},
         "useGroupedValuesInCharts": True,
@@ -73,6 +87,40 @@ def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
         "compareRunSections": [{"uuid": "arms", "name": "Arms", "display": True, "isReordered": True}, *_closed()],
         "isAccordionReordered": True,
         "compareRunCharts": [_line_chart(name) for name in charts],
+    }
+
+
+def prototypes_view(arms: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
+    """The view of the arms made into one of a seed's runs with nothing but their prototypes, at first those of `step`.
+
+    The runs are not grouped: a group has no images.
+    """
+    image = {
+        "uuid": FIGURE,
+        "type": "IMAGE",
+        "metricSectionId": "prototypes",
+        "imageKeys": [FIGURE],
+        "step": step,
+        "showRunParams": False,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    return {
+        **arms,
+        "searchFilter": f"tags.role = 'trial' and tags.seed = '{seed}'",
+        "groupBy": None,
+        "useGroupedValuesInCharts": False,
+        "compareRunSections": [
+            {
+                "uuid": "prototypes",
+                "name": "Prototypes",
+                "display": True,
+                "isReordered": True,
+                "columns": 1,
+                "cardHeight": 640,
+            }
+        ],
+        "compareRunCharts": [image],
     }
 
 
@@ -111,7 +159,7 @@ def _line_chart(metric: str) -> dict[str, Any]:
         "isGenerated": False,
         "xAxisKey": "step",
         "yAxisKey": "metric",
-        "scaleType": "linear",
+        "scaleType": "log" if metric in _LOSSES else "linear",
         "xAxisScaleType": "linear",
         "lineSmoothness": 0,
         "ignoreOutliers": False,

@@ -8,7 +8,14 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.leaderboard import leaderboard_metrics, links, report_links, share_leaderboard, view_state
+from pipeline.leaderboard import (
+    leaderboard_metrics,
+    links,
+    prototypes_view,
+    report_links,
+    share_leaderboard,
+    view_state,
+)
 from pipeline.serve import serve
 from pipeline.tracking import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
@@ -37,13 +44,15 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     summary = tracker.start_summary(tmp_path, experiment())
     tracker.close("FINISHED")
     share_leaderboard(tracker._client, tracker.experiment_id)
-    tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags["mlflow.sharedViewState.arms"])
-    kind, _, packed = tag["state"].partition(";")
-    assert kind == "deflate"
-    assert json.loads(zlib.decompress(base64.b64decode(packed))) == view_state([0, 1, 2])
+    arms = view_state([0, 1, 2])
+    for key, view in (("arms", arms), ("prototypes", prototypes_view(arms, 0, 20))):
+        tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags[f"mlflow.sharedViewState.{key}"])
+        kind, _, packed = tag["state"].partition(";")
+        assert kind == "deflate"
+        assert json.loads(zlib.decompress(base64.b64decode(packed))) == view
     for link in links("http://127.0.0.1:5000", tracker.experiment_id).values():
         assert "workflowType=machine_learning" in link
-        assert "viewStateShareKey=arms" in link
+        assert "viewStateShareKey=arms" in link or "viewStateShareKey=prototypes" in link
     (report,) = report_links(tracker._client, "http://127.0.0.1:5000", tracker.experiment_id).items()
     assert report[0] == "report of sample"
     assert f"/runs/{summary}?" in report[1]
