@@ -19,7 +19,7 @@ from pipeline.filed import Filed
 from pipeline.plots import over_seeds
 from pipeline.results import Results, Row, Trial
 
-MOST_ROWS = 24  # of arms and cells that a figure shows
+MOST_ROWS, MOST_CELLS = 24, 8  # arms in cells of the grid, and cells, that a figure shows: the first of them
 STYLE: Any = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 10}
 _CURVES = (
     (measures.TASK_LOSS, "training loss (nats per token)", 1.0),
@@ -52,7 +52,7 @@ def name_of(row: Row) -> str:
 
 def learning_curves(results: Results) -> Figure | None:
     """Losses and accuracy over steps: the mean over seeds, its range as a band; a row of panels for each cell."""
-    cells = list(dict.fromkeys(row.cell for row in results.rows))[:MOST_ROWS]
+    cells = _cells(results)
     shown = [c for c in _CURVES if any(c[0] in t.curves for row in results.rows for t in row.trials.values())]
     if not shown:
         return None
@@ -137,7 +137,7 @@ def experts_in_use(results: Results) -> Figure | None:
     known = [k for k in kinds if any(measures.by_layer(k[0], layer) in t.metrics for t in trials for layer in t.layers)]
     if not known:
         return None
-    cells = list(dict.fromkeys(row.cell for row in results.rows))[:MOST_ROWS]
+    cells = _cells(results)
     with mpl.rc_context(STYLE):
         figure = new_figure(9.4, 0.6 + 2.8 * len(cells))
         grid = figure.subplots(len(cells), len(known), squeeze=False)
@@ -165,9 +165,23 @@ def legend_of_arms(figure: Figure, arms: Iterable[str]) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
 
 
+def left_out(results: Results) -> str:
+    """How much of a large grid the figures do not show, in words; "" where they show all."""
+    cells = len({row.cell for row in results.rows})
+    if cells <= MOST_CELLS and len(results.rows) <= MOST_ROWS:
+        return ""
+    return (
+        f"The figures show the first {MOST_CELLS} of {cells} cells of the grid, or the first {MOST_ROWS} rows of them."
+    )
+
+
 def row_layers(row: Row) -> list[int]:
     """The layers that any trial of the row has measured."""
     return sorted({layer for trial in row.trials.values() for layer in trial.layers})
+
+
+def _cells(results: Results) -> list[tuple[tuple[str, str], ...]]:
+    return list(dict.fromkeys(row.cell for row in results.rows))[:MOST_CELLS]
 
 
 def _band(axes: Axes, curves: list[tuple[list[int], list[float]]], arm: str, scale: float, line: Any) -> None:

@@ -13,25 +13,25 @@ _SAME = 1.05  # factors nearer to 1 than this count as equal
 
 
 def findings(results: Results) -> list[str]:
-    """Paragraphs: density, loss, selectivity, what Goodness ranks by, and what is not shown."""
+    """Paragraphs: for each arm density and loss; then selectivity, what Goodness ranks by, and what is not shown."""
     cells = list(dict.fromkeys(row.cell for row in results.rows))
     paragraphs = []
     for cell in cells:
         rows = [row for row in results.rows if row.cell == cell]
         control = results.row(CONTROL, cell)
         head = f"With {', '.join(f'{name} = {value}' for name, value in cell)}: " if cell else ""
-        sentences = [f"There is no finished {CONTROL} trial to compare with."] if control is None else []
+        texts = [f"There is no finished {CONTROL} trial to compare with."] if control is None else []
         for row in rows:
             if control is not None and row is not control:
-                sentences += [density(row, control), loss(row, control)]
+                texts.append(f"{density(row, control)} {loss(row, control)}")
         if control is not None and len(rows) > 1 and len(control.trials) < ENOUGH_SEEDS:
             count = f"{len(control.trials)} seed{'s' * (len(control.trials) > 1)}"
-            sentences.append(f"From {count} an interval is only the spread of the differences: too few to tell.")
-        sentences += [text for row in rows if (text := selectivity(row))]
+            texts[-1] += f" From {count} an interval is only the spread of the differences: too few to tell."
+        sparse = [text for row in rows if (text := selectivity(row))]
         if dense := [row.arm for row in rows if not selectivity(row)]:
-            sentences.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
-        sentences += [text for row in rows if (text := ranking(row))]
-        paragraphs.append(head + " ".join(sentences))
+            sparse.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
+        ranked = [text for row in rows if (text := ranking(row))]
+        paragraphs += [head + text for text in (*texts, " ".join(sparse), " ".join(ranked)) if text]
     return [*paragraphs, limits(results)]
 
 

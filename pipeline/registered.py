@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from platform import python_version
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -74,7 +75,7 @@ def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> 
         "sha256": {_WEIGHTS: file_hash(folder / _WEIGHTS)},
     }
     (folder / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-    flavours = {"python_function": {"loader_module": __name__, "data": "."}}
+    flavours = {"python_function": {"loader_module": __name__, "data": ".", "python_version": python_version()}}
     # MLflow reads YAML, of which JSON is a part.
     (folder / _MLMODEL).write_text(json.dumps({"flavors": flavours}, indent=1), encoding="utf-8")
 

@@ -30,7 +30,7 @@ def html(report: Report) -> str:
     sections = [make(report) for make in _SECTIONS]
     there = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for title, anchor, _ in there)
-    parts += [f"<nav>{links}</nav>", _few_seeds(results)]
+    parts += [f"<nav>{links}</nav>", _few_seeds(results), _large(results)]
     for title, anchor, body in there:
         parts += [heading(title, anchor), body]
     missing = [title for title, _, body in sections if not body]
@@ -60,6 +60,11 @@ def _few_seeds(results: Results) -> str:
         "differences as what these runs did, not as what such runs do.",
         "note",
     )
+
+
+def _large(results: Results) -> str:
+    words = figures.left_out(results)
+    return paragraph(words, "note") if words else ""
 
 
 def _findings(report: Report) -> Section:

@@ -33,7 +33,8 @@ GOODNESS_BINS = LogBins(-6, 0, 8)
 
 def log_histogram(values: Float[Tensor, "*n"], bins: LogBins) -> Float[Tensor, " k"]:
     """How many of the values lie in each bin, in float64. What is negative or not a number counts as 0."""
-    places = (torch.log10(values.detach().double().nan_to_num().clamp(min=0)) - bins.low) * bins.per_decade
-    index = places.ceil().clamp(0, bins.size - 1).long().flatten()
-    counts = torch.zeros(bins.size, dtype=torch.float64, device=values.device)
-    return counts.scatter_add_(0, index, torch.ones_like(index, dtype=torch.float64))
+    places = (
+        values.detach().float().flatten().clamp(min=0).nan_to_num_()
+    )  # float32: a bin is far wider than its rounding
+    index = places.log10_().sub_(bins.low).mul_(bins.per_decade).ceil_().clamp_(0, bins.size - 1)
+    return torch.bincount(index.long(), minlength=bins.size).double()

@@ -113,7 +113,7 @@ def routing_health(
         scalars[2] = good.sum()
         scalars[3] = len(weights)
         tokens = len(weights) if goodness.ndim == 1 else 1  # a value that all tokens share counts once for each
-        shares = log_histogram(mas(goodness.double()), GOODNESS_BINS) * tokens
+        shares = log_histogram(mas(goodness), GOODNESS_BINS) * tokens
         if components is not None:
             scalars[6:] = _rank_correlations(goodness, components, active)
             costs = log_histogram(components[2], COST_BINS) * tokens

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import figures
 from pipeline.arc_grids import PALETTE, grid_svg, verdict
 from pipeline.colours import arm_colour
 from pipeline.comparisons import compare, note
+from pipeline.config import StudyConfig
 from pipeline.distributions import add_distributions, last_distributions
 from pipeline.filed import Drawn, read_filed
 from pipeline.layout import Output
@@ -115,6 +117,23 @@ def test_what_older_runs_lack_is_left_out_and_named(output):
     assert "Versions and machine were not recorded" in text
     assert "peak memory (MiB)" not in text
     assert "At most 1 seed an arm: too few to tell" in text
+
+
+def test_a_study_says_what_it_asked_and_a_grid_has_a_panel_for_each_cell(output, monkeypatch):
+    monkeypatch.setattr(figures, "MOST_CELLS", 2)
+    told = {
+        "question": "Is it <b>so</b>?",
+        "control": "c",
+        "intervention": "i",
+        "primary_metric": "m",
+        "expectation": "Yes.",
+    }
+    sample = experiment("study", arms=("per_token",), seeds=(0,), grid={"model.layers": (1, 2, 3)})
+    text = html(_report(output, sample.model_copy(update={"study": StudyConfig(**told)}), False))
+    assert "<b>question</b>: Is it &lt;b&gt;so&lt;/b&gt;?" in text
+    assert "<b>expectation</b>: Yes." in text
+    assert "The figures show the first 2 of 3 cells of the grid" in text
+    assert '<th class="text">layers</th>' in text
 
 
 def test_damaged_files_are_no_reason_not_to_report(output):
