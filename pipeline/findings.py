@@ -26,7 +26,7 @@ def findings(results: Results) -> list[str]:
                 texts.append(f"{density(row, control)} {loss(row, control)}")
         if control is not None and len(rows) > 1 and len(control.trials) < ENOUGH_SEEDS:
             count = f"{len(control.trials)} seed{'s' * (len(control.trials) > 1)}"
-            texts[-1] += f" From {count} an interval is only the spread of the differences: too few to tell."
+            texts.append(f"From {count} an interval is only the spread of the differences: too few to tell.")
         sparse = [text for row in rows if (text := selectivity(row))]
         if dense := [row.arm for row in rows if not selectivity(row)]:
             sparse.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
