@@ -27,16 +27,19 @@ def naming_the_absent(marks: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not (dist.is_initialized() and _is_of_a_collective(error)):
             raise
-        marks.mkdir(parents=True, exist_ok=True)
-        (marks / f"rank-{dist.get_rank()}").touch()
+        with contextlib.suppress(OSError):  # of a full disk; what is known is told all the same
+            marks.mkdir(parents=True, exist_ok=True)
+            (marks / f"rank-{dist.get_rank()}").touch()
         deadline = time.monotonic() + _FOR_MARKS_S
-        everyone = set(range(dist.get_world_size()))
+        everyone = set(range(dist.get_world_size())) - {dist.get_rank()}
         while len(absent := everyone - _marked(marks)) > 1 and time.monotonic() < deadline:
             time.sleep(0.1)
-        who = f"rank {', '.join(map(str, sorted(absent)))}" if absent else "nobody is missing, but the network failed:"
         said = re.search(r"gloo/[^\]]*\] *([^\n]*)", str(error))
         reason = said[1].strip() if said else str(error).strip()
-        raise RanksAbsent(f"{who} did not arrive where the others waited ({reason})") from error
+        if not absent:
+            raise RanksAbsent(f"the workers lost each other, though none was missing ({reason})") from error
+        who = ", ".join(map(str, sorted(absent)))
+        raise RanksAbsent(f"rank {who} did not arrive where the others waited ({reason})") from error
 
 
 def _marked(marks: Path) -> set[int]:
