@@ -3,11 +3,13 @@
 import fcntl
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 from pipeline.secrecy import mask
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 _MAY_COME_BACK = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # schemes of stores that can be away
 _CREATION_LIMIT_S = 60.0
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_KNOCK_S = 5.0
 _SAYS_LITTLE = (
     "(raised as a result of",
     "[SQL:",
@@ -48,9 +52,18 @@ def open_store(uri: str) -> "MlflowClient":
     # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     with store_errors(uri), _alone(uri):
+        _knock(uri)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         return client
+
+
+def _knock(uri: str) -> None:
+    """Raises OSError where no database listens: MLflow would try again for almost two minutes."""
+    parts = urlsplit(uri)
+    port = _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if port is not None and parts.hostname:
+        socket.create_connection((parts.hostname, parts.port or port), timeout=_KNOCK_S).close()
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def bench() -> None:
       tiny-onn bench step --hidden 64 --hidden 256 --seq 256 --seq 1024
       tiny-onn bench step --device cuda --hidden 2048 --seq 4096 --bfloat16
       tiny-onn bench extraction                            per-token learning costs by other means, other libraries'
+      tiny-onn bench tracking --trials 200                 whether MLflow keeps up with a sweep
 
     Every benchmark prints a table and files it with a plot and all numbers. Times are medians of repeats that are taken
     in turn; compare the ratios, which are of one run.
@@ -179,6 +180,41 @@ def data(
     )
     with Progress(Console(stderr=True)) as progress:
         result = question.run(experiment, scale_factors, repeats, threads, progress)
+    tell(result, output, as_json)
+
+
+@bench.command()
+@click.option("--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="At once.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Logged, by each trial.")
+@click.option(
+    "--every", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds a step."
+)
+@click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
+@click.option("--store", "stores", multiple=True, help="sqlite, server or postgres; all that are there by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder.")
+def tracking(
+    trials: int,
+    steps: int,
+    every: float,
+    processes: int,
+    stores: tuple[str, ...],
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Does one courier keep up with many trials, and what would it cost them to log by themselves?"""
+    from rich.console import Console
+
+    from experiments.benchmarks import tracking as question
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.tracking_load import Load
+    from experiments.benchmarks.tracking_stores import STORES
+
+    for name in stores:
+        if name not in STORES:
+            raise click.BadParameter(f"{name!r}; there are {', '.join(STORES)}", param_hint="--store")
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(stores or STORES, Load(trials, steps, every, processes), progress)
     tell(result, output, as_json)
 
 

@@ -52,9 +52,10 @@ def _wait(what: str, look, process: subprocess.Popen[str], limit_s: float = 240.
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path: Path) -> None:
-    training = {"steps": 240, "log_every": 4, "evaluate_every": 120, "checkpoint_every": 20}
+    training = {"steps": 240, "batch_tokens": 2048, "log_every": 4, "evaluate_every": 120, "checkpoint_every": 20}
     experiment = {
         **SMALL,
+        "data": {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4},
         "training": {**SMALL["training"], **training},
         "workers": {"count": 2, "cpus": 0.5, "timeout_s": 60},
         "sweep": {"arms": list(ARMS), "seeds": [0], "max_concurrent": 1},

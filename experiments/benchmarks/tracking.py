@@ -1,0 +1,198 @@
+"""Does one courier keep up with a sweep of many trials, and what would it cost trials to log by themselves?
+
+For each store: how long it takes to open the trials' runs; how many points a second the courier delivers when all have
+been logged before; how far behind it is when the trials log at their pace; and direct logging, a call for each step.
+"""
+
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from experiments.benchmarks.report import Progress, Result
+from experiments.benchmarks.tracking_load import POINTS, Load, log_directly, write_spools, writing
+from experiments.benchmarks.tracking_stores import SERVER_WORKERS, NotHere, store
+from pipeline.config import Experiment, SweepConfig, Trial, trials_of
+from pipeline.courier import Courier
+from pipeline.layout import Output, TrialFolder
+from pipeline.progress import State
+from pipeline.shipping import shipped
+from pipeline.spool import read_spool
+from pipeline.store import open_experiment, open_store
+from pipeline.tracking import Tracker
+
+_EXTRA = {"data_name": "none", "data_hash": "0" * 64, "data_counts": "{}"}
+_LOOK_S = 0.25
+
+
+class TimedTracker(Tracker):
+    """Notes how old each line of metrics is when the store has it."""
+
+    def __init__(self, uri: str, artifacts: Path) -> None:
+        super().__init__(uri, "bench", artifacts)
+        self.lags: list[float] = []
+        self.watching = False
+
+    def ship(self, folder: TrialFolder) -> int:
+        """As it is, but that it looks what of the spool went."""
+        run = self._runs[folder.run_id]
+        before = shipped(folder, run.run_id)["offset"] if self.watching and run.run_id else 0
+        sent = super().ship(folder)
+        if self.watching and sent:
+            now, after = time.time(), shipped(folder, run.run_id)["offset"]
+            lines = [line for line in read_spool(folder.spool, before)[0] if line.end <= after]
+            self.lags += [now - line.time_ms / 1000 for line in lines]
+        return sent
+
+
+def measure(name: str, load: Load, progress: Progress) -> dict[str, Any]:
+    """All that is asked of one store."""
+    found: dict[str, Any] = {}
+    for what in ("drain", "live", "direct"):
+        progress.step(f"{name}: {what}")
+        with _root() as root, store(name, root) as uri:
+            found |= _direct(uri, root, load) if what == "direct" else _courier(uri, root, load, what == "live")
+    return found
+
+
+def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
+    """The benchmark."""
+    progress.begin("stores", 3 * len(stores))
+    found: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    for name in stores:
+        try:
+            found[name] = measure(name, load, progress)
+        except NotHere as why:
+            skipped[name] = str(why)
+    offered = load.trials * POINTS / load.every_s
+    notes = [
+        f"{load.trials} trials, {POINTS} points a logged step, {load.steps} steps every {load.every_s:g} s: "
+        f"{offered:,.0f} points a second are offered. server and postgres are MLflow servers on loopback with "
+        f"{SERVER_WORKERS} processes, SQLite or PostgreSQL behind them. Everything shares this machine's cores.",
+        "open: until every trial has its run. points/s and CPU %: the courier's, in the driver, with all points logged "
+        "before. p50 s and p95 s: age of a logged step when the store has it, with trials that log at their pace.",
+        f"direct: a call for each step of each trial, from {load.processes} processes, and what a call takes.",
+        *(f"{name} was left out: {why}." for name, why in skipped.items()),
+    ]
+    return Result(
+        question="tracking",
+        title=f"Tracking {load.trials} trials at once",
+        columns=["what", "open s", "points/s", "CPU %", "p50 s", "p95 s", "direct points/s", "p50 ms", "p95 ms"],
+        rows=[_row(name, each) for name, each in found.items()],
+        plot_label="points a second",
+        series={
+            how: {name: each[key] for name, each in found.items()}
+            for how, key in (("courier", "courier_points_per_second"), ("direct", "direct_points_per_second"))
+        },
+        data={"load": vars(load), "points_a_step": POINTS, "stores": found, "skipped": skipped},
+        notes=notes,
+    )
+
+
+def _courier(uri: str, root: Path, load: Load, live: bool) -> dict[str, Any]:
+    experiment, pairs = _sweep(root, load)
+    folders = [folder.root for _, folder in pairs]
+    tracker = TimedTracker(uri, root / "artifacts")
+    courier = Courier(tracker, experiment.name, Output(root).sweep(experiment.name), experiment, pairs, _EXTRA)
+    running = {trial.key: State.RUNNING for trial, _ in pairs}
+    began = time.monotonic()
+    courier.see(running)
+    _wait(lambda: sum(_is_open(folder) for _, folder in pairs) == len(pairs))
+    opened = time.monotonic() - began
+    found: dict[str, Any] = {"open_seconds": opened}
+    if live:
+        tracker.watching = True
+        with writing(folders, load) as written:
+            cpu, began = _cpu_of("courier"), time.monotonic()
+            late = max(written.get())
+            behind = load.points - tracker.sent
+            share = (_cpu_of("courier") - cpu) / (time.monotonic() - began)
+            _wait(lambda: tracker.sent >= load.points)
+        lags = sorted(tracker.lags)
+        found |= {
+            "lag_p50": statistics.median(lags),
+            "lag_p95": lags[int(0.95 * len(lags))],
+            "lag_max": lags[-1],
+            "live_driver_cpu": share,
+            "points_behind_at_the_end": behind,
+            "writers_late_s": late,
+            "caught_up_after_s": time.monotonic() - began - load.steps * load.every_s,
+        }
+    else:
+        write_spools(folders, load)
+        cpu, began, before = _cpu_of("courier"), time.monotonic(), tracker.sent
+        _wait(lambda: tracker.sent >= load.points)
+        seconds = time.monotonic() - began
+        found |= {
+            "courier_points_per_second": (load.points - before) / seconds,
+            "courier_driver_cpu": (_cpu_of("courier") - cpu) / seconds,
+        }
+    assert tracker.problem is None, tracker.problem
+    began = time.monotonic()
+    problems = courier.finish("KILLED", None, None)
+    assert not problems, problems
+    return {**found, "close_seconds": time.monotonic() - began}
+
+
+def _is_open(folder: TrialFolder) -> bool:
+    """Whether the trial's run has been opened and described."""
+    return folder.shipped.exists()
+
+
+def _direct(uri: str, root: Path, load: Load) -> dict[str, Any]:
+    client = open_store(uri)
+    experiment = open_experiment(client, "bench", root / "artifacts" if uri.startswith("sqlite") else None)
+    run_ids = [client.create_run(experiment).info.run_id for _ in range(load.trials)]
+    calls = log_directly(uri, run_ids, load)
+    seconds = sorted(calls.seconds)
+    return {
+        "direct_points_per_second": load.points / calls.wall_s,
+        "call_p50": statistics.median(seconds),
+        "call_p95": seconds[int(0.95 * len(seconds))],
+    }
+
+
+def _sweep(root: Path, load: Load) -> tuple[Experiment, list[tuple[Trial, TrialFolder]]]:
+    sweep = SweepConfig(arms=("per_token", "none"), seeds=tuple(range((load.trials + 1) // 2)))
+    experiment = Experiment(name="bench", sweep=sweep)
+    trials = trials_of(experiment)[: load.trials]
+    pairs = [(trial, Output(root).trial(experiment.name, trial.key)) for trial in trials]
+    for _, folder in pairs:
+        folder.root.mkdir(parents=True)
+    return experiment, pairs
+
+
+def _row(name: str, found: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        f"{found['open_seconds']:.1f}",
+        f"{found['courier_points_per_second']:,.0f}",
+        f"{100 * found['courier_driver_cpu']:.0f}",
+        f"{found['lag_p50']:.1f}",
+        f"{found['lag_p95']:.1f}",
+        f"{found['direct_points_per_second']:,.0f}",
+        f"{1e3 * found['call_p50']:.0f}",
+        f"{1e3 * found['call_p95']:.0f}",
+    ]
+
+
+def _cpu_of(thread: str) -> float:
+    """Seconds of CPU that a thread of this process has had."""
+    (found,) = (each for each in threading.enumerate() if each.name == thread)
+    return time.clock_gettime(time.pthread_getcpuclockid(found.ident))  # type: ignore[arg-type]
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    while not until():
+        time.sleep(_LOOK_S)
+
+
+@contextmanager
+def _root() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="tiny-onn-bench-") as folder:
+        yield Path(folder)
