@@ -59,10 +59,14 @@ def open_store(uri: str) -> "MlflowClient":
 
 
 def _knock(uri: str) -> None:
-    """Raises OSError where no database listens: MLflow would try again for almost two minutes."""
+    """Raises what is wrong where a database's driver is missing, or nothing listens: MLflow would go on trying for
+    almost two minutes."""
     parts = urlsplit(uri)
     port = _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
     if port is not None and parts.hostname:
+        from sqlalchemy import make_url
+
+        make_url(uri).get_dialect().import_dbapi()
         socket.create_connection((parts.hostname, parts.port or port), timeout=_KNOCK_S).close()
 
 

@@ -135,7 +135,7 @@ def test_a_tracking_address_where_nothing_answers_is_refused_in_seconds(config: 
     assert not (tmp_path / "out" / "data").exists()  # known before any work is done
 
 
-@pytest.mark.parametrize("uri", ["foo://x", "postgresql://u:secret@127.0.0.1:9/x", "sqlite:///{folder}/try.yaml"])
+@pytest.mark.parametrize("uri", ["foo://x", "mysql://u:secret@127.0.0.1:9/x", "sqlite:///{folder}/try.yaml"])
 def test_what_is_no_tracking_store_is_refused(config: Path, tmp_path: Path, uri: str) -> None:
     words = ["train", str(config), "--output", str(tmp_path / "out"), "--tracking-uri", uri.format(folder=tmp_path)]
     result = CliRunner().invoke(main, [*words, "--track-later"])  # which helps only where something may come back

@@ -77,7 +77,7 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         process.send_signal(signal.SIGINT)
         printed = process.communicate(timeout=120)[0]
         assert process.returncode == 130, printed
-        assert "--storage s3://bucket" in printed
+        assert f"--storage '{store.uri()}' --resume" in printed
         assert has_ended(trials[0].index()), printed
         assert not has_ended(trials[1].index()), printed
         attempt = trials[0].attempt()
