@@ -105,6 +105,9 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
     take_in(remote, driver, remote.index(), {})
     assert _without_speed(driver) == _without_speed(whole)
     assert json.loads(driver.predictions.read_text()) == json.loads(whole.predictions.read_text())
+    assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
+    for path in whole.model.iterdir():
+        assert (driver.model / path.name).read_bytes() == path.read_bytes()
     assert json.loads(driver.result.read_text())["steps"] == 8
     assert {p.name for p in driver.prototypes.iterdir()} == {p.name for p in whole.prototypes.iterdir()}
     assert not driver.checkpoints.exists()
