@@ -44,7 +44,8 @@ def train(arm: str, engine: str, shares: tuple[tuple[int, int], ...], rank: int)
         norms.append(float(report.gradient_norm))
     parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
     health = {n: h.measures()["activation_rate"] for n, h in report.health.items()}
-    return {"parameters": parameters, "losses": losses, "metas": metas, "norms": norms, "health": health}
+    bins = torch.stack([torch.cat([h.costs, h.goodness]) for h in report.health.values()])
+    return {"parameters": parameters, "losses": losses, "metas": metas, "norms": norms, "health": health, "bins": bins}
 
 
 def worker(rank: int, folder: str) -> None:
@@ -74,6 +75,9 @@ def test_sharding_does_not_change_the_result(two_workers: list[dict], arm: str, 
         # Adam divides by the size of gradients that are next to nothing, and their rounding with it.
         assert shared["metas"] == pytest.approx(alone["metas"], rel=1e-9, nan_ok=True)
         assert shared["health"] == pytest.approx(alone["health"], rel=1e-10)
+        assert float(shared["bins"].sum()) == float(alone["bins"].sum())
+        # Rounding may carry a value over the edge of its bin, and one that all tokens share with all of them.
+        assert float((shared["bins"] - alone["bins"]).abs().sum()) <= 0.01 * float(alone["bins"].sum())
         for name, value in alone["parameters"].items():
             torch.testing.assert_close(shared["parameters"][name], value, rtol=1e-10, atol=1e-10)
     assert alone["losses"][-1] < alone["losses"][0]

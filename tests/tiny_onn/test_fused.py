@@ -219,14 +219,19 @@ def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int
 @pytest.mark.parametrize("arm", ARMS)
 def test_routing_health_is_that_of_the_hooks(arm: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
-    seen = {}
+    seen, histograms = {}, {}
     for engine in ("hooks", "fused"):
         health = step(new_dynamics(small_model(arm), arm, engine=engine), tokens, valid, observe=True).health
         assert health is not None
         seen[engine] = {name: each.measures() for name, each in health.items()}
+        histograms[engine] = torch.stack([torch.cat([each.costs, each.goodness]) for each in health.values()])
     assert list(seen["fused"]) == list(seen["hooks"])
     for name, measures in seen["hooks"].items():
         assert seen["fused"][name] == pytest.approx(measures, rel=1e-9, abs=1e-12, nan_ok=True)
+    pairs = 2 * int(valid.sum()) * health[next(iter(health))].active.numel()  # by cost and by Goodness
+    assert set(histograms["hooks"].sum(dim=1).tolist()) == {0.0 if arm == "none" else pairs}
+    moved = (histograms["fused"] - histograms["hooks"]).abs().sum()
+    assert moved <= 2  # rounding may carry one value over the edge of its bin
 
 
 def test_a_call_without_gradient_is_an_error_that_names_it() -> None:
