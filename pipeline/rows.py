@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.augment import View
@@ -115,16 +116,17 @@ def read_lengths(path: Place) -> list[np.ndarray]:
     return np.split(lengths, np.cumsum(sizes)[:-1])
 
 
-def check_file(path: Place, rows: int, row_groups: int) -> None:
-    """Columns, types and counts are as they must be, and ids lie inside the vocabulary, by the file's own statistics.
+def check_file(path: Place, rows: int, row_groups: int, values: bool = True) -> None:
+    """Columns, types and counts are as they must be; with `values`, which are read for that, so are all ids.
+
+    The file's own statistics would be quicker, but damaged ones make Arrow end the process.
 
     Raises:
         UserError: names file, what was found and what was expected.
     """
     with read_by_arrow(path, f"{path}: is no readable Parquet file"), pq.ParquetFile(**parquet_source(path)) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-        found = metadata.num_rows, metadata.num_row_groups
-        worst = _largest(metadata)
+        schema, found = file.schema_arrow, (file.metadata.num_rows, file.metadata.num_row_groups)
+        worst = _largest(file) if values and schema.equals(SCHEMA) else {}
     if not schema.equals(SCHEMA):
         raise UserError(f"{path}: {_schema_difference(schema)}. {_MEND}")
     if found != (rows, row_groups):
@@ -152,15 +154,12 @@ def read_by_arrow(path: Place, what: str) -> Iterator[None]:
         raise UserError(f"{what} ({' '.join(str(error).split())}); the file is damaged. {_MEND}") from error
 
 
-def _largest(metadata: pq.FileMetaData) -> dict[str, int]:
-    """The largest value of each limited column, as the statistics say; what has none waits until it is read."""
-    worst: dict[str, int] = {}
-    for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
-            column = metadata.row_group(group).column(index)
-            name, statistics = column.path_in_schema.split(".")[0], column.statistics
-            if name in _LIMITS and statistics is not None and statistics.has_min_max:
-                worst[name] = max(worst.get(name, 0), statistics.max)
+def _largest(file: pq.ParquetFile) -> dict[str, int]:
+    """The largest value of each limited column."""
+    worst = dict.fromkeys(_LIMITS, 0)
+    for batch in file.iter_batches(columns=list(_LIMITS)):
+        for name in _LIMITS:
+            worst[name] = max(worst[name], pc.max(pc.list_flatten(batch[name])).as_py() or 0)
     return worst
 
 

@@ -95,7 +95,7 @@ def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
             raise UserError(f"{file}: is missing, but {MANIFEST} names it. Prepare the data again.")
         if hashes and (found := file_hash(file)) != shard.sha256:
             raise UserError(f"{file}: is damaged: sha256 {found}; expected {shard.sha256}. Prepare the data again.")
-        check_file(file, shard.rows, shard.row_groups)
+        check_file(file, shard.rows, shard.row_groups, values=hashes)
     return prepared
 
 

@@ -11,7 +11,7 @@ from pipeline.augment import View, inverse, view_grid, views
 from pipeline.config import DataConfig
 from pipeline.errors import UserError
 from pipeline.manifest import file_hash
-from pipeline.rows import read_group, read_lengths
+from pipeline.rows import check_file, read_group, read_lengths
 from pipeline.shards import open_prepared, prepare, read_rows
 from pipeline.task import Task
 from pipeline.tokens import decode_sequence, encoded_length
@@ -230,6 +230,22 @@ def test_a_truncated_shard_is_refused_even_if_its_hash_agrees(prepared, part):
         open_prepared(prepared.folder)
     with pytest.raises(UserError, match=r"train-00000\.parquet: lengths cannot be read"):
         read_lengths(path)
+
+
+def test_no_damage_to_a_footer_ends_the_process(prepared):
+    """Arrow, asked for the statistics in a damaged footer, aborts; here every seventh byte of it is damaged."""
+    shard = prepared.manifest.shards[0]
+    path = prepared.path(shard)
+    whole = path.read_bytes()
+    refused = 0
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for at in range(footer, len(whole) - 8, 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            check_file(path, shard.rows, shard.row_groups)
+        except UserError:
+            refused += 1
+    assert refused > 50  # of hundreds: names, sizes and statistics that nobody asks for may say anything
 
 
 def test_values_are_checked_again_when_they_are_read(prepared):
