@@ -154,7 +154,7 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
 @main.command()
 @_running
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
-    """Run the sweep of CONFIG, arms x seeds x grid, then print and file its report.
+    """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.
 
     Ctrl-C stops cleanly; the same command with --resume goes on where it stopped.
 
@@ -163,6 +163,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
       tiny-onn ablate experiments/smoke.yaml --output /tmp/try
       tiny-onn ablate experiments/ablation.yaml --resume
       tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
+      tiny-onn ablate experiments/search.yaml         learning rates drawn from a space, pruned by ASHA
       tiny-onn ablate experiments/ablation.yaml --storage s3://bucket/tiny-onn --resume     on any machine
     """
     from pipeline import api
