@@ -323,12 +323,12 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
       tiny-onn sync ablation --output /tmp/try
       tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
     """
-    from pipeline import api
     from pipeline.layout import Output
+    from pipeline.running import file_report
     from pipeline.sync import sync_and_tell
 
     def report(uri: str, experiment: str, name: str) -> list[Path]:
-        return api.file_report(uri, experiment, name, output)[1]
+        return file_report(uri, experiment, name, output)[1]
 
     sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 

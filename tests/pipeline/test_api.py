@@ -18,6 +18,7 @@ from pipeline.frames import curves_frame, results_frame
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output
 from pipeline.results import read_results
+from pipeline.running import Outcome
 from pipeline.spool import Spool
 from pipeline.tracking import Tracker
 from tests.pipeline import sweep_samples
@@ -59,7 +60,7 @@ def test_results_are_a_row_for_each_trial(tmp_path: Path) -> None:
         sweep_samples.write_spool(trial, folder)
         tracker.start_trial(folder, trial, sample.name, sweep_samples.EXTRA)
         tracker.end_trial(folder, "FAILED" if trial.key == "none-s2-gain_1.0" else "FINISHED")
-    outcome = api.Outcome("frames", tmp_path, sweep.SweepOutcome(11, 12), trials_of(sample), None, "tests")
+    outcome = Outcome("frames", tmp_path, sweep.SweepOutcome(11, 12), trials_of(sample), None, "tests")
     frame = outcome.results()
     assert frame.equals(results_frame(read_results(output.tracking_uri, "tests", "frames")))
     assert len(frame) == 11
