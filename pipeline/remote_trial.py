@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.storage import Storage
 
-PIECE_BYTES = 2**18  # a piece of the metrics that is as long as this grows no further
+PIECE_BYTES = 2**16  # a piece of the metrics that is as long as this grows no further
 _METRICS, _CHECKPOINTS = "metrics/", "checkpoints/"
 _LAST = ("result.json", "pruned.json")
 

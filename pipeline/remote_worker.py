@@ -65,6 +65,8 @@ def train_remotely(
     if pusher:
         pusher.close()
     shutil.rmtree(scratch.root)
+    with contextlib.suppress(OSError):  # other workers may still be in it
+        scratch.root.parent.rmdir()
 
 
 def _put_all(folder: Path, target: Storage) -> bool:

@@ -3,6 +3,8 @@
 python -m experiments.benchmarks step --device cuda
 """
 
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,8 +215,30 @@ def tracking(
     for name in stores:
         if name not in STORES:
             raise click.BadParameter(f"{name!r}; there are {', '.join(STORES)}", param_hint="--store")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
     with Progress(Console(stderr=True)) as progress:
         result = question.run(stores or STORES, Load(trials, steps, every, processes), progress)
+    tell(result, output, as_json)
+
+
+@bench.command()
+@click.option("--trials", type=click.IntRange(1, 10_000), default=1000, show_default=True)
+@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="That are planned.")
+@click.option("--ranks", multiple=True, type=click.IntRange(1), default=(1, 64, 256), show_default=True)
+@click.option("--rows-per-group", "groups", multiple=True, type=click.IntRange(1), default=(16, 256), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder.")
+def limits(
+    trials: int, rows: int, ranks: tuple[int, ...], groups: tuple[int, ...], output: Path, as_json: bool
+) -> None:
+    """What do a driver and a rank take, for each trial and row? The constants of experiments/SCALE.md."""
+    from rich.console import Console
+
+    from experiments.benchmarks import limits as question
+    from experiments.benchmarks.report import Progress, tell
+
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(trials, rows, ranks, groups, progress)
     tell(result, output, as_json)
 
 

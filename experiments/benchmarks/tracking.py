@@ -52,16 +52,16 @@ class TimedTracker(Tracker):
 def measure(name: str, load: Load, progress: Progress) -> dict[str, Any]:
     """All that is asked of one store."""
     found: dict[str, Any] = {}
-    for what in ("drain", "live", "direct"):
+    for what, how in (("courier", _courier), ("direct", _direct)):
         progress.step(f"{name}: {what}")
         with _root() as root, store(name, root) as uri:
-            found |= _direct(uri, root, load) if what == "direct" else _courier(uri, root, load, what == "live")
+            found |= how(uri, root, load)
     return found
 
 
 def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
     """The benchmark."""
-    progress.begin("stores", 3 * len(stores))
+    progress.begin("stores", 2 * len(stores))
     found: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     for name in stores:
@@ -94,44 +94,44 @@ def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
     )
 
 
-def _courier(uri: str, root: Path, load: Load, live: bool) -> dict[str, Any]:
+def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
     experiment, pairs = _sweep(root, load)
     folders = [folder.root for _, folder in pairs]
     tracker = TimedTracker(uri, root / "artifacts")
     courier = Courier(tracker, experiment.name, Output(root).sweep(experiment.name), experiment, pairs, _EXTRA)
-    running = {trial.key: State.RUNNING for trial, _ in pairs}
     began = time.monotonic()
-    courier.see(running)
-    _wait(lambda: sum(_is_open(folder) for _, folder in pairs) == len(pairs))
+    courier.see({trial.key: State.RUNNING for trial, _ in pairs})
+    _wait(lambda: all(_is_open(folder) for _, folder in pairs))
     opened = time.monotonic() - began
-    found: dict[str, Any] = {"open_seconds": opened}
-    if live:
-        tracker.watching = True
-        with writing(folders, load) as written:
-            cpu, began = _cpu_of("courier"), time.monotonic()
-            late = max(written.get())
-            behind = load.points - tracker.sent
-            share = (_cpu_of("courier") - cpu) / (time.monotonic() - began)
-            _wait(lambda: tracker.sent >= load.points)
-        lags = sorted(tracker.lags)
-        found |= {
-            "lag_p50": statistics.median(lags),
-            "lag_p95": lags[int(0.95 * len(lags))],
-            "lag_max": lags[-1],
-            "live_driver_cpu": share,
-            "points_behind_at_the_end": behind,
-            "writers_late_s": late,
-            "caught_up_after_s": time.monotonic() - began - load.steps * load.every_s,
-        }
-    else:
-        write_spools(folders, load)
-        cpu, began, before = _cpu_of("courier"), time.monotonic(), tracker.sent
-        _wait(lambda: tracker.sent >= load.points)
-        seconds = time.monotonic() - began
-        found |= {
-            "courier_points_per_second": (load.points - before) / seconds,
-            "courier_driver_cpu": (_cpu_of("courier") - cpu) / seconds,
-        }
+
+    write_spools(folders, load)
+    cpu, began, before = _cpu_of("courier"), time.monotonic(), tracker.sent
+    _wait(lambda: tracker.sent >= load.points)
+    drained = time.monotonic() - began
+    found = {
+        "open_seconds": opened,
+        "courier_points_per_second": (load.points - before) / drained,
+        "courier_driver_cpu": (_cpu_of("courier") - cpu) / drained,
+    }
+
+    tracker.watching = True
+    with writing(folders, load) as written:
+        cpu, began = _cpu_of("courier"), time.monotonic()
+        late = max(written.get())
+        lasted, behind = time.monotonic() - began, 2 * load.points - tracker.sent
+        share = (_cpu_of("courier") - cpu) / lasted
+        _wait(lambda: tracker.sent >= 2 * load.points)
+    lags = sorted(tracker.lags)
+    assert len(lags) == load.trials * load.steps, len(lags)
+    found |= {
+        "lag_p50": statistics.median(lags),
+        "lag_p95": lags[int(0.95 * len(lags))],
+        "lag_max": lags[-1],
+        "live_driver_cpu": share,
+        "points_behind_at_the_end": behind,
+        "writers_late_s": late,
+        "caught_up_after_s": time.monotonic() - began - lasted,
+    }
     assert tracker.problem is None, tracker.problem
     began = time.monotonic()
     problems = courier.finish("KILLED", None, None)

@@ -57,7 +57,7 @@ def write_spools(folders: Sequence[Path], load: Load) -> None:
 
 @contextmanager
 def writing(folders: Sequence[Path], load: Load) -> Iterator[Any]:
-    """The trials log at their pace from now on; the value is ready when the last has."""
+    """The trials go on to log at their pace from now on; the value is ready when the last has."""
     with multiprocessing.get_context("spawn").Pool(load.processes) as pool:
         pool.map(_wake, range(load.processes))
         parts = [(list(folders[number :: load.processes]), load) for number in range(load.processes)]
@@ -81,7 +81,7 @@ def _wake(_: int) -> None:
 
 def _write_at_pace(folders: list[Path], load: Load) -> float:
     """The greatest delay behind the pace, in seconds."""
-    spools = [Spool(TrialFolder(folder).spool) for folder in folders]
+    spools = [Spool(TrialFolder(folder).spool) for folder in folders]  # each goes on where it ended
     began, late = time.monotonic(), 0.0
     for step in range(1, load.steps + 1):
         for place, spool in enumerate(spools):
@@ -90,7 +90,7 @@ def _write_at_pace(folders: list[Path], load: Load) -> float:
             if wait > 0:
                 time.sleep(wait)
             late = max(late, -wait)
-            spool.write(step, metrics(step))
+            spool.write(spool.last_step + 1, metrics(step))
     return late
 
 

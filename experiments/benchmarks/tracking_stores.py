@@ -42,7 +42,8 @@ def store(name: str, root: Path) -> Iterator[str]:
 def _served(database: str, root: Path) -> Iterator[str]:
     open_store(database)  # creates its tables
     options = ["--workers", str(SERVER_WORKERS), "--artifacts-destination", str(root / "artifacts")]
-    with Interrupts() as interrupts, mlflow_server(database, LOOPBACK, None, options, interrupts) as (address, _):
+    # Interrupts that are not entered take no signal: Ctrl-C ends the benchmark, and with it the server.
+    with mlflow_server(database, LOOPBACK, None, options, Interrupts()) as (address, _):
         yield address
 
 

@@ -95,9 +95,9 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
     assert list(checkpoints_in(index)) == ["step-000002", "step-000004", "step-000006"]
     assert not has_ended(index)
     seen = []
-    _train(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step))
+    _train(remote, TrialFolder(tmp_path / "trial").scratch(0), data, lambda step, loss: seen.append(step))
     assert seen == [8]
-    assert not (tmp_path / "other").exists()  # all of it is in the storage
+    assert list((tmp_path / "trial").iterdir()) == []  # all of it is in the storage
     assert has_ended(remote.index())
     state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
