@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
+from pipeline.submit_cli import COMMANDS
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 _OUTPUT = click.option(
@@ -133,7 +134,7 @@ def prepare(config: Path, output: Path, storage: str | None, changes: tuple[str,
     """
     from pipeline import api
 
-    api.prepare(config, _parsed(changes), output, storage=storage)
+    api.prepare(config, parse_changes(changes), output, storage=storage)
 
 
 @main.command()
@@ -148,7 +149,7 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
     """
     from pipeline import api
 
-    sys.exit(api.train(config, _parsed(changes), output, **options).exit_code)
+    sys.exit(api.train(config, parse_changes(changes), output, **options).exit_code)
 
 
 @main.command()
@@ -168,7 +169,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     """
     from pipeline import api
 
-    sys.exit(api.ablate(config, _parsed(changes), output, **options).exit_code)
+    sys.exit(api.ablate(config, parse_changes(changes), output, **options).exit_code)
 
 
 @main.command()
@@ -198,7 +199,7 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
 
     console = Console(stderr=as_json)
     calibrate = not no_calibration
-    found = api.plan(config, _parsed(changes), calibrate=calibrate, console=console, show=not as_json, **options)
+    found = api.plan(config, parse_changes(changes), calibrate=calibrate, console=console, show=not as_json, **options)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=1))
 
@@ -333,7 +334,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
-def _parsed(changes: tuple[str, ...]) -> dict[str, Any]:
+def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
     """The settings that --set replaces, by their dotted names."""
     from pipeline.yaml_file import parse_value
 
@@ -345,6 +346,9 @@ def _parsed(changes: tuple[str, ...]) -> dict[str, Any]:
         values[field.strip()] = parse_value(text, f"--set {field.strip()}")
     return values
 
+
+for each in COMMANDS:
+    main.add_command(each)
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,8 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: result.json files are
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "3600",
+    # A trial whose machine is gone, or taken by others, waits for room; by default it would fail after minutes.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
     # Shorter starts: fewer helper processes for each trial, and quicker polls of those that are left.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -36,6 +38,7 @@ _ENVIRONMENT = {
 # Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _PROBE_SECONDS = 5.0
+_LOOK_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,40 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process is connected to: what each of its machines has, and where its head listens."""
+    """A cluster that this process is connected to: what each of its machines had at first, and where its head listens."""
 
     nodes: tuple[Resources, ...]
     head: str = ""
+
+
+class Room:
+    """How many trials run at once: as many as the cluster has room for now, since machines come and go.
+
+    Args:
+        asked: what each trial may ask for.
+        wanted: run no more than this.
+
+    Raises:
+        UserError: at first, there is no room for a single one.
+    """
+
+    def __init__(self, asked: Sequence[WorkersConfig], wanted: int) -> None:
+        self._asked, self._wanted = list(dict.fromkeys(asked)), wanted
+        self.at_once = min(fit(workers, nodes(), wanted) for workers in self._asked)
+        self.lacking: str | None = None  # why there is not even room for one any more
+        self._looked_at = time.monotonic()
+
+    def look(self) -> int:
+        """`at_once`, looked at anew every few seconds; at least 1: a trial waits for its room by itself."""
+        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            there = nodes()
+            try:
+                self.at_once = min(fit(workers, there, self._wanted) for workers in self._asked)
+                self.lacking = None
+            except UserError as error:
+                self.at_once, self.lacking = 1, str(error)
+            self._looked_at = time.monotonic()
+        return self.at_once
 
 
 def local_resources() -> Resources:
@@ -118,12 +151,13 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
                 ray.init(**options)
             except ConnectionError as error:
                 raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
-            yield Cluster(_nodes(), ray.get_runtime_context().gcs_address)
+            yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
 
 
-def _nodes() -> tuple[Resources, ...]:
+def nodes() -> tuple[Resources, ...]:
+    """What each living machine of the cluster that this process is connected to has."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,6 +1,7 @@
 """How the runs of a sweep are named, tagged and described in MLflow."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pipeline.config import Experiment, Trial
 from pipeline.mlflow_run import DataInput, Description, flat_params
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
+COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
 PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
 ENVIRONMENT = "environment"  # and the tags environment.<what>, which say what a run's workers ran on
 
@@ -62,9 +64,13 @@ def _study_note(experiment: Experiment) -> str:
     return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told)
 
 
-def git_commit() -> str:
-    """The commit of the code that runs, with `-dirty` when files differ from it; "unknown" without git."""
-    folder = Path(__file__).parent
+def git_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the code that runs, with `-dirty` when files differ from it; "unknown" without git.
+
+    A job on a cluster, whose code comes without git, is told by its environment.
+    """
+    if COMMIT_SENT in os.environ:
+        return os.environ[COMMIT_SENT]
     try:
         found = [
             subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5, check=True)

@@ -116,10 +116,11 @@ def _fit(
     verbose: bool,
     remote: RemoteTrial | None,
 ) -> None:
-    from ray.train.torch import TorchConfig  # seconds of imports, only where trials run
-    from ray.train.v2._internal.callbacks import DatasetsCallback
+    from ray.train.v2._internal.callbacks import DatasetsCallback  # seconds of imports, only where trials run
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    from pipeline.rendezvous import RoutedTorchConfig
 
     class LeanTrainer(TorchTrainer):
         """A TorchTrainer without the process that serves Ray Data, which no trial uses: seconds less a trial."""
@@ -140,7 +141,9 @@ def _fit(
     LeanTrainer(
         train_fn,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=workers.timeout_s),
+        torch_config=RoutedTorchConfig(
+            backend="nccl" if on_gpu else "gloo", timeout_s=workers.timeout_s, placement=str(folder.placement)
+        ),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="PACK"
         ),

@@ -106,6 +106,11 @@ class TrialFolder:
         return self.root / "model"
 
     @property
+    def placement(self) -> Path:
+        """Where the last attempt's workers ran, as JSON: [{"rank": int, "node": address, "interface": name}, ...]."""
+        return self.root / "placement.json"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state."""
         return self.root / "ray"

@@ -45,6 +45,7 @@ class LiveView:
     ) -> None:
         self._name, self._trials, self._console = name, trials, console
         self._at_once, self._chatty = at_once, chatty
+        self._lacking: str | None = None
         self._live: Live | None = None
         self._notebook: NotebookArea | None = None
         self._told: dict[str, State] = {}
@@ -67,6 +68,15 @@ class LiveView:
         self.update()
         if self._live is not None:
             self._live.stop()
+
+    def note_room(self, at_once: int, lacking: str | None) -> None:
+        """Says so when the cluster has grown or shrunk; `lacking`: why it has no room for a single trial."""
+        if at_once == self._at_once and lacking == self._lacking:
+            return
+        said = f"The cluster has no room for a trial; waiting. {lacking}" if lacking else None
+        said = said or f"The cluster has room for {at_once} trials at once now; before, for {self._at_once}."
+        self._at_once, self._lacking = at_once, lacking
+        self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def update(self) -> None:
         """Draws anew from what `trials` say now."""

@@ -1,5 +1,6 @@
 """Runs the trials of an experiment from the first check to the filed report, and says how that ended."""
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.console import Console
 from pipeline.config import Experiment, Trial
 from pipeline.destination import EXPERIMENT, Destination
 from pipeline.layout import Output
+from pipeline.on_cluster import SUBMITTED_AS
 from pipeline.sweep import SweepOutcome, run_sweep
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def run(
             address=address,
             verbose=verbose,
             console=console,
-            command=destination.command(words),
+            command=os.environ.get(SUBMITTED_AS) or destination.command(words),
             report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
             destination=destination,
             shared=shared,

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.claim import claim
-from pipeline.cluster import HeadWatch, connect, fit, local_resources
+from pipeline.cluster import HeadWatch, Room, connect, fit, local_resources
 from pipeline.config import Experiment, Trial
 from pipeline.courier import Courier, Tracker
 from pipeline.describe import git_commit
@@ -23,6 +23,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.live import LiveView
 from pipeline.lock import folder_lock
 from pipeline.manifest import Prepared
+from pipeline.nodes import check_nodes
 from pipeline.outcome import SweepOutcome, outcome_of, tell_end, tell_start
 from pipeline.progress import Progress, State, state_of
 from pipeline.pruning import Pruner, settle
@@ -139,14 +140,16 @@ def _run(
     faults: list[BaseException] = []
     with connect(address, job.verbose) as cluster:
         interrupts.hold()
+        if address is not None:
+            check_nodes(job.folder)
         wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
-        at_once = min(fit(p.trial.experiment.workers, cluster.nodes, min(wanted, len(job.left))) for p in job.left)
+        room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
         pairs = [(p.trial, p.folder) for p in progress]
         pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
-        thread = threading.Thread(target=tune_trials, args=(job, at_once, faults), name="tuner", daemon=True)
+        thread = threading.Thread(target=tune_trials, args=(job, room.look, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
-        with LiveView(experiment.name, progress, console, at_once, job.verbose) as view:
+        with LiveView(experiment.name, progress, console, room.at_once, job.verbose) as view:
             watch = HeadWatch(cluster.head)
             while thread.is_alive() and interrupts.signal is None:
                 if lost := watch.look():
@@ -155,6 +158,7 @@ def _run(
                 courier.see(look(progress, job.session))
                 if pruner is not None:
                     pruner.look()
+                view.note_room(room.at_once, room.lacking)
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)

@@ -1,6 +1,7 @@
 """The Tuner: which trials run when. It works in a thread; what it leaves behind is in the trials' folders."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,15 @@ class TunerJob:
         return self.folder / "ray" / f"{self.session}.stop"
 
 
-def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> None:
-    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place."""
+def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseException]) -> None:
+    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place.
+
+    `at_once` is asked before a trial is taken up. What has begun goes on when the number falls: Ray Train starts a
+    trial's workers all together or not at all, so that trials wait for room, and never for one another's halves.
+    """
     from ray import tune
     from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.search.basic_variant import BasicVariantGenerator
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
@@ -69,6 +75,13 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
                 raise SystemExit
             return False
 
+    class AsRoomAllows(BasicVariantGenerator):
+        """The trials in their order. Tune asks for the next one all the time, and takes None for "not now"."""
+
+        def next_trial(self) -> Any:
+            self.max_concurrent = at_once()
+            return super().next_trial()
+
     def trial(config: dict[str, Any]) -> None:
         key = config["trial"]
         experiment = Experiment.model_validate_json(experiments[key])
@@ -83,7 +96,7 @@ def tune_trials(job: TunerJob, at_once: int, faults: list[BaseException]) -> Non
             held,
             param_space={"trial": tune.grid_search(list(experiments))},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=at_once,
+                search_alg=AsRoomAllows(),
                 reuse_actors=True,  # seconds of imports less for every trial but the first
                 trial_dirname_creator=lambda tried: str(tried.trial_id),
             ),

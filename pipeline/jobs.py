@@ -1,0 +1,223 @@
+"""Ray's job server over HTTP, with time limits: who may talk to it, which jobs there are, their logs and their end."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from pipeline.errors import UserError
+
+_CONNECT_S, _ANSWER_S = 3.0, 5.0
+NAME_KEY = "tiny_onn_name"
+_ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_REDIRECTING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray would take these in place of the address it is given
+
+
+class Unreachable(Exception):
+    """The job server did not answer this time."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A cluster's secret, and where it was found."""
+
+    secret: str = field(repr=False)
+    source: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the server tells of it. Times are milliseconds since 1970."""
+
+    id: str
+    name: str
+    status: str
+    message: str
+    exit_code: int | None
+    began_ms: int
+    ended_ms: int | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.status in _ENDED
+
+
+def find_token(environment: Mapping[str, str]) -> Token | None:
+    """The token, where Ray looks for it too: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+
+    Raises:
+        UserError: the file that RAY_AUTH_TOKEN_PATH names cannot be read, or is empty.
+    """
+    if environment.get("RAY_AUTH_TOKEN", "").strip():
+        return Token(environment["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
+    named = environment.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path(environment.get("HOME", "/")) / ".ray" / "auth_token"
+    try:
+        secret = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        if named:
+            raise UserError(
+                f"RAY_AUTH_TOKEN_PATH={path}: cannot be read ({error}). Expected a token's file."
+            ) from error
+        return None
+    if named and not secret:
+        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: is empty. Expected the cluster's token.")
+    return Token(secret, str(path)) if secret else None
+
+
+def job_server_url(address: str) -> str:
+    """`address` as http(s)://host:port.
+
+    Raises:
+        UserError: it is of another form.
+    """
+    scheme, there, rest = address.rstrip("/").partition("://")
+    if not there:
+        scheme, rest = "http", scheme
+    host, _, port = rest.rpartition(":")
+    if scheme not in ("http", "https") or not host or not port.isdigit():
+        raise UserError(
+            f"address {address!r}: expected http://HEAD:8265, where the head of a Ray cluster takes jobs "
+            "(its dashboard), not the address that nodes join."
+        )
+    return f"{scheme}://{rest}"
+
+
+class JobServer:
+    """The job server at `url`. Every call ends within ten seconds; sending a package takes what it takes."""
+
+    def __init__(self, url: str, token: Token | None) -> None:
+        self.url, self._token = url, token
+        self._headers = {"Authorization": f"Bearer {token.secret}"} if token else {}
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether it takes jobs without a token, too.
+
+        Raises:
+            Unreachable: it does not answer.
+        """
+        try:
+            return requests.get(f"{self.url}/api/jobs/", timeout=(_CONNECT_S, _ANSWER_S)).ok
+        except requests.RequestException as error:
+            raise Unreachable(str(error)) from error
+
+    def jobs(self, name: str | None = None) -> list[Job]:
+        """The jobs that this command submitted, oldest first; those of `name` alone.
+
+        Raises:
+            UserError: nothing answers, it is no job server, or the token is missing or wrong.
+        """
+        found = [_job(each) for each in self._or_refuse("GET", "/api/jobs/") if NAME_KEY in (each["metadata"] or {})]
+        return sorted((job for job in found if name in (None, job.name)), key=lambda job: job.began_ms)
+
+    def newest(self, name: str) -> Job:
+        """The job of this name that was submitted last.
+
+        Raises:
+            UserError: as `jobs`; or there is none.
+        """
+        jobs = self.jobs()
+        of_name = [job for job in jobs if job.name == name]
+        if not of_name:
+            known = ", ".join(sorted({job.name for job in jobs})) or "none"
+            raise UserError(f"no job {name!r} at {self.url}; there are: {known}.")
+        return of_name[-1]
+
+    def look(self, job: Job) -> tuple[Job, str]:
+        """The job as it is now, and then all that it has printed.
+
+        Raises:
+            Unreachable: the server does not answer.
+        """
+        now = _job(self._call("GET", f"/api/jobs/{job.id}"))
+        return now, self._call("GET", f"/api/jobs/{job.id}/logs")["logs"] or ""
+
+    def stop(self, job: Job) -> None:
+        """Asks the job to stop: its driver gets SIGTERM.
+
+        Raises:
+            UserError: as `jobs`.
+        """
+        self._or_refuse("POST", f"/api/jobs/{job.id}/stop")
+
+    def submit(self, job_id: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Sends the package and starts the job.
+
+        Raises:
+            UserError: the server refused it.
+        """
+        for name in _REDIRECTING:
+            os.environ.pop(name, None)
+        os.environ["RAY_RUNTIME_ENV_LOG_TO_DRIVER_ENABLED"] = "0"
+        from ray.job_submission import JobSubmissionClient  # seconds
+
+        try:
+            client = JobSubmissionClient(self.url, headers=dict(self._headers))
+            client.submit_job(submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
+        except (RuntimeError, ConnectionError, ValueError, requests.RequestException) as error:
+            raise UserError(f"{self.url}: did not take the job ({error}).") from error
+
+    def _call(self, method: str, path: str) -> Any:
+        try:
+            answer = requests.request(
+                method, self.url + path, headers=self._headers, timeout=(_CONNECT_S, _ANSWER_S), allow_redirects=False
+            )
+            answer.raise_for_status()
+            return answer.json()
+        except requests.RequestException as error:  # a body that is no JSON is one of these, too
+            raise Unreachable(str(error)) from error
+
+    def _or_refuse(self, method: str, path: str) -> Any:
+        try:
+            return self._call(method, path)
+        except Unreachable as error:
+            cause = error.__cause__
+            answer = cause.response if isinstance(cause, requests.RequestException) else None
+            raise UserError(self._refusal(answer.status_code if answer is not None else None, cause)) from error
+
+    def _refusal(self, status: int | None, cause: BaseException | None) -> str:
+        if status == 401:
+            return (
+                f"{self.url}: asks for a token, and none was found. Put the cluster's token into ~/.ray/auth_token, or "
+                "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
+            )
+        if status == 403:
+            source = self._token.source if self._token else "nowhere"
+            return (
+                f"{self.url}: refuses the token of {source}. Expected the token that the cluster was started with "
+                "(`ray get-auth-token` on its head shows it)."
+            )
+        if isinstance(cause, requests.ConnectionError | requests.Timeout):
+            return (
+                f"{self.url}: nothing answers ({_in_a_line(cause)}). Expected a running Ray cluster's job server; is "
+                "the head up, the port 8265 open to this machine, and `ray[default]` installed there?"
+            )
+        return f"{self.url}: is not Ray's job server ({_in_a_line(cause)}). Expected http://HEAD:8265, the dashboard."
+
+
+def _job(told: Mapping[str, Any]) -> Job:
+    metadata = told["metadata"] or {}
+    return Job(
+        told["submission_id"] or "",
+        metadata.get(NAME_KEY, ""),
+        told["status"],
+        told["message"] or "",
+        told.get("driver_exit_code"),
+        told["start_time"] or 0,
+        told["end_time"],
+    )
+
+
+def _in_a_line(error: BaseException | None) -> str:
+    """The innermost reason, without a URL library's wrapping."""
+    reason = " ".join(str(error).split())
+    for mark in ("Failed to establish a new connection: ", "Connection to ", ": "):
+        if mark in reason and isinstance(error, requests.ConnectionError):
+            reason = reason.rpartition(mark)[2].rstrip(")'\" ")
+            break
+    return reason[:200]
