@@ -51,7 +51,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that this process is connected to: what each of its machines had at first, and where its head listens."""
+    """A cluster that this process is connected to: what its machines had at first, and where its head listens."""
 
     nodes: tuple[Resources, ...]
     head: str = ""

@@ -130,6 +130,7 @@ def _fit(
 
     workers = experiment.workers
     on_gpu = workers.gpus > 0
+    share_a_gpu = workers.gpus < 1 and workers.count > 1  # which NCCL refuses
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if on_gpu else {})
     settings = {
         "experiment": experiment.model_dump_json(),
@@ -142,7 +143,9 @@ def _fit(
         train_fn,
         train_loop_config=settings,
         torch_config=RoutedTorchConfig(
-            backend="nccl" if on_gpu else "gloo", timeout_s=workers.timeout_s, placement=str(folder.placement)
+            backend="nccl" if on_gpu and not share_a_gpu else "gloo",
+            timeout_s=workers.timeout_s,
+            placement=str(folder.placement),
         ),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="PACK"

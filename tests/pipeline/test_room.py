@@ -1,0 +1,101 @@
+"""Trials follow the room that a cluster has, wait for it together, and lie where they should."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline.cluster
+from pipeline.cluster import Resources, Room, connect
+from pipeline.config import SweepConfig, WorkersConfig, trials_of
+from pipeline.errors import UserError
+from pipeline.layout import Output
+from pipeline.progress import Progress
+from pipeline.rendezvous import interface_of
+from pipeline.tuner import TunerJob, tune_trials
+from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
+
+PAIR = WorkersConfig(count=2, cpus=1.0)
+
+
+def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [(Resources(2), Resources(1))]
+    monkeypatch.setattr(pipeline.cluster, "nodes", lambda: there[-1])
+    monkeypatch.setattr(pipeline.cluster, "_LOOK_EVERY_S", 0.0)
+    room = Room([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
+    assert (room.at_once, room.look()) == (1, 1)
+    there.append((Resources(2), Resources(1), Resources(4)))
+    assert room.look() == 3
+    there.append((Resources(2), Resources(64)))
+    assert room.look() == 4  # not more than are wanted
+    there.append((Resources(1),))
+    assert room.look() == 1
+    assert "2 CPUs" in str(room.lacking)
+    there.append((Resources(2),))
+    assert (room.look(), room.lacking) == (1, None)
+    there.append(())
+    with pytest.raises(UserError, match=r"workers\.cpus"):
+        Room([PAIR], wanted=1)
+
+
+def test_loopback_has_an_interface_and_an_unknown_address_none() -> None:
+    assert interface_of("127.0.0.1") == interface_of("127.0.0.9") == "lo"
+    assert interface_of("203.0.113.7") is None
+
+
+def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: Path) -> None:
+    """All three are let loose at once: had Ray Train taken workers one by one, each would hold one CPU for ever."""
+    experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)))
+    places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
+    left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
+    job = TunerJob(tmp_path, "session", left, toy_data(tmp_path / "data").folder, toy_train, False)
+    faults: list[BaseException] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.cluster, "local_resources", lambda: Resources(2))
+        with connect(None):
+            thread = threading.Thread(target=tune_trials, args=(job, lambda: 3, faults), daemon=True)
+            thread.start()
+            thread.join(timeout=240)
+            assert not thread.is_alive()
+    assert faults == []
+    results = [json.loads(place.result.read_text()) for place in places]
+    assert [result["metrics"]["world"] for result in results] == [2, 2, 2]
+    assert {result["attempt"] for result in results} == {1}  # waiting is no failure
+    entered = sorted(float((place.root / "entered-1-0").read_text()) for place in places)
+    ended = sorted(place.result.stat().st_mtime for place in places)
+    assert entered[1] > ended[0]  # and they did run one after another
+    assert entered[2] > ended[1]
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[dict[str, str]]:
+    """A head without CPUs and two nodes with two: address and port in `address`, node id -> name in the rest."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
+    try:
+        made = {name: cluster.add_node(num_cpus=2, object_store_memory=80_000_000) for name in ("one", "two")}
+        yield {"address": cluster.address, **{node.node_id: name for name, node in made.items()}}
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_trials_workers_lie_together_and_trials_apart(three_nodes: dict[str, str]) -> None:
+    """Ray's own placement groups, asked as Ray Train asks: a group for each trial, PACK."""
+    import ray
+    from ray.util.placement_group import placement_group, placement_group_table
+
+    with connect(three_nodes["address"]):
+        groups = []
+        for _ in range(2):
+            groups.append(placement_group([{"CPU": 1.0}] * 2, strategy="PACK"))
+            ray.get(groups[-1].ready(), timeout=60)
+        homes = [set(placement_group_table(group)["bundles_to_node_id"].values()) for group in groups]
+        third = placement_group([{"CPU": 1.0}] * 2, strategy="PACK")
+        time.sleep(2.0)
+        assert placement_group_table(third)["state"] == "PENDING"  # it holds nothing while it waits
+    assert sorted(three_nodes[node] for home in homes for node in home) == ["one", "two"]
