@@ -17,6 +17,7 @@ FOLDER = "submitted"
 CONFIG, CONSTRAINTS = f"{FOLDER}/experiment.json", f"{FOLDER}/constraints.txt"
 ANY_VERSIONS = "--any-versions"
 SUBMITTED_AS = "TINY_ONN_SUBMITTED_AS"  # in a job's environment: the command that it was submitted by
+OUTPUT, TRACKING_URI = "TINY_ONN_OUTPUT", "TINY_ONN_TRACKING_URI"
 
 
 def main(arguments: list[str]) -> None:
@@ -57,7 +58,7 @@ def with_cluster_settings(arguments: list[str]) -> list[str]:
         UserError: there is no output folder, or it is relative: to a folder that goes with the job.
     """
     completed = list(arguments)
-    for option, variable in (("--output", "TINY_ONN_OUTPUT"), ("--tracking-uri", "TINY_ONN_TRACKING_URI")):
+    for option, variable in (("--output", OUTPUT), ("--tracking-uri", TRACKING_URI)):
         if option not in completed and os.environ.get(variable):
             completed += [option, os.environ[variable]]
     output = completed[completed.index("--output") + 1] if "--output" in completed else None

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent. `command` is what the user typed, without --resume."""
+    """What is sent. `command` is what the user typed, without --resume and without a password."""
 
     experiment: Experiment
     tree: Path
@@ -52,7 +52,6 @@ class Submission:
         words += ["ablate" if self.experiment.sweep else "train", on_cluster.CONFIG]
         words += ["--experiment", self.mlflow_experiment]
         words += ["--output", self.output] if self.output else []
-        words += ["--tracking-uri", self.tracking_uri] if self.tracking_uri else []
         words += [flag for flag, wanted in (("--resume", self.resume), ("--verbose", self.verbose)) if wanted]
         return f"exec {shlex.join(words)}"  # in place of the shell, so that its exit code and signals are the job's
 
@@ -97,6 +96,8 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
         COMMIT_SENT: git_commit(submission.tree),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOPPING_S),
     }
+    if submission.tracking_uri:  # not on the job's command line, which everybody on the head can read
+        environment[on_cluster.TRACKING_URI] = submission.tracking_uri
     job_id = f"{name}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"

@@ -71,12 +71,14 @@ def submit(
     """
     from pipeline.api import read
     from pipeline.cli import parse_changes
+    from pipeline.secrecy import public
     from pipeline.submit import Submission, follow, how_to_go_on
     from pipeline.submit import submit as send
 
     if name is not None:
         changes = (*changes, f"name={name}")
-    typed = {"--scale": scale, "--output": options["output"], "--tracking-uri": options["tracking_uri"]}
+    uri = options["tracking_uri"]
+    typed = {"--scale": scale, "--output": options["output"], "--tracking-uri": public(uri) if uri else None}
     if options["mlflow_experiment"] != "tiny-onn":
         typed["--experiment"] = options["mlflow_experiment"]
     words = ["tiny-onn", "submit", str(config), "--address", address]
