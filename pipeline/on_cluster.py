@@ -2,8 +2,8 @@
 
     python -m pipeline.on_cluster [--any-versions] ablate submitted/experiment.json [OPTION ...]
 
-Where the command line leaves them out, --output and --tracking-uri are what the cluster's nodes were started with:
-TINY_ONN_OUTPUT and TINY_ONN_TRACKING_URI.
+Where the command line leaves them out, --output, --storage and --tracking-uri are what the head was started with, or
+what came with the job: TINY_ONN_OUTPUT, TINY_ONN_STORAGE and TINY_ONN_TRACKING_URI.
 """
 
 import os
@@ -17,7 +17,7 @@ FOLDER = "submitted"
 CONFIG, CONSTRAINTS = f"{FOLDER}/experiment.json", f"{FOLDER}/constraints.txt"
 ANY_VERSIONS = "--any-versions"
 SUBMITTED_AS = "TINY_ONN_SUBMITTED_AS"  # in a job's environment: the command that it was submitted by
-OUTPUT, TRACKING_URI = "TINY_ONN_OUTPUT", "TINY_ONN_TRACKING_URI"
+OUTPUT, STORAGE, TRACKING_URI = "TINY_ONN_OUTPUT", "TINY_ONN_STORAGE", "TINY_ONN_TRACKING_URI"
 
 
 def main(arguments: list[str]) -> None:
@@ -58,14 +58,16 @@ def with_cluster_settings(arguments: list[str]) -> list[str]:
         UserError: there is no output folder, or it is relative: to a folder that goes with the job.
     """
     completed = list(arguments)
-    for option, variable in (("--output", OUTPUT), ("--tracking-uri", TRACKING_URI)):
+    for option, variable in (("--output", OUTPUT), ("--storage", STORAGE), ("--tracking-uri", TRACKING_URI)):
         if option not in completed and os.environ.get(variable):
             completed += [option, os.environ[variable]]
+    if "--output" not in completed and "--storage" in completed:  # then it is the driver's own, and no other node's
+        completed += ["--output", str(Path.home() / "tiny-onn-runs")]
     output = completed[completed.index("--output") + 1] if "--output" in completed else None
-    if output is None or not ("://" in output or Path(output).is_absolute()):
+    if output is None or not Path(output).is_absolute():
         raise UserError(
             f"--output: found {output or 'nothing'}, expected the absolute path of a folder that all nodes see. "
-            "Submit with --output, or start the head with TINY_ONN_OUTPUT set."
+            "Submit with --output or --storage, or start the head with TINY_ONN_OUTPUT or TINY_ONN_STORAGE set."
         )
     return [*completed, "--address", os.environ["RAY_ADDRESS"]]
 

@@ -38,6 +38,7 @@ class Submission:
     constraints: Path
     command: str
     output: str | None = None
+    storage: str | None = None
     tracking_uri: str | None = None
     mlflow_experiment: str = "tiny-onn"
     install: bool = False
@@ -63,7 +64,7 @@ def check_submission(submission: Submission) -> list[str]:
         UserError: something can be known to fail before anything is sent.
     """
     pins = read_pins(submission.constraints)
-    if submission.output is not None and not ("://" in submission.output or Path(submission.output).is_absolute()):
+    if submission.output is not None and not Path(submission.output).is_absolute():
         raise UserError(
             f"--output {submission.output}: is relative, but a job's working folder goes with the job. Expected the "
             "absolute path of a folder that all nodes of the cluster see."
@@ -96,8 +97,8 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
         COMMIT_SENT: git_commit(submission.tree),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOPPING_S),
     }
-    if submission.tracking_uri:  # not on the job's command line, which everybody on the head can read
-        environment[on_cluster.TRACKING_URI] = submission.tracking_uri
+    secret = {on_cluster.STORAGE: submission.storage, on_cluster.TRACKING_URI: submission.tracking_uri}
+    environment |= {name: value for name, value in secret.items() if value}  # everybody on the head reads command lines
     job_id = f"{name}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"

@@ -30,6 +30,9 @@ _NAME = click.argument("name")
     "--output", default=None, metavar="DIR", help="Absolute; all nodes see it. Default: the head's TINY_ONN_OUTPUT."
 )
 @click.option(
+    "--storage", default=None, metavar="URI", help="For example s3://bucket/runs. Default: the head's TINY_ONN_STORAGE."
+)
+@click.option(
     "--tracking-uri", default=None, metavar="URI", help="As the head sees it. Default: its TINY_ONN_TRACKING_URI."
 )
 @click.option("--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
@@ -77,8 +80,8 @@ def submit(
 
     if name is not None:
         changes = (*changes, f"name={name}")
-    uri = options["tracking_uri"]
-    typed = {"--scale": scale, "--output": options["output"], "--tracking-uri": public(uri) if uri else None}
+    typed = {"--scale": scale, "--output": options["output"]}
+    typed |= {f"--{name.replace('_', '-')}": public(options[name] or "") for name in ("storage", "tracking_uri")}
     if options["mlflow_experiment"] != "tiny-onn":
         typed["--experiment"] = options["mlflow_experiment"]
     words = ["tiny-onn", "submit", str(config), "--address", address]

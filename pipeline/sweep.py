@@ -141,7 +141,7 @@ def _run(
     with connect(address, job.verbose) as cluster:
         interrupts.hold()
         if address is not None:
-            check_nodes(job.folder)
+            check_nodes(None if shared else job.folder)
         wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
         room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
         pairs = [(p.trial, p.folder) for p in progress]

@@ -19,6 +19,9 @@ def test_the_clusters_own_settings_fill_what_the_command_leaves_out(monkeypatch:
     address = ["--address", "10.0.0.1:6379"]
     tracker = ["--tracking-uri", "http://mlflow:5000"]
     assert with_cluster_settings(["ablate", "x"]) == ["ablate", "x", "--output", "/mnt/shared", *tracker, *address]
+    monkeypatch.setenv("TINY_ONN_STORAGE", "s3://bucket/runs")
+    storage = ["--storage", "s3://bucket/runs"]
+    tracker = [*storage, *tracker]
     assert with_cluster_settings(["ablate", "x", "--output", "/o"]) == [
         "ablate",
         "x",
@@ -31,7 +34,8 @@ def test_the_clusters_own_settings_fill_what_the_command_leaves_out(monkeypatch:
 
 @pytest.mark.parametrize("output", [None, "runs"])
 def test_an_output_that_would_go_with_the_job_is_refused(monkeypatch: pytest.MonkeyPatch, output: str | None) -> None:
-    monkeypatch.delenv("TINY_ONN_OUTPUT", raising=False)
+    for name in ("TINY_ONN_OUTPUT", "TINY_ONN_STORAGE"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=rf"--output: found {output or 'nothing'}, expected the absolute path"):
         with_cluster_settings(["ablate", "x", *(["--output", output] if output else [])])
 
@@ -54,7 +58,9 @@ def test_versions_that_differ_end_the_job_with_code_2(
 def test_a_password_is_not_on_the_jobs_command_line() -> None:
     secret = "postgresql://me:hunter2@db/mlflow"
     experiment = read_experiment(ROOT / "experiments" / "smoke.yaml")
-    sent = Submission(experiment, ROOT, ROOT / "constraints.txt", "tiny-onn submit x", tracking_uri=secret, resume=True)
+    sent = Submission(
+        experiment, ROOT, ROOT / "constraints.txt", "tiny-onn submit x", tracking_uri=secret, storage=secret
+    )
     assert sent.entrypoint == (
-        "exec python -m pipeline.on_cluster ablate submitted/experiment.json --experiment tiny-onn --resume"
+        "exec python -m pipeline.on_cluster ablate submitted/experiment.json --experiment tiny-onn"
     )
