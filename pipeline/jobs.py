@@ -1,5 +1,6 @@
 """Ray's job server over HTTP, with time limits: who may talk to it, which jobs there are, their logs and their end."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -153,9 +154,9 @@ class JobServer:
         """
         for name in _REDIRECTING:
             os.environ.pop(name, None)
-        os.environ["RAY_RUNTIME_ENV_LOG_TO_DRIVER_ENABLED"] = "0"
         from ray.job_submission import JobSubmissionClient  # seconds
 
+        logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # it has set itself to INFO
         try:
             client = JobSubmissionClient(self.url, headers=dict(self._headers))
             client.submit_job(submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
