@@ -46,6 +46,7 @@ def test_loopback_has_an_interface_and_an_unknown_address_none() -> None:
     assert interface_of("203.0.113.7") is None
 
 
+@pytest.mark.slow
 def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: Path) -> None:
     """All three are let loose at once: had Ray Train taken workers one by one, each would hold one CPU for ever."""
     experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)))

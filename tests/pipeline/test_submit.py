@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a second node needs a
 HEAD, OTHER = "127.0.0.2", "127.0.0.3"
 EXPERIMENT = {
     "name": "tiny",
-    "data": {"max_tokens": 256, "dihedral_views": 1},
+    "data": {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4},
     "model": {"hidden": 8, "layers": 2, "heads": 2},
     "training": {
         "arm": "none",
