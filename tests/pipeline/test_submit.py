@@ -166,6 +166,7 @@ def test_what_the_cluster_lacks_is_refused_there_with_exit_code_2(place: Place) 
     code, printed = place.run(*words)
     assert code == 2, printed
     assert "differs from the constraints file: torch is" in printed
-    code, printed = place.run("submit", str(place.folder / "tiny.yaml"), "--name", "y", "--set", "workers.count=3")
+    three = ("--set", "workers.count=3", "--set", "training.batch_tokens=1024")
+    code, printed = place.run("submit", str(place.folder / "tiny.yaml"), "--name", "y", *three)
     assert code == 2, printed
     assert "workers.cpus: a trial asks for 3 CPUs" in printed
