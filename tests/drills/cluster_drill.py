@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import yaml
 from pipeline.layout import Output, TrialFolder
 from pipeline.spool import read_spool
 from tests.drills.namespaces import Network, why_not
+from tests.drills.scene import Scene, Skipped
 from tests.pipeline.ray_nodes import ROOT, RayNode, cluster_environment, own_disk, start_node
 
 NAME = "on-three-nodes"
@@ -233,24 +233,12 @@ def _wait_for_head(drill: Drill) -> None:
     raise AssertionError(f"the head did not come up: {printed}\n{head.log.read_text()}")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 when it did not go as it should; 0 also where namespaces cannot be made, saying so."""
+def a_node_is_killed_and_another_joins(scene: Scene) -> str:
+    """A cluster of three nodes in network namespaces, submitted to from a fourth, loses a node and gains one."""
     reason = why_not()
     if reason:
-        print(f"skipped: {reason}")
-        return 0
-    with tempfile.TemporaryDirectory(prefix="cluster-") as folder:
-        place = Path(arguments[1]) if arguments[:1] == ["--keep"] else Path(folder)
-        began = time.monotonic()
-        try:
-            print(rehearse(place))
-        except AssertionError as error:
-            print(f"FAILED: {error}")
-            return 1
-        finally:
-            print(f"{time.monotonic() - began:.0f} s in all")
-    return 0
+        raise Skipped(reason)
+    return rehearse(scene.output / "cluster")
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+DRILLS = (a_node_is_killed_and_another_joins,)
