@@ -64,7 +64,8 @@ def test_nodes_start_with_token_authentication_and_options_that_ray_has(path: Pa
 def commands_in(text: str) -> list[list[str]]:
     """The `tiny-onn ...` lines of a file: examples in comments and code blocks, with continued lines joined."""
     joined = re.sub(r"\\\n\s*#?", " ", text)
-    found = re.findall(r"^[ #]*(?:[A-Z_]+=\S+ )*(tiny-onn [a-z].*)$", joined, re.MULTILINE)
+    found = re.findall(r"^[ #-]*(?:nohup \S*/)?(tiny-onn [a-z].*)$", joined, re.MULTILINE)
+    found = [re.split(r" > ", line)[0] for line in found]
     return [shlex.split(re.split(r"\s{3,}", line)[0])[1:] for line in found]
 
 
