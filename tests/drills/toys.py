@@ -15,7 +15,7 @@ def main(output: Path, trials: int) -> int:
     where = Output(output)
     experiment = toy_experiment(
         training=TrainingConfig(steps=2, warmup_steps=1, batch_tokens=64),
-        workers=WorkersConfig(cpus=1.0, timeout_s=30),
+        workers=WorkersConfig(cpus=0.5, timeout_s=30),
         sweep=SweepConfig(arms=("none",), seeds=tuple(range(trials))),
     )
     return run_sweep(
