@@ -14,18 +14,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.destination import EXPERIMENT
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.tracking.destination import EXPERIMENT
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.config import Experiment
-    from pipeline.forecast import Forecast
-    from pipeline.manifest import Prepared
-    from pipeline.report import Report
-    from pipeline.running import Outcome
+    from pipeline.data.manifest import Prepared
+    from pipeline.planning.forecast import Forecast
+    from pipeline.reporting.report import Report
+    from pipeline.running.run import Outcome
+    from pipeline.settings.config import Experiment
 
 Changes = Mapping[str, Any]
 
@@ -63,9 +63,9 @@ def ablate(
     Raises:
         UserError: something was refused before anything started.
     """
-    from pipeline.config import trials_of
-    from pipeline.destination import Destination
-    from pipeline.running import run
+    from pipeline.running.run import run
+    from pipeline.settings.config import trials_of
+    from pipeline.tracking.destination import Destination
 
     experiment = read(config, changes, scale)
     words = _words("ablate", config, changes, scale, output)
@@ -101,9 +101,9 @@ def train(
     console: "Console | None" = None,
 ) -> "Outcome":
     """Trains one model: a YAML file without its `sweep` section. Otherwise as `ablate`."""
-    from pipeline.config import Trial, replace, trial_key
-    from pipeline.destination import Destination
-    from pipeline.running import run
+    from pipeline.running.run import run
+    from pipeline.settings.config import Trial, replace, trial_key
+    from pipeline.tracking.destination import Destination
 
     experiment = replace(read(config, changes, scale), {"sweep": None}, str(config))
     words = _words("train", config, changes, scale, output)
@@ -146,8 +146,8 @@ def plan(
     Raises:
         UserError: the cluster cannot hold it; names the field, or what there is too little of.
     """
-    from pipeline.config import Trial, trial_key, trials_of
-    from pipeline.planning import forecast
+    from pipeline.planning.make import forecast
+    from pipeline.settings.config import Trial, trial_key, trials_of
 
     experiment = read(config, changes, scale)
     key = trial_key(experiment.training.arm, experiment.training.seed)
@@ -165,8 +165,8 @@ def prepare(
     console: "Console | None" = None,
 ) -> "Prepared":
     """Turns ARC tasks into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
-    from pipeline.preparing import prepare_and_tell
-    from pipeline.storage import checked_storage
+    from pipeline.data.preparing import prepare_and_tell
+    from pipeline.remote.storage import checked_storage
 
     experiment, place = read(config, changes, scale), checked_storage(storage)
     return prepare_and_tell(experiment.data, Output(Path(output)).data, console, place and place / "data")
@@ -189,14 +189,14 @@ def report(
     Raises:
         UserError: the store cannot be used, or has no trial of the sweep.
     """
-    from pipeline.config import check_name
-    from pipeline.running import file_report
+    from pipeline.running.run import file_report
+    from pipeline.settings.config import check_name
 
     check_name(sweep, "SWEEP")
     uri = tracking_uri or local_store(Path(output), sweep)
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console)
     if file:
-        from pipeline.filing import file_on_summary
+        from pipeline.reporting.filing import file_on_summary
 
         file_on_summary(uri, mlflow_experiment, sweep, paths)
     return made
@@ -208,7 +208,7 @@ def read(config: str | Path, changes: Changes | None = None, scale: str | None =
     Raises:
         UserError: names every problem.
     """
-    from pipeline.config import at_scale, read_experiment, replace
+    from pipeline.settings.config import at_scale, read_experiment, replace
 
     experiment = read_experiment(Path(config))
     if scale is not None:

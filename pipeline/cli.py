@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
-from pipeline.submit_cli import COMMANDS
+from pipeline.submission.cli import COMMANDS
 
 _CONFIG = click.argument("config", type=click.Path(path_type=Path))
 _OUTPUT = click.option(
@@ -241,7 +241,7 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     """
     from pipeline.api import local_store
     from pipeline.layout import Output
-    from pipeline.serve import serve
+    from pipeline.tracking.serve import serve
 
     uri = tracking_uri or local_store(output, "a sweep")
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
@@ -293,7 +293,7 @@ def server(
       tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
     """
     from pipeline.layout import Output
-    from pipeline.serve import serve_all
+    from pipeline.tracking.serve import serve_all
 
     place = Output(output).server
     if backend_uri is None or artifacts is None:
@@ -325,8 +325,8 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
       tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
     """
     from pipeline.layout import Output
-    from pipeline.running import file_report
-    from pipeline.sync import sync_and_tell
+    from pipeline.running.run import file_report
+    from pipeline.tracking.sync import sync_and_tell
 
     def report(uri: str, experiment: str, name: str) -> list[Path]:
         return file_report(uri, experiment, name, output)[1]
@@ -336,7 +336,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
 
 def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
     """The settings that --set replaces, by their dotted names."""
-    from pipeline.yaml_file import parse_value
+    from pipeline.settings.yaml_file import parse_value
 
     values = {}
     for change in changes:

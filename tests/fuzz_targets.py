@@ -12,13 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.arc_json import RefusedTask, read_task
-from pipeline.config import DataConfig, read_experiment, trials_of, validate_experiment
-from pipeline.errors import UserError
-from pipeline.manifest import Manifest, Shard, data_hash, file_hash
-from pipeline.shards import open_prepared, prepare, read_rows
-from pipeline.task import Pair, grid_of
-from pipeline.tokens import (
+from pipeline.data.arc_json import RefusedTask, read_task
+from pipeline.data.manifest import Manifest, Shard, data_hash, file_hash
+from pipeline.data.shards import open_prepared, prepare, read_rows
+from pipeline.data.task import Pair, grid_of
+from pipeline.data.tokens import (
     COORDINATE_RANGE,
     VOCABULARY_SIZE,
     NotDecodable,
@@ -28,7 +26,9 @@ from pipeline.tokens import (
     encode_task,
     prompt_length,
 )
-from pipeline.yaml_file import read_yaml
+from pipeline.errors import UserError
+from pipeline.settings.config import DataConfig, read_experiment, trials_of, validate_experiment
+from pipeline.settings.yaml_file import read_yaml
 from tests.pipeline.arc_samples import as_json, random_task, write_tasks
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import yaml_file
+from pipeline.settings import yaml_file
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("tiny_onn", "pipeline", "experiments")

@@ -174,7 +174,7 @@ def data(
 
     from experiments.benchmarks import data as question
     from experiments.benchmarks.report import Progress, tell
-    from pipeline.config import Experiment, ModelConfig
+    from pipeline.settings.config import Experiment, ModelConfig
 
     check_width(hidden)
     experiment = Experiment(

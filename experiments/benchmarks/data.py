@@ -19,13 +19,13 @@ from experiments.benchmarks.data_reader import BATCHES, STAGES, Stage, reading
 from experiments.benchmarks.data_sets import write_repeated
 from experiments.benchmarks.measure import ratio, seconds_in_turn
 from experiments.benchmarks.report import Progress, Result
-from pipeline.arc import load_corpus
-from pipeline.build import build_dynamics, build_model, compiling
-from pipeline.config import Experiment
-from pipeline.loader import Loader
-from pipeline.manifest import Prepared
-from pipeline.shards import open_prepared
-from pipeline.step import train_step
+from pipeline.data.arc import load_corpus
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import Prepared
+from pipeline.data.shards import open_prepared
+from pipeline.settings.config import Experiment
+from pipeline.training.build import build_dynamics, build_model, compiling
+from pipeline.training.step import train_step
 
 TRAINED_BATCHES = 8  # of a repeat, spread over the epoch
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 
 from experiments.benchmarks.measure import peak_since_reset, reset_peak
-from pipeline.loader import Loader
-from pipeline.rows import read_group
-from pipeline.shards import open_prepared
+from pipeline.data.loader import Loader
+from pipeline.data.rows import read_group
+from pipeline.data.shards import open_prepared
 
 STAGES = ("open_with_hashes", "open", "plan", "read", "next_epoch")
 BATCHES = 300  # that are read, or an epoch where it has fewer

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.arc import Corpus
-from pipeline.config import DataConfig
-from pipeline.shard_writer import write_data_set
-from pipeline.tokens import encoded_length
+from pipeline.data.arc import Corpus
+from pipeline.data.shard_writer import write_data_set
+from pipeline.data.tokens import encoded_length
+from pipeline.settings.config import DataConfig
 
 
 def write_repeated(

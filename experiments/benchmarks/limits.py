@@ -12,16 +12,16 @@ import numpy as np
 from experiments.benchmarks.measure import peak_since_reset, reset_peak
 from experiments.benchmarks.report import Progress, Result
 from experiments.benchmarks.tracking_load import metrics
-from pipeline.config import DataConfig, Experiment, SweepConfig, trials_of
-from pipeline.driver import Attempt, write_attempt
+from pipeline.data.plan import plan_epoch
+from pipeline.data.shards import prepare
 from pipeline.layout import Output
-from pipeline.plan import plan_epoch
-from pipeline.progress import Progress as TrialProgress
-from pipeline.published import publish
-from pipeline.shards import prepare
-from pipeline.spool import Spool
-from pipeline.storage import Storage, open_storage
-from pipeline.sweep import look
+from pipeline.remote.published import publish
+from pipeline.remote.storage import Storage, open_storage
+from pipeline.running.driver import Attempt, write_attempt
+from pipeline.running.progress import Progress as TrialProgress
+from pipeline.running.sweep import look
+from pipeline.settings.config import DataConfig, Experiment, SweepConfig, trials_of
+from pipeline.training.spool import Spool
 
 _LOOKS = 5
 _LONGEST, _BUDGET = 512, 2048  # tokens of a row, and of a rank's batch

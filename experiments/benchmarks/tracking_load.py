@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import TrialFolder
-from pipeline.spool import Spool
+from pipeline.training.spool import Spool
 
 LAYERS = 6  # of the ablation's model, whose logged steps have so many points
 
@@ -97,7 +97,7 @@ def _write_at_pace(folders: list[Path], load: Load) -> float:
 def _log(uri: str, run_ids: list[str], steps: int) -> list[float]:
     from mlflow.entities import Metric
 
-    from pipeline.store import open_store
+    from pipeline.tracking.store import open_store
 
     client: Any = open_store(uri)
     seconds = []

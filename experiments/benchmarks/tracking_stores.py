@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.interrupts import Interrupts
-from pipeline.mlflow_process import LOOPBACK, free_port, mlflow_server
-from pipeline.store import open_store
+from pipeline.running.interrupts import Interrupts
+from pipeline.tracking.mlflow_process import LOOPBACK, free_port, mlflow_server
+from pipeline.tracking.store import open_store
 
 STORES = ("sqlite", "server", "postgres")
 SERVER_WORKERS = 2

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import pipeline.step
-import pipeline.worker
+import pipeline.training.step
+import pipeline.training.worker
 from pipeline.layout import TrialFolder
-from pipeline.worker import train_fn_per_worker
+from pipeline.training.worker import train_fn_per_worker
 
 Moment = Literal["entry", "step", "forward", "report"]
 Deed = Literal["kill", "stop", "hold", "sleep", "nan", "nan_gradient", "drift", "forget", "hoard", "measure"]
@@ -77,9 +77,9 @@ class Way:
     def lie_in_wait(self) -> None:
         """Changes this process's train function, for good, so that it meets the faults."""
         build, set_rates, forward = (
-            pipeline.worker.build_model,
-            pipeline.worker.set_learning_rates,
-            pipeline.step.batch_loss,
+            pipeline.training.worker.build_model,
+            pipeline.training.worker.set_learning_rates,
+            pipeline.training.step.batch_loss,
         )
 
         def build_and_watch(*arguments: Any) -> Any:
@@ -97,9 +97,9 @@ class Way:
             self.meet("forward")
             return loss
 
-        pipeline.worker.build_model = build_and_watch
-        pipeline.worker.set_learning_rates = meet_and_set_rates
-        pipeline.step.batch_loss = forward_and_meet
+        pipeline.training.worker.build_model = build_and_watch
+        pipeline.training.worker.set_learning_rates = meet_and_set_rates
+        pipeline.training.step.batch_loss = forward_and_meet
 
     def meet(self, moment: Moment) -> None:
         for number, fault in enumerate(self._planted()):

@@ -4,8 +4,8 @@ import os
 import signal
 import time
 
-from pipeline.checkpoint import checkpoints
-from pipeline.driver import last_attempt
+from pipeline.running.driver import last_attempt
+from pipeline.training.checkpoint import checkpoints
 from tests.drills.faults import EVERY, Fault
 from tests.drills.scene import TRIAL, Scene, all_gone, points, processes_under, result, same_result, summary_status
 

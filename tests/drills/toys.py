@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from pipeline.config import SweepConfig, TrainingConfig, WorkersConfig, trials_of
 from pipeline.layout import Output
-from pipeline.sweep import run_sweep
-from pipeline.tracking import Tracker
+from pipeline.running.sweep import run_sweep
+from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig, trials_of
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
 
 

@@ -8,9 +8,9 @@ from click.testing import CliRunner
 from experiments.benchmarks.cli import bench
 from experiments.benchmarks.data_reader import STAGES
 from experiments.benchmarks.data_sets import write_repeated
-from pipeline.arc import Corpus, load_corpus
-from pipeline.config import DataConfig
-from pipeline.shards import open_prepared, read_rows
+from pipeline.data.arc import Corpus, load_corpus
+from pipeline.data.shards import open_prepared, read_rows
+from pipeline.settings.config import DataConfig
 from tests.pipeline.arc_samples import random_task
 
 TASKS = tuple(random_task(f"t{i:02d}", i, side=2 + i % 3) for i in range(10))

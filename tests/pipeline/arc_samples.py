@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from pipeline.task import Pair, Task, grid_of
+from pipeline.data.task import Pair, Task, grid_of
 
 
 def grids(side: int = 6) -> st.SearchStrategy[np.ndarray]:

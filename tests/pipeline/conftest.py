@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.layout import Output
-from pipeline.store import open_store
+from pipeline.tracking.store import open_store
 from tests.pipeline.mlflow_server import FaultyProxy, MlflowServer
 
 

@@ -5,12 +5,12 @@ import sqlite3
 from collections import Counter
 from pathlib import Path
 
-from pipeline.claim import claim
-from pipeline.config import Experiment, Trial
-from pipeline.destination import Destination, remember
-from pipeline.driver import write_failure
 from pipeline.layout import Output, TrialFolder
-from pipeline.mlflow_run import read_memory
+from pipeline.running.claim import claim
+from pipeline.running.driver import write_failure
+from pipeline.settings.config import Experiment, Trial
+from pipeline.tracking.destination import Destination, remember
+from pipeline.tracking.mlflow_run import read_memory
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool
 
 STEPS = (0, 10, 20)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config import TrainingConfig, trials_of
 from pipeline.layout import Output
-from pipeline.sweep import run_sweep
+from pipeline.running.sweep import run_sweep
+from pipeline.settings.config import TrainingConfig, trials_of
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.config import Experiment, validate_experiment
-from pipeline.manifest import Prepared
-from pipeline.shards import prepare
+from pipeline.data.manifest import Prepared
+from pipeline.data.shards import prepare
+from pipeline.settings.config import Experiment, validate_experiment
 from tests.pipeline.arc_samples import random_task, write_tasks
 
 SMALL = {

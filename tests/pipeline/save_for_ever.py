@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.build import build_dynamics, build_model
-from pipeline.checkpoint import checkpoints, save_checkpoint
+from pipeline.training.build import build_dynamics, build_model
+from pipeline.training.checkpoint import checkpoints, save_checkpoint
 from tests.pipeline.samples import small_experiment
 from tiny_onn.dynamics import LearningDynamics
 

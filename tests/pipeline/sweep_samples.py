@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from pipeline.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, Trial, trials_of
 from pipeline.layout import Output, TrialFolder
-from pipeline.spool import Spool
+from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, Trial, trials_of
+from pipeline.training.spool import Spool
 
 ARMS = ("per_token", "aggregated", "none")
 SEEDS = (0, 1, 2)

@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline import api, sweep
-from pipeline.config import trials_of
+from pipeline import api
 from pipeline.errors import UserError
-from pipeline.frames import curves_frame, results_frame
-from pipeline.interrupts import Interrupts
 from pipeline.layout import Output
-from pipeline.results import read_results
-from pipeline.running import Outcome
-from pipeline.spool import Spool
-from pipeline.tracking import Tracker
+from pipeline.reporting.frames import curves_frame, results_frame
+from pipeline.reporting.results import read_results
+from pipeline.running import sweep
+from pipeline.running.interrupts import Interrupts
+from pipeline.running.run import Outcome
+from pipeline.settings.config import trials_of
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.spool import Spool
 from tests.pipeline import sweep_samples
 from tests.pipeline.samples import write_config
 

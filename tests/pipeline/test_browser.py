@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.layout import Output
-from pipeline.report import make_report, write_report
-from pipeline.tracking import Tracker
+from pipeline.reporting.report import make_report, write_report
+from pipeline.tracking.tracker import Tracker
 from tests.browser import chromium, new_page
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_snapshot, write_spool
 

@@ -8,13 +8,13 @@ from click.testing import CliRunner, Result
 from mlflow.entities import ViewType
 
 from pipeline.cli import main
-from pipeline.courier import Courier
-from pipeline.destination import Destination
 from pipeline.layout import Output
-from pipeline.mlflow_run import read_memory
-from pipeline.progress import State
-from pipeline.store import StoreUnreachable, open_store
-from pipeline.tracking import Tracker
+from pipeline.running.progress import State
+from pipeline.tracking.courier import Courier
+from pipeline.tracking.destination import Destination
+from pipeline.tracking.mlflow_run import read_memory
+from pipeline.tracking.store import StoreUnreachable, open_store
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
 from tests.pipeline.sweep_samples import EXTRA, experiment, write_snapshot, write_spool
 

@@ -8,10 +8,10 @@ import time
 import pytest
 from rich.console import Console
 
-from pipeline.leaderboard import view_state
-from pipeline.report import make_report, markdown, print_report, write_report
-from pipeline.store import open_store
-from pipeline.tracking import Tracker
+from pipeline.reporting.report import make_report, markdown, print_report, write_report
+from pipeline.tracking.leaderboard import view_state
+from pipeline.tracking.store import open_store
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline import sweep_samples
 from tests.pipeline.delivery_samples import assert_whole, leave
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool

@@ -18,7 +18,7 @@ def test_the_names_are_those_of_the_learning_costs() -> None:
 def test_settings_and_help_are_read_without_torch() -> None:
     code = (
         "import sys\nfrom click.testing import CliRunner\n"
-        "import pipeline.api\nimport pipeline.config\nfrom pipeline.cli import main\n"
+        "import pipeline.api\nimport pipeline.settings.config\nfrom pipeline.cli import main\n"
         "for words in ([], ['ablate'], ['bench', 'step']):\n"
         "    assert CliRunner().invoke(main, [*words, '--help']).exit_code == 0\n"
         "print([name for name in ('torch', 'ray', 'mlflow') if name in sys.modules])"

@@ -13,12 +13,12 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from pipeline.claim import claim
 from pipeline.cli import main
-from pipeline.config import read_experiment
+from pipeline.data.shards import prepare
 from pipeline.layout import Output
-from pipeline.lock import folder_lock
-from pipeline.shards import prepare
+from pipeline.running.claim import claim
+from pipeline.running.lock import folder_lock
+from pipeline.settings.config import read_experiment
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.toy_training import RecordingTracker
 
@@ -49,8 +49,8 @@ def command(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     def no_ray(*_: object) -> None:
         raise AssertionError("Ray was started")
 
-    monkeypatch.setattr("pipeline.sweep.connect", no_ray)
-    monkeypatch.setattr("pipeline.preflight.Tracker", lambda *_: RecordingTracker())
+    monkeypatch.setattr("pipeline.running.sweep.connect", no_ray)
+    monkeypatch.setattr("pipeline.planning.preflight.Tracker", lambda *_: RecordingTracker())
 
     def run(*words: str, name: str = "train", output: Path = tmp_path / "out") -> Result:
         return CliRunner().invoke(main, [name, str(config), "--output", str(output), *words])

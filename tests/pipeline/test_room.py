@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.cluster
-from pipeline.cluster import Resources, Room, connect
-from pipeline.config import SweepConfig, WorkersConfig, trials_of
+import pipeline.running.cluster
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.progress import Progress
-from pipeline.rendezvous import interface_of
-from pipeline.tuner import TunerJob, tune_trials
+from pipeline.running.cluster import Resources, Room, connect
+from pipeline.running.progress import Progress
+from pipeline.running.tuner import TunerJob, tune_trials
+from pipeline.settings.config import SweepConfig, WorkersConfig, trials_of
+from pipeline.training.rendezvous import interface_of
 from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
 
 PAIR = WorkersConfig(count=2, cpus=1.0)
@@ -23,8 +23,8 @@ PAIR = WorkersConfig(count=2, cpus=1.0)
 
 def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [(Resources(2), Resources(1))]
-    monkeypatch.setattr(pipeline.cluster, "nodes", lambda: there[-1])
-    monkeypatch.setattr(pipeline.cluster, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline.running.cluster, "nodes", lambda: there[-1])
+    monkeypatch.setattr(pipeline.running.cluster, "_LOOK_EVERY_S", 0.0)
     room = Room([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
     assert (room.at_once, room.look()) == (1, 1)
     there.append((Resources(2), Resources(1), Resources(4)))
@@ -55,7 +55,7 @@ def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: 
     job = TunerJob(tmp_path, "session", left, toy_data(tmp_path / "data").folder, toy_train, False)
     faults: list[BaseException] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.cluster, "local_resources", lambda: Resources(2))
+        patch.setattr(pipeline.running.cluster, "local_resources", lambda: Resources(2))
         with connect(None):
             thread = threading.Thread(target=tune_trials, args=(job, lambda: 3, faults), daemon=True)
             thread.start()

@@ -8,10 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from pipeline.destination import Destination
 from pipeline.layout import Output
-from pipeline.secrecy import environment_words, mask, public
-from pipeline.tracking import Tracker
+from pipeline.tracking.destination import Destination
+from pipeline.tracking.secrecy import environment_words, mask, public
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import assert_whole, begin, leave
 from tests.pipeline.secret_samples import SECRET, USER_AND_SECRET, assert_no_secret
 from tests.pipeline.sweep_samples import EXTRA, experiment, write_snapshot

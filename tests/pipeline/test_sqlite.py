@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.layout import Output
-from pipeline.store import StoreUnreachable
-from pipeline.tracking import Tracker
+from pipeline.tracking.store import StoreUnreachable
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, leave
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
 from tests.pipeline.tracker_process import deliver_one, fill_the_disk, in_processes

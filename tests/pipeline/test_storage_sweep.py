@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.remote_trial import RemoteTrial, checkpoints_in, has_ended
+from pipeline.remote.trial import RemoteTrial, checkpoints_in, has_ended
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
 
@@ -105,7 +105,7 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         state = tmp_path / "reference" / place / "checkpoints" / "step-000240" / "state.safetensors"
         assert put[f"{arm}-s0"] == state.read_bytes()
         assert not (tmp_path / "there" / place / "checkpoints").exists()
-    from pipeline.store import open_store
+    from pipeline.tracking.store import open_store
 
     for output in ("there",):  # an MLflow of its own, which now has every point once
         client = open_store(f"sqlite:///{tmp_path / output / 'mlflow.db'}")

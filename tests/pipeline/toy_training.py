@@ -8,13 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, Trial, WorkersConfig
+from pipeline.data.manifest import Manifest, Prepared
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.manifest import Manifest, Prepared
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
-from pipeline.pruning import write_pruned
-from pipeline.spool import Spool
+from pipeline.running.pruning import write_pruned
+from pipeline.settings.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    SweepConfig,
+    TrainingConfig,
+    Trial,
+    WorkersConfig,
+)
+from pipeline.training.spool import Spool
 
 
 def toy_train(settings: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import Output
-from pipeline.tracking import Tracker
+from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import leave
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials
 

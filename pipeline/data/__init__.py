@@ -1,0 +1,1 @@
+"""From ARC tasks to each rank's batches."""

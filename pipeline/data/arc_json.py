@@ -1,0 +1,113 @@
+"""Reads one ARC JSON file and trusts nothing in it: numpy would take 1.5, true and ragged rows without a word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task, grid_of
+
+_LONGEST_BYTES = 10_000_000  # a thousand pairs of the largest grids; a file that is longer is something else
+
+
+class RefusedTask(ValueError):
+    """Why a file is no usable task; names file, task, pair, side and cell."""
+
+
+def read_task(file: Path, for_prediction: bool = False) -> Task:
+    """The task in `file`, its id the file's name without `.json`.
+
+    Only `for_prediction` may a test pair lack its output; a task to learn from or to be judged by needs it.
+
+    Raises:
+        RefusedTask: the file cannot be read or is no task.
+    """
+    name = printable(file)
+    if name != str(file):
+        raise RefusedTask(f"{name}: the file's name, which is the task's id, is not UTF-8")
+    try:
+        if not file.is_file():  # a pipe would be waited for
+            raise RefusedTask(f"{file}: is no file; expected ARC JSON")
+        with file.open("rb") as opened:
+            text = opened.read(_LONGEST_BYTES + 1)
+        if len(text) > _LONGEST_BYTES:
+            raise RefusedTask(f"{file}: has more than {_LONGEST_BYTES} bytes; expected one ARC task")
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats)
+    except OSError as error:
+        raise RefusedTask(f"{file}: cannot be read ({error})") from error
+    except RefusedTask:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RefusedTask(f"{file}: not valid JSON ({error})") from error
+    return parse_task(value, file.stem, str(file), for_prediction)
+
+
+def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = False) -> Task:
+    """`value`, as JSON gives it, as a Task. Other keys than `train`, `test`, `input` and `output` are not read.
+
+    Raises:
+        RefusedTask: names source, task, pair, side and cell.
+    """
+    where = f"{source}: task {task_id}"
+    if not isinstance(value, dict):
+        raise RefusedTask(f"{where}: found {_shown(value)}; expected an object with `train` and `test`")
+    parts = []
+    for part in ("train", "test"):
+        pairs = value.get(part)
+        if not isinstance(pairs, list) or not pairs:
+            found = f"`{part}` is {_shown(pairs)}" if part in value else f"there is no `{part}`"
+            raise RefusedTask(f"{where}: {found}; expected a list of at least one pair")
+        optional = part == "test" and for_prediction
+        parts.append(tuple(_pair(pair, f"{where}, {part} pair {i}", optional) for i, pair in enumerate(pairs)))
+    return Task(task_id, *parts)
+
+
+def printable(file: Path) -> str:
+    """The file's name as text that can be written anywhere; what is not UTF-8 in it is escaped."""
+    return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _pair(value: Any, where: str, output_optional: bool) -> Pair:
+    if not isinstance(value, dict):
+        raise RefusedTask(f"{where}: found {_shown(value)}; expected an object with `input` and `output`")
+    if "input" not in value:
+        raise RefusedTask(f"{where}: there is no `input`")
+    if "output" not in value and not output_optional:
+        raise RefusedTask(f"{where}: there is no `output`; such a task can be predicted, not learnt from or judged by")
+    output = _grid(value["output"], f"{where}, output") if "output" in value else None
+    return Pair(_grid(value["input"], f"{where}, input"), output)
+
+
+def _grid(value: Any, where: str) -> Any:
+    if not isinstance(value, list) or not value:
+        raise RefusedTask(f"{where}: found {_shown(value)}; expected a list of rows")
+    for r, row in enumerate(value):
+        if not isinstance(row, list) or not row:
+            raise RefusedTask(f"{where}, row {r}: found {_shown(row)}; expected a list of cells")
+        if len(row) != len(value[0]):
+            raise RefusedTask(f"{where}, row {r}: {len(row)} cells, but row 0 has {len(value[0])}; the grid is ragged")
+        for c, cell in enumerate(row):
+            if type(cell) is not int or not 0 <= cell < COLOURS:  # isinstance would let true through
+                raise RefusedTask(
+                    f"{where}, cell (row {r}, column {c}): found {_shown(cell)}; expected a whole number from 0 to 9"
+                )
+    if len(value) > MAX_SIDE or len(value[0]) > MAX_SIDE:
+        raise RefusedTask(f"{where}: {len(value)}x{len(value[0])} cells; at most {MAX_SIDE}x{MAX_SIDE} are possible")
+    return grid_of(value)
+
+
+def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) != len(items):
+        names = [name for name, _ in items]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
+    return found
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    try:
+        text = json.dumps(value, ensure_ascii=True)
+    except RecursionError:
+        return "lists or objects in one another without end"
+    return text if len(text) <= 40 else f"{text[:37]}..."

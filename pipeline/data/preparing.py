@@ -1,0 +1,66 @@
+"""Prepares a data set in front of somebody: a bar while it lasts, and then what is in it and what is not."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+
+from pipeline.data.manifest import MANIFEST, Prepared, SplitCounts
+from pipeline.data.shards import prepare
+from pipeline.errors import UserError
+from pipeline.remote.published import publish
+from pipeline.remote.storage import Storage, StorageError
+from pipeline.settings.config import DataConfig
+
+_SHOWN = 10  # refused files, and leaks, that are named
+
+
+def prepare_and_tell(
+    config: DataConfig, root: Path, console: Console | None = None, storage: Storage | None = None
+) -> Prepared:
+    """`prepare`, and `publish` in `storage`, telling of counts, of tasks too long, of refused files and of leaks.
+
+    Raises:
+        UserError: as `prepare` and `publish`; or the storage does not take the data.
+    """
+    console = console or Console()
+    with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
+        bar = progress.add_task("Preparing the data", total=None)
+        prepared = prepare(config, root, lambda done, total: progress.update(bar, completed=done, total=total))
+        if storage:
+            bar = progress.add_task("Putting the data into the storage", total=None)
+            try:
+                prepared = publish(
+                    prepared, storage, lambda done, total: progress.update(bar, completed=done, total=total)
+                )
+            except StorageError as error:
+                raise UserError(f"the data set cannot be put into the storage: {error}") from error
+    tell(prepared, console)
+    return prepared
+
+
+def tell(prepared: Prepared, console: Console) -> None:
+    """What is in a prepared data set, and what was left out of it."""
+    manifest = prepared.manifest
+
+    def say(text: str, style: str = "") -> None:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    say(f"Data: {manifest.dataset} in {prepared.folder}")
+    for split, count in manifest.counts.items():
+        held = f"{count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
+        say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens)}")
+    for reason in manifest.refused[:_SHOWN]:
+        say(f"  refused: {reason}", "yellow")
+    for leak in manifest.leakage[:_SHOWN]:
+        say(
+            f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}, which is trained on", "yellow"
+        )
+    for number, what in ((len(manifest.refused), "files refused, the rest prepared"), (len(manifest.leakage), "leaks")):
+        if number:
+            say(f"  {number} {what}; all of them in {prepared.folder / MANIFEST}", "yellow")
+
+
+def _left_out(count: SplitCounts, limit: int) -> str:
+    too_long = {"tasks": count.too_long_tasks, "views of other tasks": count.too_long_views}
+    return "".join(f"; {n} {what} of more than {limit} tokens left out" for what, n in too_long.items() if n)

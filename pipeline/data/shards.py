@@ -1,0 +1,149 @@
+"""Prepared data sets: tasks written once as Parquet shards, found again, and trusted only after a look."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipeline.data.arc import load_corpus
+from pipeline.data.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    Manifest,
+    Prepared,
+    Split,
+    data_hash,
+    file_hash,
+    write_manifest,
+)
+from pipeline.data.rows import check_file, read_group
+from pipeline.data.shard_writer import Progress, write_data_set
+from pipeline.data.tokens import Sequence
+from pipeline.errors import UserError
+from pipeline.remote.storage import Place, Storage, StorageError
+from pipeline.settings.config import DataConfig
+
+_log = logging.getLogger(__name__)
+
+
+def prepare(config: DataConfig, root: Path, progress: Progress | None = None) -> Prepared:
+    """The data set of `config` in a folder of its own under `root`; written only if it is not there and intact.
+
+    The folder's name tells settings and source apart. It appears whole or not at all: shards are written aside and the
+    folder is renamed. Several processes may ask at once; one writes. A damaged folder is written anew, with a warning.
+    `progress(rows done, rows in all)` is called as rows are written.
+
+    Raises:
+        UserError: no usable tasks, too few to hold some out, or `root` cannot be written to.
+    """
+    corpus = load_corpus(config)
+    folder = root / f"{config.dataset}-{_digest(config, corpus.source_hash)[:12]}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root / f".{folder.name}.lock"):
+            if folder.exists():
+                try:
+                    return _with_refusals(open_prepared(folder), corpus.refused)
+                except UserError as damage:
+                    _log.warning("%s Writing the data set anew.", damage)
+            aside = root / f".{folder.name}.partial"
+            shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
+            aside.mkdir()
+            write_data_set(config, corpus, aside, progress or (lambda done, total: None))
+            if folder.exists():
+                shutil.rmtree(folder)
+            aside.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{root}: the data set cannot be written ({error}). Expected a folder that can be written to, with space "
+            "left; name another with --output."
+        ) from error
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
+    """The prepared data set in `folder`, checked: schema version, every shard, its hash, columns, types and ids.
+
+    `hashes=False` spares reading every file whole; pages carry checksums that are verified when they are read. Of a
+    storage it then looks at the manifest alone: every row group is checked by the rank that reads it.
+
+    Raises:
+        UserError: names the file, what was found and what was expected.
+        StorageError: the storage that it lies in is away.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except StorageError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Expected a data set made by `tiny-onn prepare`.") from error
+    manifest = _parse_manifest(text, path)
+    prepared = Prepared(folder, manifest)
+    found_hash = data_hash(manifest.shards)
+    if found_hash != manifest.data_hash:
+        raise UserError(f"{path}: the shards' hashes make {found_hash}; expected data_hash {manifest.data_hash}.")
+    for shard in () if isinstance(folder, Storage) and not hashes else manifest.shards:
+        file = prepared.path(shard)
+        if not file.is_file():
+            raise UserError(f"{file}: is missing, but {MANIFEST} names it. Prepare the data again.")
+        if hashes and (found := file_hash(file)) != shard.sha256:
+            raise UserError(f"{file}: is damaged: sha256 {found}; expected {shard.sha256}. Prepare the data again.")
+        check_file(file, shard.rows, shard.row_groups, values=hashes)
+    return prepared
+
+
+def read_rows(prepared: Prepared, split: Split) -> list[Sequence]:
+    """All sequences of a split, in order; meant for held-out and evaluation rows, which memory holds.
+
+    Raises:
+        UserError: a shard is damaged.
+    """
+    return [
+        sequence
+        for shard in prepared.shards(split)
+        for group in range(shard.row_groups)
+        for sequence in read_group(prepared.path(shard), group)
+    ]
+
+
+def _with_refusals(prepared: Prepared, refused: tuple[str, ...]) -> Prepared:
+    """The same data set, which a folder makes whatever unusable files lie in it: the manifest names those of now."""
+    if prepared.manifest.refused == refused:
+        return prepared
+    assert isinstance(prepared.folder, Path)
+    manifest = prepared.manifest.model_copy(update={"refused": refused})
+    write_manifest(manifest, prepared.folder)
+    return Prepared(prepared.folder, manifest)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with its holder, however that ends."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _parse_manifest(text: str, path: Place) -> Manifest:
+    try:
+        version = json.loads(text).get("schema_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: is no manifest ({error}). Prepare the data again.") from error
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version is {version!r}; expected {SCHEMA_VERSION}. Prepare the data again.")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+        raise UserError(f"{path}: is no manifest of this version ({problems}). Prepare the data again.") from error
+
+
+def _digest(config: DataConfig, source_hash: str) -> str:
+    return hashlib.sha256(f"{SCHEMA_VERSION} {source_hash} {config.model_dump_json()}".encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What can be known before anything starts: whether it can work, and what it would take."""

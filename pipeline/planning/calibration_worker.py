@@ -1,0 +1,149 @@
+"""`python -m pipeline.planning.calibration_worker`: a few steps of one kind of trial, timed in a process of its own.
+
+Reads {"experiment": ..., "data": path} from standard input; writes JSON lines: {"did": what} after each part, and in
+the end what `Measured` holds.
+"""
+
+import json
+import math
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.settings.config import Experiment
+
+WARM_UP, TIMED, OBSERVED = 2, 8, 2  # steps
+_EVALUATED = 16  # held-out rows, of which the time for all is told
+_DECODED = 16  # rows, likewise, at once. An untrained model seldom stops by itself: this is the most it may take
+PARTS = 3 + WARM_UP + TIMED + OBSERVED
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one worker of a trial takes. Seconds; bytes of this process at its largest, or of the GPU's memory."""
+
+    parameters: int
+    prepare_seconds: float  # opening the data, building the model
+    compile_seconds: float  # by which the first steps are slower than the later ones
+    seconds_per_token: float  # of a step, padding included
+    observe_seconds: float  # by which a logged step is slower
+    evaluate_seconds: float  # all held-out rows once
+    generate_seconds: float  # training.generate_tasks decoded
+    checkpoint_seconds: float
+    core_share: float  # of the time that it asked for, the part that it got: less than 1 on a busy machine
+    built_bytes: int  # when the model is there, and nothing has run
+    peak_bytes: int
+
+
+def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> Measured:
+    """Trains one worker's share of `experiment` for a few steps, by itself; what it has learnt is thrown away."""
+    import ray.train.torch  # noqa: F401 - a worker has it in its memory
+    import torch
+    import torch._inductor.config
+
+    from pipeline.data.loader import Loader
+    from pipeline.data.shards import open_prepared, read_rows
+    from pipeline.training.build import build_dynamics, build_model, set_learning_rates
+    from pipeline.training.checkpoint import save_checkpoint
+    from pipeline.training.evaluate import evaluate, predict
+    from pipeline.training.step import train_step
+
+    torch._inductor.config.compile_threads = 1
+    workers, training = experiment.workers, experiment.training
+    autocast = training.precision == "bfloat16"
+    device = torch.device("cuda" if workers.gpus else "cpu")
+    if not workers.gpus:
+        torch.set_num_threads(max(1, math.floor(workers.cpus)))
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    began = now()
+    prepared = open_prepared(data, hashes=True)
+    held_out = read_rows(prepared, "held_out")
+    loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, workers.count)
+    model = build_model(experiment, device)
+    dynamics = build_dynamics(model, training)
+    built, built_bytes = now() - began, _bytes(device)
+    tell("built")
+    stream = loader.stream()
+    seconds: dict[str, list[float]] = {"warm-up": [], "step": [], "logged step": []}
+    busy: list[float] = []  # seconds of CPU of each timed step
+    tokens: dict[str, list[int]] = {name: [] for name in seconds}
+    for step, kind in enumerate(["warm-up"] * WARM_UP + ["step"] * TIMED + ["logged step"] * OBSERVED):
+        _, batch = next(stream)
+        batch = batch.to(device)
+        set_learning_rates(dynamics, training, step)
+        began, cpu_began = now(), time.process_time()
+        observe = kind == "logged step" or step == 0
+        train_step(model, batch, dynamics, observe=observe, autocast=autocast, skip_nonfinite=True)
+        seconds[kind].append(now() - began)
+        if kind == "step":
+            busy.append(time.process_time() - cpu_began)
+        tokens[kind].append(batch.tokens.numel())
+        tell(kind)
+    got = sum(busy) / (sum(seconds["step"]) * torch.get_num_threads())
+    per_token = sum(seconds["step"]) / sum(tokens["step"])
+    late = {kind: [s - per_token * n for s, n in zip(seconds[kind], tokens[kind], strict=True)] for kind in seconds}
+    some = held_out[:: max(1, len(held_out) // _EVALUATED)]
+    evaluate(model, some[:2], training.batch_tokens // workers.count, 0, 1)  # compiles what only evaluation needs
+    began = now()
+    evaluate(model, some, training.batch_tokens // workers.count, 0, 1)
+    evaluating = (now() - began) * sum(map(len, held_out)) / sum(map(len, some)) / workers.count
+    tell("evaluated")
+    wanted = list(dict.fromkeys(row.task_id for row in held_out))[: training.generate_tasks]
+    rows = [row for row in held_out if row.task_id in wanted]
+    began = now()
+    predict(model, rows[:_DECODED], experiment.data.max_tokens, _DECODED)
+    decoding = (now() - began) * math.ceil(len(rows) / _DECODED)
+    with tempfile.TemporaryDirectory() as folder:
+        began = now()
+        save_checkpoint(Path(folder), 1, dynamics, experiment.digest(), 1)
+        saving = now() - began
+    tell("decoded")
+    return Measured(
+        parameters=sum(p.numel() for p in model.parameters()),
+        prepare_seconds=built,
+        compile_seconds=max(0.0, sum(late["warm-up"])),
+        seconds_per_token=per_token,
+        observe_seconds=max(0.0, statistics.fmean(late["logged step"])),
+        evaluate_seconds=evaluating,
+        generate_seconds=decoding,
+        checkpoint_seconds=saving,
+        core_share=1.0 if workers.gpus else min(1.0, got),
+        built_bytes=built_bytes,
+        peak_bytes=_bytes(device),
+    )
+
+
+def _bytes(device: Any) -> int:
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Of the process."""
+    job = json.load(sys.stdin)
+    experiment = Experiment.model_validate_json(json.dumps(job["experiment"]))
+    lines, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no measurement
+
+    def write(value: dict[str, Any]) -> None:
+        lines.write(json.dumps(value) + "\n")
+        lines.flush()
+
+    write(asdict(measure(experiment, Path(job["data"]), lambda what: write({"did": what}))))
+
+
+if __name__ == "__main__":
+    main()

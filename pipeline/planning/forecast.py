@@ -1,0 +1,251 @@
+"""What a sweep would run and what it would take: counted from its settings, timed by a few steps of each kind."""
+
+import heapq
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import Prepared
+from pipeline.errors import UserError
+from pipeline.planning.calibration_worker import Measured
+from pipeline.planning.preflight import checkpoint_bytes, parameters_of
+from pipeline.running.cluster import Resources, fit
+from pipeline.settings.config import Experiment, Trial
+
+# Both on a machine of two cores, from the ablation's twelve trials, two at a time: the median from a trial's beginning
+# to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
+TRIAL_START_S = 17.0
+SWEEP_START_S = 25.0
+HELPERS_BYTES = 0.6e9  # the two processes that Ray adds to a trial: Tune's own, and Train's controller
+_RECORDS_BYTES = 2e6  # of a trial: spool, prototypes, figures
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Trials that take the same time and memory: alike but for seed and rates. `measured` is None if none was timed."""
+
+    trials: tuple[Trial, ...]
+    parameters: int
+    tokens_per_step: float  # padding included, over all workers
+    epochs: float
+    disk_bytes: float
+    measured: Measured | None = None
+
+    @property
+    def example(self) -> Experiment:
+        """One of them."""
+        return self.trials[0].experiment
+
+    @property
+    def tokens(self) -> float:
+        """That one trial trains on, padding included."""
+        return self.tokens_per_step * self.example.training.steps
+
+    @property
+    def state_bytes(self) -> int:
+        """Parameters, their gradients and Adam's two moments, of one worker."""
+        return 4 * self.parameters * (8 if self.example.training.precision == "float64" else 4)
+
+    @property
+    def worker_bytes(self) -> int | None:
+        """One worker's memory at its most; None if it was not measured."""
+        return None if self.measured is None else self.measured.peak_bytes
+
+    @property
+    def seconds(self) -> float | None:
+        """One trial, from its beginning to its end, as the machine is now; None if it was not measured."""
+        return self._seconds(1.0)
+
+    @property
+    def alone_seconds(self) -> float | None:
+        """The same, if workers had the cores to themselves that they ask for."""
+        return self._seconds(self.measured.core_share if self.measured else 1.0)
+
+    def _seconds(self, core_share: float) -> float | None:
+        found, training, count = self.measured, self.example.training, self.example.workers.count
+        if found is None:
+            return None
+        logs, evaluations, checkpoints = (
+            math.ceil(training.steps / every)
+            for every in (training.log_every, training.evaluate_every, training.checkpoint_every)
+        )
+        return TRIAL_START_S + core_share * (
+            found.prepare_seconds
+            + found.compile_seconds
+            + training.steps * found.seconds_per_token * self.tokens_per_step / count
+            + logs * found.observe_seconds
+            + evaluations * found.evaluate_seconds
+            + checkpoints * found.checkpoint_seconds
+            + found.generate_seconds
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What would run. `ended` trials are done already and not counted in anything else."""
+
+    name: str
+    kinds: tuple[Kind, ...] = field(repr=False)
+    order: tuple[str, ...] = field(repr=False)  # the keys of the trials that are left to run
+    ended: int
+    at_once: int
+    nodes: tuple[Resources, ...]
+    free_disk_bytes: float
+    prunes: bool
+
+    @property
+    def trials(self) -> int:
+        """How many are left to run."""
+        return sum(len(kind.trials) for kind in self.kinds)
+
+    @property
+    def tokens(self) -> float:
+        """All trials' tokens, padding included."""
+        return sum(kind.tokens * len(kind.trials) for kind in self.kinds)
+
+    @property
+    def disk_bytes(self) -> float:
+        """What all trials may write at most."""
+        return sum(kind.disk_bytes * len(kind.trials) for kind in self.kinds)
+
+    @property
+    def seconds(self) -> float | None:
+        """The whole sweep, `at_once` trials at a time in their order; None if a kind was not measured."""
+        return self._makespan({trial.key: kind.seconds for kind in self.kinds for trial in kind.trials})
+
+    @property
+    def alone_seconds(self) -> float | None:
+        """The same, on a machine that does nothing else."""
+        return self._makespan({trial.key: kind.alone_seconds for kind in self.kinds for trial in kind.trials})
+
+    def _makespan(self, lengths: dict[str, float | None]) -> float | None:
+        ends = [0.0] * self.at_once
+        for key in self.order:
+            length = lengths[key]
+            if length is None:
+                return None
+            heapq.heapreplace(ends, ends[0] + length)
+        return SWEEP_START_S + max(ends) if self.order else 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for --json."""
+        return {
+            "name": self.name,
+            "trials": self.trials,
+            "ended_before": self.ended,
+            "trials_at_once": self.at_once,
+            "machines": [{"cpus": node.cpus, "gpus": node.gpus} for node in self.nodes],
+            "tokens": self.tokens,
+            "disk_bytes": self.disk_bytes,
+            "free_disk_bytes": self.free_disk_bytes,
+            "seconds": self.seconds,
+            "alone_seconds": self.alone_seconds,
+            "seconds_of_start": {"trial": TRIAL_START_S, "sweep": SWEEP_START_S},
+            "seconds_are_the_most": self.prunes,
+            "kinds": [
+                {
+                    "trials": [trial.key for trial in kind.trials],
+                    "arm": kind.example.training.arm,
+                    "model": kind.example.model.model_dump(),
+                    "workers": kind.example.workers.model_dump(),
+                    "steps": kind.example.training.steps,
+                    "parameters": kind.parameters,
+                    "tokens_per_step": kind.tokens_per_step,
+                    "epochs": kind.epochs,
+                    "state_bytes": kind.state_bytes,
+                    "worker_bytes": kind.worker_bytes,
+                    "seconds": kind.seconds,
+                    "alone_seconds": kind.alone_seconds,
+                    "measured": None if kind.measured is None else vars(kind.measured),
+                }
+                for kind in self.kinds
+            ],
+        }
+
+
+def kinds_of(trials: Sequence[Trial], prepared: Prepared) -> tuple[Kind, ...]:
+    """The trials, those alike together, in the order of their first ones."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        experiment = trial.experiment
+        training = experiment.training.model_copy(
+            update={"seed": 0, "learning_rate": 1.0, "router_learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": 1.0}
+        )
+        gain_aside = experiment.model.model_copy(update={"gain": 1.0})
+        groups.setdefault(f"{gain_aside} {training} {experiment.workers}", []).append(trial)
+    return tuple(_kind(tuple(group), prepared) for group in groups.values())
+
+
+def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where: str = "this machine") -> None:
+    """Whether the workers that run at once fit the memory that there is.
+
+    Raises:
+        UserError: they do not; names what they take and what there is.
+    """
+    for kind in kinds:
+        if kind.measured is None or kind.example.workers.gpus:
+            continue
+        one = kind.measured.peak_bytes * kind.example.workers.count + HELPERS_BYTES
+        if at_once * one > total_bytes:
+            enough = math.floor(total_bytes / one)
+            raise UserError(
+                f"memory: {at_once} trials at once of {kind.example.workers.count} workers, "
+                f"{kind.measured.peak_bytes / 1e9:.2f} GB each as measured ({kind.trials[0].key}), and "
+                f"{HELPERS_BYTES / 1e9:.1f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
+                f"{where} has {total_bytes / 1e9:.1f} GB. "
+                + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
+                + " or a smaller training.batch_tokens."
+            )
+
+
+def at_once(trials: Sequence[Trial], nodes: Sequence[Resources], most: int | None) -> int:
+    """How many trials would run at once.
+
+    Raises:
+        UserError: a trial does not fit; names the field.
+    """
+    wanted = min(most or len(trials), len(trials))
+    return min((fit(trial.experiment.workers, nodes, wanted) for trial in trials), default=1)
+
+
+def free_disk(output: Path) -> float:
+    """Bytes."""
+    return float(shutil.disk_usage(output).free)
+
+
+def machine_memory() -> float:
+    """Bytes that this machine, or the container that we are in, has in all."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, float(Path(path).read_text()))
+        except (OSError, ValueError):  # there is no such limit, or it says "max"
+            continue
+    return total
+
+
+def cluster_memory() -> float:
+    """Bytes that the cluster to which this process is connected gives to work; infinite if it does not say."""
+    import ray
+
+    return float(ray.cluster_resources().get("memory", math.inf))
+
+
+def _kind(trials: tuple[Trial, ...], prepared: Prepared) -> Kind:
+    experiment = trials[0].experiment
+    training, count = experiment.training, experiment.workers.count
+    checkpoints = checkpoint_bytes(experiment)
+    loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, count)
+    steps = loader.steps_per_epoch(0)
+    return Kind(
+        trials=trials,
+        parameters=parameters_of(experiment),
+        tokens_per_step=count * loader.padded_tokens(0) / steps,
+        epochs=training.steps / steps,
+        disk_bytes=checkpoints + _RECORDS_BYTES,
+    )

@@ -1,0 +1,75 @@
+"""Makes a forecast: the checks of a run, the counts, and a few steps of each kind of trial."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from pipeline.data.preparing import prepare_and_tell
+from pipeline.layout import Output
+from pipeline.planning import forecast as forecasting
+from pipeline.planning.calibration import timed
+from pipeline.planning.forecast import Forecast, Kind
+from pipeline.planning.forecast_view import print_forecast
+from pipeline.planning.preflight import check_data, check_start
+from pipeline.remote.storage import location
+from pipeline.running.cluster import connect, local_resources
+from pipeline.settings.config import Experiment, Trial
+
+
+def forecast(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    output: Path,
+    address: str | None,
+    calibrate: bool,
+    console: Console | None,
+    show: bool,
+) -> Forecast:
+    """What those of `trials` that have not ended would take; see `pipeline.api.plan`.
+
+    Raises:
+        UserError: the cluster cannot hold it; names the field, or what there is too little of.
+    """
+    where, console = Output(output), console or Console()
+    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
+    check_start(left, where.root, address)
+    nodes: tuple[Any, ...] = (local_resources(),)
+    memory, whose = forecasting.machine_memory(), "this machine"
+    if address is not None:
+        with connect(address) as cluster:
+            nodes, memory, whose = cluster.nodes, forecasting.cluster_memory(), "the cluster"
+    sweep = experiment.sweep
+    together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
+    prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
+    check_data(left, prepared)
+    kinds = forecasting.kinds_of(left, prepared)
+    if calibrate and kinds:
+        kinds = _timed(kinds, Path(location(prepared.folder)), together, address is None, console)
+        forecasting.check_memory(kinds, together, memory, whose)
+    found = forecasting.Forecast(
+        name=experiment.name,
+        kinds=kinds,
+        order=tuple(trial.key for trial in left),
+        ended=len(trials) - len(left),
+        at_once=together,
+        nodes=nodes,
+        free_disk_bytes=forecasting.free_disk(where.root),
+        prunes=bool(sweep and sweep.scheduler),
+    )
+    if show:
+        print_forecast(found, console, "on this machine" + ("" if address is None else ", not on the cluster"))
+    return found
+
+
+def _timed(kinds: tuple[Kind, ...], data: Path, at_once: int, here: bool, console: Console) -> tuple[Kind, ...]:
+    """Times as many side by side as would run at once; one, where that is elsewhere, or on GPUs, which share little."""
+    alone = not here or any(kind.example.workers.gpus for kind in kinds)
+    wanted = 1 if alone else at_once * max(kind.example.workers.count for kind in kinds)
+    side_by_side = min(wanted, math.ceil(local_resources().cpus))
+    with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
+        bar = progress.add_task("Timing a few steps of each kind", total=None)
+        return timed(kinds, data, side_by_side, lambda done, total: progress.update(bar, completed=done, total=total))

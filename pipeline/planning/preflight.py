@@ -1,0 +1,132 @@
+"""Everything that can be known to fail before anything starts, in the order in which it is quickest to know."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import Prepared
+from pipeline.errors import UserError
+from pipeline.layout import Output
+from pipeline.running.cluster import check_address, fit, local_resources
+from pipeline.settings.config import Experiment, TrainingConfig, Trial
+from pipeline.tracking.destination import Destination
+from pipeline.tracking.store import StoreUnreachable
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.build import DTYPES, build_model, compiling
+from tiny_onn.learning_cost import can_be_fused, learning_cost, learning_cost_names
+
+_EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
+_SPARE_BYTES = 100e6  # for data, metrics, figures and logs
+
+
+def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> None:
+    """Costs of one's own can be imported, the trials fit the machine, the cluster answers, the disk has room.
+
+    Raises:
+        UserError: names the field or option, what was found and what was expected.
+    """
+    experiments = [trial.experiment for trial in trials]
+    for training in {experiment.training.arm: experiment.training for experiment in experiments}.values():
+        _check_arm(training)
+    if address is None:
+        here = local_resources()
+        for experiment in experiments:
+            fit(experiment.workers, (here,), 1)
+            compiling(experiment.training, "cuda" if experiment.workers.gpus else "cpu")
+    else:
+        check_address(address)
+    _check_disk(experiments, output)
+
+
+def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
+    """Every rank of every trial has enough rows to take as many steps as the others.
+
+    Raises:
+        UserError: it has not.
+    """
+    shapes = {
+        (e.training.batch_tokens, e.training.seed, e.workers.count): e.training.steps
+        for e in sorted((trial.experiment for trial in trials), key=lambda e: e.training.steps)
+    }
+    for (batch_tokens, seed, count), steps in shapes.items():
+        loader = Loader(prepared, "train", batch_tokens, seed, 0, count)
+        for epoch in range(_EPOCHS):
+            steps -= loader.steps_per_epoch(epoch)
+            if steps <= 0:
+                break
+
+
+def open_tracker(destination: Destination, output: Output, later: bool, console: Console) -> Tracker:
+    """The tracker at `destination`. With `later` one that does not answer is told, and waited for while training runs.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    store, artifacts = destination.store(output)
+    try:
+        tracker = Tracker(store, destination.experiment, artifacts, later)
+    except StoreUnreachable as error:
+        raise UserError(f"{error} To train now and deliver later, add --track-later.") from None
+    if tracker.problem:
+        told = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
+        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return tracker
+
+
+def checkpoint_bytes(experiment: Experiment) -> int:
+    """What the checkpoints of one trial take at most: parameters and Adam's two moments, one more than are kept."""
+    width = torch.finfo(DTYPES[experiment.training.precision]).bits // 8
+    return parameters_of(experiment) * width * 3 * (experiment.training.keep_checkpoints + 1)
+
+
+def parameters_of(experiment: Experiment) -> int:
+    """How many parameters its model has."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(experiment, "meta").parameters())
+
+
+def _check_arm(training: TrainingConfig) -> None:
+    arm = training.arm
+    if arm in learning_cost_names():
+        return
+    try:
+        learning_cost(arm)
+    except Exception as error:  # whatever somebody's module does when it is imported
+        raise UserError(
+            f"training.arm: {arm!r} cannot be used ({error}). Expected package.module:attribute, a TokenCost or a "
+            "LayerCost, which the workers can import too."
+        ) from error
+    if not can_be_fused(arm):
+        for field, value, needed in (("engine", training.engine, "fused"), ("compile", training.compile, "blocks")):
+            if value == needed:
+                raise UserError(f"training.{field}: {value} cannot run {arm!r}, a cost of a whole layer; use auto")
+
+
+def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):  # a disk may be read-only
+            pass
+        free = shutil.disk_usage(output).free
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be used ({error}). Expected a folder that can be written to."
+        ) from error
+    sizes: dict[str, int] = {}
+    needed = _SPARE_BYTES
+    for experiment in experiments:
+        key = f"{experiment.model} {experiment.training.precision} {experiment.training.keep_checkpoints}"
+        if key not in sizes:
+            sizes[key] = checkpoint_bytes(experiment)
+        needed += sizes[key]
+    if free < needed:
+        raise UserError(
+            f"--output {output}: {free / 1e6:,.0f} MB are free, but {needed / 1e6:,.0f} MB may be needed for the "
+            f"checkpoints and records of {len(experiments)} trials. Make room, name another folder, or lower "
+            "training.keep_checkpoints."
+        )

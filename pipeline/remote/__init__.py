@@ -1,0 +1,1 @@
+"""Storage that every machine reaches, and trials and sweeps that lie in it."""

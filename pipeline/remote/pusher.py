@@ -1,0 +1,166 @@
+"""Puts a trial's files into a storage from a thread of its own, so that a slow storage holds up no training."""
+
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+from pipeline.layout import TrialFolder
+from pipeline.remote.storage import StorageError
+from pipeline.remote.trial import (
+    Index,
+    RemoteTrial,
+    Stored,
+    checkpoints_in,
+    cut_in_pieces,
+    files_to_put,
+    metrics_in,
+    piece_name,
+)
+
+AWAY_LIMIT_S = 300.0
+_RETRY_S = 2.0
+
+
+class Pusher:
+    """Keeps a storage up to date with a trial's folder, whose only writer this process is.
+
+    While the storage is away training goes on; what was not put goes with a later push. The word that the trial is to
+    end early comes the other way.
+
+    Args:
+        index: what the storage has: `restore`'s value.
+        limit_s: how long the storage may be away.
+    """
+
+    def __init__(self, remote: RemoteTrial, folder: TrialFolder, index: Index, limit_s: float = AWAY_LIMIT_S) -> None:
+        self._remote, self._folder, self._index, self._limit_s = remote, folder, dict(index), limit_s
+        self._put: dict[str, tuple[int, int]] = {}  # size and time of what was put, by name
+        self._wanted, self._closing = threading.Event(), threading.Event()
+        self._away_since: float | None = None
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._work, name="pusher", daemon=True)
+        self._thread.start()
+
+    def push(self) -> None:
+        """There is something new. Returns at once.
+
+        Raises:
+            StorageError: nothing could be put for longer than the limit.
+        """
+        self._check()
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Puts what is left, and ends.
+
+        Raises:
+            StorageError: it could not be put within the limit.
+        """
+        self._closing.set()
+        self._wanted.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while self._error is None:
+            self._wanted.wait()
+            self._wanted.clear()
+            last = self._closing.is_set()
+            while not self._round() and self._error is None:
+                self._closing.wait(_RETRY_S) if not last else time.sleep(_RETRY_S)
+                last = self._closing.is_set()
+            if last:
+                return
+
+    def _round(self) -> bool:
+        """Puts what is new; False when the storage is away."""
+        try:
+            push_once(self._remote, self._folder, self._index, self._put)
+            if not self._folder.prune.exists() and self._remote.prune_file.is_file():
+                self._remote.prune_file.download(self._folder.prune)
+        except StorageError as error:
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            away = now - self._away_since
+            if away >= self._limit_s:
+                self._error = StorageError(f"nothing could be put into the storage for {away:.0f} s: {error}")
+            return False
+        except Exception as error:  # of the disk, or our own: told to whoever trains
+            self._error = error
+            return False
+        self._away_since = None
+        return True
+
+
+def push_once(remote: RemoteTrial, folder: TrialFolder, index: Index, put: dict[str, tuple[int, int]]) -> None:
+    """Puts what has changed in `folder`, and then the index; what the index no longer names is removed.
+
+    The metrics go with or before the checkpoints that they lead up to, because the index names both.
+
+    Args:
+        index: what the storage has; brought up to date when the storage is.
+        put: size and time of the files that were put; brought up to date too.
+
+    Raises:
+        StorageError: the storage is away. What it has is what it had.
+    """
+    paths = files_to_put(folder)  # first: what is written meanwhile goes with the next push
+    new = {**index, **_put_metrics(remote, folder, index)}
+    torn: set[str] = set()
+    for path in paths:
+        name = path.relative_to(folder.root).as_posix()
+        try:
+            version = _version(path)
+            if put.get(name) != version or name not in new:
+                new[name] = Stored(*(remote.files / name).upload(path))
+                put[name] = version
+        except FileNotFoundError:  # a checkpoint that was removed meanwhile
+            torn.add(path.parent.name)
+    gone = _gone(new, here={path.parent.name for path in paths}, torn=torn)
+    for name in gone:
+        del new[name]
+    if new == index:
+        return
+    remote.put_index(new)
+    index.clear()
+    index.update(new)
+    for name in gone:
+        (remote.files / name).remove()
+
+
+def _gone(index: Index, here: set[str], torn: set[str]) -> list[str]:
+    """The files of checkpoints that the folder no longer has, and of those that were not put whole.
+
+    Where none of the folder's could be put whole before it was replaced, the newest of the others stays.
+    """
+    steps = [step for step in checkpoints_in(index) if step not in torn]
+    kept = [step for step in steps if step in here] or steps[-1:]
+    return [name for step, names in checkpoints_in(index).items() if step not in kept for name in names]
+
+
+def _put_metrics(remote: RemoteTrial, folder: TrialFolder, index: Index) -> Index:
+    last = max(metrics_in(index), default=piece_name(0))
+    start = int(last.split("/")[1].split(".")[0])
+    if not folder.spool.exists():
+        return {}
+    with folder.spool.open("rb") as file:
+        file.seek(start)
+        pieces = cut_in_pieces(file.read(), start)
+    new = {}
+    for begin, raw in pieces.items():
+        name, stored = piece_name(begin), Stored(len(raw), hashlib.sha256(raw).hexdigest())
+        if index.get(name) != stored:
+            (remote.files / name).write_bytes(raw)
+            new[name] = stored
+    return new
+
+
+def _version(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,218 @@
+"""A sweep in a storage, seen from its driver: what the workers put there comes into the trials' folders here, and what
+the driver must remember goes there. With it a sweep goes on from another machine, and an empty folder."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipeline.errors import UserError
+from pipeline.files import write_whole
+from pipeline.layout import TrialFolder
+from pipeline.remote.lease import Lease
+from pipeline.remote.storage import PATIENCE_S, Storage, StorageError, Version, patiently
+from pipeline.remote.trial import Changed, Index, RemoteTrial, checkpoints_in, metrics_in
+from pipeline.running.driver import Attempt, last_attempt, write_attempt
+
+_EVERY_S = 3.0
+_REMEMBER_EVERY_S = 10.0
+_AT_ONCE = 16
+_CLAIM, _LEASE, _TRACKED = "sweep.json", "lease.json", "tracked.json"
+_SUMMARY = "mlflow_summary.json"
+
+
+class RemoteSweep:
+    """Between entering and leaving, this process alone drives the sweep in `storage`.
+
+    On entering, what there is comes into `folder`, so that all that is finished or begun is seen there.
+
+    Args:
+        storage: the sweep's folder in the storage.
+        folder: the sweep's folder here.
+        trials: the trials' folders here, by key.
+
+    Raises:
+        UserError: on entering: another process drives it, what is there is damaged, or the storage is away.
+    """
+
+    def __init__(self, storage: Storage, folder: Path, trials: dict[str, TrialFolder]) -> None:
+        self.storage, self._folder = storage, folder
+        self._trials = {key: (RemoteTrial(storage / "trials", key), place) for key, place in trials.items()}
+        self._lease = Lease(storage / _LEASE)
+        self._seen: dict[str, Version] = {}
+        self._have: dict[str, Index] = {}
+        self._session: str | None = None
+        self._remembered: bytes = b""
+        self._told: set[str] = set()  # that they are to end early
+        self._lock = threading.Lock()
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="remote-sweep", daemon=True)
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="remote-sweep")
+
+    def __enter__(self) -> Self:
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(self._lease)
+                self._recall()
+                self._fetch()
+                stack.pop_all()
+        except StorageError as error:
+            raise UserError(f"--storage: {error}. Nothing was started.") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._left.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown()
+        with contextlib.suppress(StorageError):  # the tracker is asked what it has when the sweep goes on
+            patiently(self.remember, 10.0)
+        self._lease.__exit__(None, None, None)
+
+    def begin(self, session: str) -> None:
+        """The folder has been claimed, for the command `session`; from here on it is kept up to date."""
+        self._session = session
+        (self.storage / _CLAIM).write_bytes((self._folder / _CLAIM).read_bytes())
+        self._thread.start()
+
+    def catch_up(self, limit_s: float = PATIENCE_S) -> str | None:
+        """Fetches all there is now; returns why it could not, after `limit_s`."""
+        try:
+            patiently(self._fetch_all, limit_s)
+        except (StorageError, UserError) as error:
+            return str(error)
+        return None
+
+    def remember(self) -> None:
+        """Puts what a driver needs to go on in the same MLflow runs, and with what it had decided.
+
+        Raises:
+            StorageError: the storage is away.
+        """
+        paths = [self._folder / _SUMMARY, *self._memories()]
+        found = {
+            path.relative_to(self._folder).as_posix(): path.read_text(encoding="utf-8")
+            for path in paths
+            if path.exists()
+        }
+        now = json.dumps(found).encode()
+        if now != self._remembered:
+            (self.storage / _TRACKED).write_bytes(now)
+            self._remembered = now
+
+    def _recall(self) -> None:
+        """What an earlier driver put, where this folder has nothing of its own."""
+        for name in (_CLAIM, _TRACKED):
+            try:
+                text = (self.storage / name).read_text()
+            except FileNotFoundError:
+                continue
+            if name == _CLAIM:
+                self._same_claim(text)
+                continue
+            allowed = {_SUMMARY, *(p.relative_to(self._folder).as_posix() for p in self._memories())}
+            for path, content in _parsed(text, self.storage / name).items():
+                if path in allowed and not (self._folder / path).exists():
+                    write_whole(self._folder / path, content)
+
+    def _same_claim(self, text: str) -> None:
+        here = self._folder / _CLAIM
+        if not here.exists():
+            write_whole(here, text)
+        elif here.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{self._folder}: holds another sweep than {self.storage}. Name another --output, which may be empty, "
+                "or remove that folder."
+            )
+
+    def _memories(self) -> Iterable[Path]:
+        for _, place in self._trials.values():
+            yield from (place.run_id, place.shipped, place.prune)
+
+    def _work(self) -> None:
+        remembered = time.monotonic()
+        while not self._left.wait(_EVERY_S):
+            try:
+                self._fetch()
+                self._tell_pruned()
+                if time.monotonic() - remembered > _REMEMBER_EVERY_S:
+                    self.remember()
+                    remembered = time.monotonic()
+            except (OSError, UserError):
+                continue  # `catch_up` says so in the end
+
+    def _tell_pruned(self) -> None:
+        for key, (remote, place) in self._trials.items():
+            if key not in self._told and place.prune.exists():
+                remote.prune_file.write_bytes(place.prune.read_bytes())
+                self._told.add(key)
+
+    def _fetch_all(self) -> None:
+        with self._lock:
+            self._seen.clear()
+        self._fetch()
+
+    def _fetch(self) -> None:
+        """Takes in what has changed: by one listing, and one request for each trial that has something new."""
+        with self._lock:
+            now = (self.storage / "trials").files()
+            # Where times are whole seconds, what was put twice within one looks the same: look again at the newest.
+            recent = max((version.mtime_ns for version in now.values()), default=0) - 2 * 10**9
+            new = {name for name, v in now.items() if self._seen.get(name) != v or v.mtime_ns >= recent}
+            done = list(self._pool.map(lambda key: self._take(key, new), self._trials))
+            for key, taken in zip(self._trials, done, strict=True):
+                if taken:
+                    self._seen |= {n: now[n] for n in (f"{key}.json", f"{key}~attempt.json") if n in now}
+
+    def _take(self, key: str, new: set[str]) -> bool:
+        remote, place = self._trials[key]
+        if remote.index_file.name in new:
+            have, index = self._have.get(key, {}), remote.index()
+            try:
+                take_in(remote, place, index, have)
+            except Changed:
+                return False  # it is being written: the next look finds it whole
+            self._have[key] = index
+        if remote.attempt_file.name in new:
+            self._take_attempt(remote, place)
+        return True
+
+    def _take_attempt(self, remote: RemoteTrial, place: TrialFolder) -> None:
+        found = remote.attempt()
+        if found is None or (self._session is not None and found.get("session") != self._session):
+            return
+        before = last_attempt(place)
+        if before is None or before.number <= found["attempt"]:
+            write_attempt(place, Attempt(found["attempt"], found["session"]))
+            if found["failure"] is not None and not place.failure.exists():
+                write_whole(place.failure, found["failure"])
+
+
+def take_in(remote: RemoteTrial, place: TrialFolder, index: Index, have: Index) -> None:
+    """Brings into `place` what a driver looks at: metrics, prototypes, predictions, and last that it has ended.
+
+    Raises:
+        Changed: not all of it is what the index says.
+        StorageError: the storage is away.
+    """
+    if index == have:
+        return
+    remote.get_metrics(index, place, have)
+    skip = {*metrics_in(index), *(name for names in checkpoints_in(index).values() for name in names)}
+    wanted = [name for name in index if name not in skip and index[name] != have.get(name)]
+    for name in sorted(wanted, key=lambda name: name in (place.result.name, place.pruned.name)):
+        remote.get(name, index[name], place)
+
+
+def _parsed(text: str, file: Storage) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        assert isinstance(found, dict)
+    except (ValueError, AssertionError):
+        raise UserError(f"{file}: is not JSON. Remove it; the runs are then found by what MLflow has.") from None
+    return {str(path): str(content) for path, content in found.items()}

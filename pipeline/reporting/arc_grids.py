@@ -1,0 +1,48 @@
+"""ARC grids as SVG, in the colours in which ARC is shown everywhere."""
+
+from html import escape
+
+from pipeline.reporting.filed import Drawn, Grid
+
+PALETTE = (
+    "#000000",
+    "#0074D9",
+    "#FF4136",
+    "#2ECC40",
+    "#FFDC00",
+    "#AAAAAA",
+    "#F012BE",
+    "#FF851B",
+    "#7FDBFF",
+    "#870C25",
+)
+_SIDE = 128  # of a grid on the page, in pixels, whatever its number of cells
+
+
+def grid_svg(grid: Grid, label: str) -> str:
+    """A grid of colours 0..9, its longer side of a fixed length; `label` is read out by screen readers."""
+    height, width = len(grid), len(grid[0])
+    cell = _SIDE / max(height, width)
+    cells = "".join(
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill="{PALETTE[colour]}"/>'
+        for y, row in enumerate(grid)
+        for x, colour in enumerate(row)
+    )
+    return (
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width * cell:.0f}" '
+        f'height="{height * cell:.0f}" class="grid"><g stroke="#666" stroke-width="0.04">{cells}</g></svg>'
+    )
+
+
+def verdict(drawn: Drawn) -> str:
+    """How near a prediction is to its target, in words."""
+    found, target = drawn.prediction, drawn.target
+    if found is None:
+        return "no grid"
+    if found == target:
+        return "exact"
+    shapes = tuple(f"{len(grid)}×{len(grid[0])}" for grid in (found, target))
+    if shapes[0] != shapes[1]:
+        return f"{shapes[0]} instead of {shapes[1]}"
+    cells = [a == b for ours, theirs in zip(found, target, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    return f"{sum(cells)} of {len(cells)} cells right"

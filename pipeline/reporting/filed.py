@@ -1,0 +1,92 @@
+"""What a report shows of the files that trials have left in MLflow: distributions and predictions."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.reporting.results import Results
+from pipeline.tracking.store import open_store, plain, store_errors
+from pipeline.training.distributions import Distributions, last_distributions
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Grid = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One test pair of a held-out task, and what a model drew for it: None where that was no grid."""
+
+    task_id: str
+    pair: int
+    input: Grid
+    target: Grid
+    prediction: Grid | None
+
+
+@dataclass(frozen=True)
+class Filed:
+    """By run id; a run that left no such file, or a damaged one, is not in it."""
+
+    distributions: dict[str, Distributions] = field(default_factory=dict)
+    predictions: dict[str, list[Drawn]] = field(default_factory=dict)
+
+
+def read_filed(uri: str, results: Results) -> Filed:
+    """The distributions of every trial, and the predictions of each row's lowest seed."""
+    client = open_store(uri)
+    filed = Filed()
+    with TemporaryDirectory() as aside, store_errors(uri):
+        for row in results.rows:
+            for seed, trial in sorted(row.trials.items()):
+                there = {file.path for file in client.list_artifacts(trial.run_id)}
+                if "distributions.json" in there:
+                    text = _text(client, trial.run_id, "distributions.json", aside)
+                    if (found := _distributions(text)) is not None:
+                        filed.distributions[trial.run_id] = found
+                if "predictions.json" in there and seed == min(row.trials):
+                    filed.predictions[trial.run_id] = _drawn(_text(client, trial.run_id, "predictions.json", aside))
+    return filed
+
+
+def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(run_id, name, aside)).read_text(encoding="utf-8")
+    except (MlflowException, OSError, ValueError):  # a report is made of what there is
+        return ""
+
+
+def _distributions(text: str) -> Distributions | None:
+    try:
+        return last_distributions(text)
+    except ValueError:
+        return None
+
+
+def _drawn(text: str) -> list[Drawn]:
+    """What is well-formed in the file: the page draws from it, so nothing in it is trusted."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return []
+    return [drawn for value in values if (drawn := _one(value)) is not None] if isinstance(values, list) else []
+
+
+def _one(value: Any) -> Drawn | None:
+    try:
+        pair = {"input": value["input"], "output": value["target"]}
+        drawn = value["prediction"]
+        said = pair if drawn is None else {"input": drawn, "output": drawn}
+        task = parse_task({"train": [pair], "test": [said]}, "", "predictions.json")
+        given, target = task.train[0].input, task.train[0].output
+        assert target is not None
+        grid = None if drawn is None else task.test[0].input.tolist()
+        return Drawn(plain(str(value["task_id"])), int(value["pair"]), given.tolist(), target.tolist(), grid)
+    except (RefusedTask, KeyError, TypeError, ValueError, AssertionError):
+        return None

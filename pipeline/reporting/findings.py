@@ -1,0 +1,183 @@
+"""What the numbers of a sweep say, in words; each clause computed, and what cannot be is said to be missing."""
+
+import math
+
+from pipeline import measures
+from pipeline.reporting.columns import EVAL_LOSS
+from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
+
+CONTROL = "per_token"
+_SPARSE = 0.1  # a layer with a smaller part of its experts active counts as sparse
+_SAME = 1.05  # factors nearer to 1 than this count as equal
+
+
+def findings(results: Results) -> list[str]:
+    """Paragraphs: for each arm density and loss; then selectivity, what Goodness ranks by, and what is not shown."""
+    cells = list(dict.fromkeys(row.cell for row in results.rows))
+    paragraphs = []
+    for cell in cells:
+        rows = [row for row in results.rows if row.cell == cell]
+        control = results.row(CONTROL, cell)
+        head = f"With {', '.join(f'{name} = {value}' for name, value in cell)}: " if cell else ""
+        texts = [f"There is no finished {CONTROL} trial to compare with."] if control is None else []
+        for row in rows:
+            if control is not None and row is not control:
+                texts.append(f"{density(row, control)} {loss(row, control)}")
+        if control is not None and len(rows) > 1 and len(control.trials) < ENOUGH_SEEDS:
+            count = f"{len(control.trials)} seed{'s' * (len(control.trials) > 1)}"
+            texts.append(f"From {count} an interval is only the spread of the differences: too few to tell.")
+        sparse = [text for row in rows if (text := selectivity(row))]
+        if dense := [row.arm for row in rows if not selectivity(row)]:
+            sparse.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
+        ranked = [text for row in rows if (text := ranking(row))]
+        paragraphs += [head + text for text in (*texts, " ".join(sparse), " ".join(ranked)) if text]
+    return [*paragraphs, limits(results)]
+
+
+def density(row: Row, control: Row) -> str:
+    """In which layers the arm's activation rate is higher than the control's, by what factor, in how many seeds."""
+    seeds = sorted(row.trials.keys() & control.trials.keys())
+    if not seeds:
+        return f"{row.arm} and {control.arm} have no finished seed in common."
+    factors: dict[int, float] = {}
+    unanimous: dict[int, bool] = {}
+    for layer in row.trials[seeds[0]].layers:
+        name = measures.by_layer(measures.ACTIVATION_RATE, layer)
+        pairs = [(row.trials[s].last(name), control.trials[s].last(name)) for s in seeds]
+        ours, theirs = (mean(dict(enumerate(side))) for side in zip(*pairs, strict=True))
+        if math.isfinite(ours) and math.isfinite(theirs) and theirs > 0:
+            factors[layer] = ours / theirs
+            unanimous[layer] = all(a > b for a, b in pairs) or all(a < b for a, b in pairs)
+    if not factors:
+        return (
+            f"The activation rates of {row.arm} and {control.arm} cannot be compared: they were not measured, or are 0."
+        )
+    parts = []
+    for word, chosen in (
+        ("denser", {n: f for n, f in factors.items() if f >= _SAME}),
+        ("sparser", {n: 1 / f if f else math.inf for n, f in factors.items() if f <= 1 / _SAME}),
+    ):
+        if chosen:
+            parts.append(f"{word} than {control.arm} in {_layers(chosen, factors)}, {_by_factor(chosen)}")
+    same = [n for n, f in factors.items() if 1 / _SAME < f < _SAME]
+    if same:
+        parts.append(f"as active in {_layers(dict.fromkeys(same, 1.0), factors)} (within {100 * (_SAME - 1):.0f} %)")
+    differing = [layer for layer in factors if layer not in same]
+    text = f"{row.arm} is {' and '.join(parts)}"
+    if not differing or len(seeds) == 1:
+        return text + ("." if len(seeds) > 1 else " (one seed).")
+    doubtful = [f"L{layer}" for layer in differing if not unanimous[layer]]
+    return text + (f"; the {len(seeds)} seeds disagree in {', '.join(doubtful)}." if doubtful else
+                   f"; all {len(seeds)} seeds agree on that.")  # fmt: skip
+
+
+def loss(row: Row, control: Row) -> str:
+    """How the held-out loss differs from the control's, and whether the interval excludes zero."""
+    found = paired_difference(EVAL_LOSS.of_row(row), EVAL_LOSS.of_row(control))
+    if found is None or not math.isfinite(found.mean):
+        return f"The held-out losses of {row.arm} and {control.arm} cannot be compared: one is missing or not a number."
+    word = "higher" if found.mean > 0 else "lower" if found.mean < 0 else "different"
+    text = f"The held-out loss of {row.arm} is {word} by {abs(found.mean):.4f} nats per token"
+    if found.interval is None:
+        return f"{text} in the one seed that both have, which tells nothing of chance."
+    text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
+    return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
+
+
+def selectivity(row: Row) -> str:
+    """How much the experts tell of the token in the arm's sparse layers, of the most they could; "" without any."""
+    sparse: dict[int, tuple[float, float]] = {}
+    for layer in sorted({layer for trial in row.trials.values() for layer in trial.layers}):
+        active, nats, used = (
+            mean({s: t.last(measures.by_layer(name, layer)) for s, t in row.trials.items()})
+            for name in (measures.ACTIVATION_RATE, measures.MUTUAL_INFORMATION, measures.EFFECTIVE_EXPERTS)
+        )
+        if active < _SPARSE and math.isfinite(nats):
+            sparse[layer] = nats, used
+    if not sparse:
+        return ""
+    tells = [nats for nats, _ in sparse.values()]
+    text = (
+        f"In the {len(sparse)} sparse layer{'s' * (len(sparse) > 1)} of {row.arm} "
+        f"(less than {100 * _SPARSE:.0f} % active) the expert tells {_range(tells)} nats about the token"
+    )
+    useful = [(nats, effective) for nats, effective in sparse.values() if effective > 1]
+    if not useful:
+        return text + "."
+    shares = [100 * nats / math.log(effective) for nats, effective in useful]
+    return (
+        f"{text}, which is {_range(shares, 0)} % of the most that its "
+        f"{_range([effective for _, effective in useful], 1)} effective experts could."
+    )
+
+
+def ranking(row: Row) -> str:
+    """By which of its components Goodness ranks the experts."""
+    names = {
+        "contribution": measures.RANK_CORRELATION_CONTRIBUTION,
+        "relevance": measures.RANK_CORRELATION_RELEVANCE,
+        "cost": measures.RANK_CORRELATION_COST,
+    }
+    found = {word: mean({s: t.over_layers(name) for s, t in row.trials.items()}) for word, name in names.items()}
+    known = {word: value for word, value in found.items() if math.isfinite(value)}
+    if not known:
+        return ""
+    strongest = max(known, key=lambda word: abs(known[word]))
+    listed = ", ".join(f"{word} {value:+.2f}" for word, value in known.items())
+    return f"Goodness in {row.arm} ranks active experts most like their {strongest} (rank correlations: {listed})."
+
+
+def limits(results: Results) -> str:
+    """What the numbers do not show, from what was and was not run."""
+    trials = [trial for row in results.rows for trial in row.trials.values()]
+    if not trials:
+        return "No trial has finished: there is nothing to tell."
+    sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps", "data.dataset")}
+    seeds = sorted({trial.seed for trial in trials})
+    diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.EVAL_LOSS))})
+    text = (
+        f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
+        f"{sizes['model.hidden']}, {sizes['model.layers']} layers, {sizes['training.steps']} training steps and "
+        f"the data {sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
+    )
+    if not any(math.isfinite(trial.last(measures.EVAL_TASKS_EXACT)) for trial in trials):
+        text += ", nor whether whole tasks are solved (none was decoded)"
+    text += ". Step times are of this machine under this load."
+    if diverged:
+        text += f" Without a finite held-out loss, and so in no comparison of it: {', '.join(diverged)}."
+    if results.pruned:
+        text += (
+            f" {results.pruned} of {results.total} trials were pruned, ended early because other settings did better, "
+            "and are not in it: what is compared are the settings that were left, not all that were drawn."
+        )
+    missing = results.total - results.finished - results.pruned
+    if missing:
+        text += f" {missing} of {results.total} trials did not finish and are not in it."
+    return text
+
+
+def _values(trials: list[Trial], name: str) -> str:
+    return " / ".join(sorted({trial.params.get(name, "unknown") for trial in trials}))
+
+
+def _layers(chosen: dict[int, float], everything: dict[int, float]) -> str:
+    if len(chosen) == len(everything):
+        return f"all {len(chosen)} layers" if len(chosen) > 1 else f"its only layer L{next(iter(chosen))}"
+    return ", ".join(f"L{layer}" for layer in sorted(chosen))
+
+
+def _by_factor(chosen: dict[int, float]) -> str:
+    least, most = min(chosen, key=chosen.__getitem__), max(chosen, key=chosen.__getitem__)
+    if least == most:
+        return f"by a factor of {chosen[most]:.1f}"
+    return f"by a factor of {chosen[least]:.1f} (L{least}) to {chosen[most]:.1f} (L{most})"
+
+
+def _range(values: list[float], digits: int = 2) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _or(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,212 @@
+"""What the runs of a sweep ended with, read from MLflow alone."""
+
+import math
+import re
+import statistics
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline import measures
+from pipeline.errors import UserError
+from pipeline.tracking.describe import ARM, PRUNED, ROLE, SEED, SWEEP, TRIAL
+from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Curve = tuple[list[int], list[float]]  # steps and values
+_CURVES = (measures.TASK_LOSS, measures.EVAL_LOSS, measures.EVAL_TOKEN_ACCURACY, measures.STEP_SECONDS)
+_LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
+_OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished run. `metrics` are last logged values; `curves` some of them over the run, by name."""
+
+    run_id: str
+    arm: str
+    seed: int
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    curves: dict[str, Curve]
+
+    @property
+    def activation(self) -> dict[int, Curve]:
+        """The activation rate of each layer over the run."""
+        return {int(found[1]): curve for name, curve in self.curves.items() if (found := _LAYER.fullmatch(name))}
+
+    @property
+    def step_seconds(self) -> float:
+        """The median step time over the run; NaN when there is none."""
+        _, seconds = self.curves.get(measures.STEP_SECONDS, ([], []))
+        return statistics.median(seconds) if seconds else math.nan
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that were measured."""
+        return sorted(self.activation)
+
+    def last(self, metric: str) -> float:
+        """The last value of a metric; NaN when there is none."""
+        return self.metrics.get(metric, math.nan)
+
+    def over_layers(self, measure: str) -> float:
+        """A health measure's mean over the layers; NaN when it is missing for any."""
+        values = [self.last(measures.by_layer(measure, layer)) for layer in self.layers]
+        return sum(values) / len(values) if values else math.nan
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of an arm in one cell of the grid, by seed."""
+
+    arm: str
+    cell: tuple[tuple[str, str], ...]
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since.
+
+    A pruned trial counts as PRUNED, not as FINISHED: it is in no row. `about`: what the sweep was said to be for before
+    it ran: `description`, and of a study its `question`, `expectation`, ...
+    """
+
+    sweep: str
+    rows: list[Row]
+    statuses: dict[str, int]
+    older: int
+    varying: list[str]
+    about: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        """How many trials have finished."""
+        return self.statuses.get("FINISHED", 0)
+
+    @property
+    def pruned(self) -> int:
+        """How many trials were ended early."""
+        return self.statuses.get("PRUNED", 0)
+
+    @property
+    def total(self) -> int:
+        """How many trials there are runs of."""
+        return sum(self.statuses.values())
+
+    def row(self, arm: str, cell: tuple[tuple[str, str], ...]) -> Row | None:
+        """The row of an arm in a cell, if any trial of it has finished."""
+        return next((row for row in self.rows if row.arm == arm and row.cell == cell), None)
+
+
+def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
+    """The newest run of each trial of the sweep; of those, the finished ones make the rows.
+
+    Raises:
+        UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
+    """
+    client = open_store(uri)
+    with store_errors(uri):
+        return _read(client, experiment_name, sweep)
+
+
+def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
+    experiment_id = find_experiment(client, experiment_name)
+    everything = _all_runs(client, experiment_id)
+    runs = [r for r in everything if r.data.tags.get(ROLE) == "trial"]
+    mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
+    if not mine:
+        known = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in runs})) or "none"
+        raise UserError(f"experiment {experiment_name!r} has no trial of a sweep {sweep!r}; there are: {known}.")
+    newest: dict[str, Run] = {}
+    for run in sorted(mine, key=_worth):
+        newest[run.data.tags.get(TRIAL, run.info.run_id)] = run
+    statuses: dict[str, int] = {}
+    for run in newest.values():
+        statuses[_status(run)] = statuses.get(_status(run), 0) + 1
+    trials = [_trial(client, run) for run in newest.values() if _status(run) == "FINISHED"]
+    varying = _varying([_params(run) for run in newest.values() if _status(run) in ("FINISHED", "PRUNED")])
+    rows: dict[Any, Row] = {}
+    for trial in sorted(trials, key=lambda t: (_order(t.arm), t.seed)):
+        cell = tuple((name, trial.params.get(name, "–")) for name in varying)
+        rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
+    ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
+    summaries = [r for r in everything if r.data.tags.get(ROLE) == "summary" and r.data.tags.get(SWEEP) == sweep]
+    return Results(sweep, ordered, statuses, len(mine) - len(newest), varying, _about(summaries))
+
+
+def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _about(summaries: "list[Run]") -> dict[str, str]:
+    params = max(summaries, key=lambda run: run.info.start_time).data.params if summaries else {}
+    study = {name.removeprefix("study."): text for name, text in params.items() if name.startswith("study.")}
+    told = {**({"description": params["description"]} if params.get("description") else {}), **study}
+    return {name: plain(text) for name, text in told.items()}
+
+
+def _worth(run: "Run") -> tuple[bool, int]:
+    """A finished run before one that is not, then the newer."""
+    return run.info.status == "FINISHED", run.info.start_time
+
+
+def _trial(client: "MlflowClient", run: "Run") -> Trial:
+    names = [name for name in run.data.metrics if name in _CURVES or _LAYER.fullmatch(name)]
+    return Trial(
+        run_id=run.info.run_id,
+        arm=plain(run.data.tags[ARM]),
+        seed=int(run.data.tags[SEED]),
+        params=_params(run),
+        tags={name: plain(value) for name, value in run.data.tags.items()},
+        metrics={name: _as_logged(value) for name, value in run.data.metrics.items()},
+        curves={name: _history(client, run.info.run_id, name) for name in names},
+    )
+
+
+def _history(client: "MlflowClient", run_id: str, name: str) -> Curve:
+    points = {point.step: _as_logged(point.value) for point in client.get_metric_history(run_id, name)}
+    return sorted(points), [points[step] for step in sorted(points)]
+
+
+def _as_logged(value: float) -> float:
+    """MLflow keeps an infinity as the largest number, which must win no comparison."""
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
+
+
+def _varying(params: list[dict[str, str]]) -> list[str]:
+    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was drawn."""
+    names = sorted({name for each in params for name in each})
+    return [name for name in names if len({each.get(name) for each in params}) > 1]
+
+
+def _params(run: "Run") -> dict[str, str]:
+    return {name: plain(value) for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
+
+
+def _status(run: "Run") -> str:
+    return "PRUNED" if PRUNED in run.data.tags and run.info.status == "FINISHED" else run.info.status
+
+
+def _order(arm: str) -> tuple[int, str]:
+    known = ("per_token", "aggregated", "metric_only")
+    return (known.index(arm) if arm in known else len(known) + (arm == "none"), arm)
+
+
+def _natural(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value

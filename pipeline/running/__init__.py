@@ -1,0 +1,1 @@
+"""Which trials run where and when: Ray, and the terminal that shows it."""

@@ -1,0 +1,231 @@
+"""The Ray cluster that trials run on: this machine's cores by default, or a cluster that is there already."""
+
+import logging
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.settings.config import WorkersConfig
+
+# Read by Ray when it is imported, and by the processes that it starts.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the shutdown would start a second cluster
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints even when it is told to be silent
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths and imports mean the same in a worker as in the command
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: result.json files are
+    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "3600",
+    # A trial whose machine is gone, or taken by others, waits for room; by default it would fail after minutes.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
+    # Shorter starts: fewer helper processes for each trial, and quicker polls of those that are left.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+}
+# Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_PROBE_SECONDS = 5.0
+_LOOK_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one machine of a cluster has."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to: what its machines had at first, and where its head listens."""
+
+    nodes: tuple[Resources, ...]
+    head: str = ""
+
+
+class Room:
+    """How many trials run at once: as many as the cluster has room for now, since machines come and go.
+
+    Args:
+        asked: what each trial may ask for.
+        wanted: run no more than this.
+
+    Raises:
+        UserError: at first, there is no room for a single one.
+    """
+
+    def __init__(self, asked: Sequence[WorkersConfig], wanted: int) -> None:
+        self._asked, self._wanted = list(dict.fromkeys(asked)), wanted
+        self.at_once = min(fit(workers, nodes(), wanted) for workers in self._asked)
+        self.lacking: str | None = None  # why there is not even room for one any more
+        self._looked_at = time.monotonic()
+
+    def look(self) -> int:
+        """`at_once`, looked at anew every few seconds; at least 1: a trial waits for its room by itself."""
+        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+            there = nodes()
+            try:
+                self.at_once = min(fit(workers, there, self._wanted) for workers in self._asked)
+                self.lacking = None
+            except UserError as error:
+                self.at_once, self.lacking = 1, str(error)
+            self._looked_at = time.monotonic()
+        return self.at_once
+
+
+def local_resources() -> Resources:
+    """The cores that this process may use (affinity and container limits respected), and the GPUs that it sees."""
+    quota = _cgroup_cpus()
+    cpus = len(os.sched_getaffinity(0))
+    return Resources(max(1, math.floor(min(cpus, quota))), _visible_gpus())
+
+
+def fit(workers: WorkersConfig, nodes: Sequence[Resources], wanted: int) -> int:
+    """How many trials, each of `workers.count` workers, run at once on `nodes`; at most `wanted`.
+
+    A worker lies on one machine; a trial's workers may lie on several.
+
+    Raises:
+        UserError: not even one trial fits; names the field, what it asks for and what there is.
+    """
+    slots = sum(_workers_on(node, workers) for node in nodes)
+    if slots >= workers.count:
+        return max(1, min(wanted, slots // workers.count))
+    cpus, gpus = sum(n.cpus for n in nodes), sum(n.gpus for n in nodes)
+    asked = f"workers.count={workers.count} with workers.cpus={workers.cpus:g}, workers.gpus={workers.gpus:g} each"
+    if workers.gpus * workers.count > gpus:
+        field, need, have = "workers.gpus", f"{workers.gpus * workers.count:g} GPUs", f"{gpus:g}"
+    else:
+        field, need, have = "workers.cpus", f"{workers.cpus * workers.count:g} CPUs", f"{cpus:g}"
+    place = "" if len(nodes) == 1 else f" on {len(nodes)} machines, and each worker must fit on one"
+    raise UserError(
+        f"{field}: a trial asks for {need} ({asked}), but there are {have}{place}; {slots} of its workers fit. "
+        "Lower workers.count or workers.cpus (a fraction shares a core), or use a larger cluster with --address."
+    )
+
+
+@contextmanager
+def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
+    """Connects to the cluster at `address` (host:port), or starts one on this machine, reachable from it alone.
+
+    Afterwards the connection is closed, and a cluster started here is stopped with all of its processes.
+
+    Raises:
+        UserError: nothing answers at `address`; within ten seconds.
+    """
+    if address is not None:
+        check_address(address)
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
+    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
+    import ray  # reads the environment above
+
+    level = logging.INFO if verbose else logging.CRITICAL
+    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+    if address is None:
+        here = local_resources()
+        options |= {"address": "local", "num_cpus": int(here.cpus), "num_gpus": int(here.gpus)}
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    else:
+        options |= {"address": address, "runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+            for name in ("ray", "ray.tune", "ray.train", "ray.air"):
+                logging.getLogger(name).setLevel(level)
+        try:
+            try:
+                ray.init(**options)
+            except ConnectionError as error:
+                raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
+            yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
+        finally:
+            ray.shutdown()
+
+
+def nodes() -> tuple[Resources, ...]:
+    """What each living machine of the cluster that this process is connected to has."""
+    import ray
+
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
+
+
+def check_address(address: str) -> None:
+    """Knocks at `address`.
+
+    Raises:
+        UserError: it is not host:port, or nothing answers within five seconds.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"address {address!r}: expected host:port of a Ray head, for example 10.0.0.5:6379.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"address {address}: nothing answers ({error}). Expected the head of a running Ray cluster; "
+            "start it with `ray start --head`, or leave the address out to use this machine."
+        ) from error
+
+
+class HeadWatch:
+    """Whether the head of a cluster still answers, asked every few seconds. Ray itself waits for a minute."""
+
+    def __init__(self, head: str, every_s: float = 2.0, unanswered: int = 2) -> None:
+        self._head, self._every_s, self._most = head, every_s, unanswered
+        self._unanswered, self._next = 0, 0.0
+
+    def look(self) -> UserError | None:
+        """What to say when it has not answered several times in a row."""
+        if time.monotonic() >= self._next:
+            try:
+                check_address(self._head)
+                self._unanswered = 0
+            except UserError:
+                self._unanswered += 1
+            self._next = time.monotonic() + self._every_s
+        if self._unanswered < self._most:
+            return None
+        return UserError(f"the head of the Ray cluster, {self._head}, does not answer any more; it may have been ended")
+
+
+def _workers_on(node: Resources, workers: WorkersConfig) -> int:
+    by_cpu = math.floor(node.cpus / workers.cpus + 1e-6)
+    return by_cpu if workers.gpus == 0 else min(by_cpu, math.floor(node.gpus / workers.gpus + 1e-6))
+
+
+def _cgroup_cpus() -> float:
+    """The CPUs that the container's quota grants; infinite without one."""
+    modern, old = Path("/sys/fs/cgroup/cpu.max"), Path("/sys/fs/cgroup/cpu")
+    if modern.exists():
+        quota, period = modern.read_text().split()[:2]
+        return math.inf if quota == "max" else int(quota) / int(period)
+    if (old / "cpu.cfs_quota_us").exists():
+        quota_us = int((old / "cpu.cfs_quota_us").read_text())
+        return math.inf if quota_us <= 0 else quota_us / int((old / "cpu.cfs_period_us").read_text())
+    return math.inf
+
+
+def _visible_gpus() -> int:
+    """Without importing torch, which takes seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+    return (
+        present
+        if visible is None
+        else min(present, len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    )

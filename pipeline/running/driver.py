@@ -1,0 +1,202 @@
+"""One trial: one Ray Train run, from its settings to its result or to the reason why it failed."""
+
+import contextlib
+import json
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pipeline.files import read_json, write_whole
+from pipeline.layout import TrialFolder
+from pipeline.remote.storage import StorageError, location, patiently
+from pipeline.remote.trial import RemoteTrial, has_ended
+from pipeline.running.provenance import note_attempt
+from pipeline.settings.config import Experiment
+
+TrainFunction = Callable[[dict[str, Any]], None]
+
+
+class TrialFailed(Exception):
+    """A trial did not finish. The message names each failed rank and its error."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The last time that a trial was taken up: its number, from 1, and the session that did it."""
+
+    number: int
+    session: str
+
+
+def last_attempt(folder: TrialFolder) -> Attempt | None:
+    """None when the trial has never been taken up."""
+    found = read_json(folder.ray / "attempt.json")
+    return None if found is None else Attempt(found["attempt"], found["session"])
+
+
+def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
+    """Says for a trial that could not say so itself why it ended in `session`."""
+    before = last_attempt(folder)
+    write_attempt(folder, Attempt(before.number if before else 0, session))
+    write_whole(folder.failure, reason)
+
+
+def write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
+    """Says that a trial is taken up."""
+    write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))
+
+
+def run_trial(
+    experiment: Experiment,
+    folder: TrialFolder,
+    data: str,
+    train_fn: TrainFunction,
+    session: str,
+    verbose: bool = False,
+    remote: RemoteTrial | None = None,
+) -> None:
+    """Trains `experiment` in `folder` with `train_fn` in every worker; returns when it has ended, as the folder says.
+
+    Each attempt is a Ray Train run under a new name, so that Ray never takes up old state by itself: the train
+    function goes on from its own checkpoints. The death of a worker, while it is being started too, and what else
+    `may_pass` are survived `workers.max_failures` times.
+
+    Args:
+        session: names the command that this trial runs under.
+        remote: where the trial lies, when it is in a storage: its result is looked for there.
+
+    Raises:
+        TrialFailed: also written in folder.failure.
+    """
+    folder.failure.unlink(missing_ok=True)
+    write_whole(folder.config, experiment.model_dump_json(indent=1))
+    died = last_attempt(folder)
+    if died and died.session == session:  # Tune has started us again
+        write_whole(folder.survived(died.number), "the process that drove the trial ended without a word")
+    for left in reversed(range(experiment.workers.max_failures + 1)):
+        attempt = _begin_attempt(folder, session, experiment, remote)
+        try:
+            _fit(experiment, folder, data, train_fn, attempt, verbose, remote)
+            if not (has_ended(patiently(remote.index)) if remote else folder.ended):
+                raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
+            return
+        except Exception as error:
+            reason = explain(error)
+            if left and may_pass(error):
+                write_whole(folder.survived(attempt), reason)
+                continue
+            write_whole(folder.failure, reason)
+            if remote:
+                with contextlib.suppress(StorageError):
+                    patiently(partial(remote.put_attempt, attempt, session, reason))
+            raise TrialFailed(reason) from None
+
+
+def _begin_attempt(folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None) -> int:
+    before = last_attempt(folder)
+    attempt = 1 + (before.number if before else 0)
+    if remote:
+        said = patiently(remote.attempt)
+        attempt = max(attempt, 1 + int(said["attempt"])) if said else attempt
+        patiently(lambda: remote.put_attempt(attempt, session, None))
+    write_attempt(folder, Attempt(attempt, session))
+    note_attempt(folder, attempt, session, experiment)
+    return attempt
+
+
+def _fit(
+    experiment: Experiment,
+    folder: TrialFolder,
+    data: str,
+    train_fn: TrainFunction,
+    attempt: int,
+    verbose: bool,
+    remote: RemoteTrial | None,
+) -> None:
+    from ray.train.v2._internal.callbacks import DatasetsCallback  # seconds of imports, only where trials run
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    from pipeline.training.rendezvous import RoutedTorchConfig
+
+    class LeanTrainer(TorchTrainer):
+        """A TorchTrainer without the process that serves Ray Data, which no trial uses: seconds less a trial."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+
+    workers = experiment.workers
+    on_gpu = workers.gpus > 0
+    share_a_gpu = workers.gpus < 1 and workers.count > 1  # which NCCL refuses
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if on_gpu else {})
+    settings = {
+        "experiment": experiment.model_dump_json(),
+        "folder": str(folder.root),
+        "data": data,
+        "attempt": attempt,
+        "trials": None if remote is None else location(remote.trials),
+    }
+    LeanTrainer(
+        train_fn,
+        train_loop_config=settings,
+        torch_config=RoutedTorchConfig(
+            backend="nccl" if on_gpu and not share_a_gpu else "gloo",
+            timeout_s=workers.timeout_s,
+            placement=str(folder.placement),
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="PACK"
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempt:03d}-{uuid.uuid4().hex[:8]}",
+            storage_path=str(folder.ray),
+            failure_config=FailureConfig(
+                max_failures=0,
+                controller_failure_limit=2,
+                max_preemption_failures=2,  # the rest is for run_trial
+            ),
+            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+        ),
+    ).fit()
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether trying again may help: after a death, or where network, device or disk failed. What the train function
+    itself found wrong would come again, and for room Ray has waited in vain by itself, several times over."""
+    from ray.exceptions import RayError
+    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
+
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    causes = [_root(each) for each in (getattr(error, "controller_failure", error), *ranks.values())]
+    passing = (RayError, RayTrainError, RuntimeError, OSError)
+    return all(isinstance(each, passing) and not isinstance(each, WorkerGroupStartupTimeoutError) for each in causes)
+
+
+def explain(error: BaseException) -> str:
+    """Why a trial failed, as text: first a line for each rank that failed, then all that is known."""
+    ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not ranks:
+        cause = _root(getattr(error, "controller_failure", error))
+        if "Worker exit detail: " in str(cause):
+            return f"{_in_a_line(cause)}\n\n{cause}"
+        return f"{type(cause).__name__}: {cause}" if str(cause) else "".join(traceback.format_exception(cause))
+    lines = [f"rank {rank}: {_in_a_line(failure)}" for rank, failure in sorted(ranks.items())]
+    return "\n".join([*lines, "", str(error)])
+
+
+def _in_a_line(failure: BaseException) -> str:
+    root = _root(failure)
+    said = " ".join(str(root).split())
+    of_a_death = said.partition("Worker exit detail: ")[2].partition(" Some common causes")[0]
+    said = of_a_death or said
+    return f"{type(root).__name__}: {said}" if len(said) < 400 else f"{type(root).__name__}: {said[:400]} ..."
+
+
+def _root(failure: BaseException) -> BaseException:
+    """What Ray has wrapped: with a traceback a worker's own exception, with the worker's data that of its death."""
+    root = getattr(failure, "_base_exc", failure)
+    found: BaseException = getattr(root, "health_check_failure", root)
+    return found

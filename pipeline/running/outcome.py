@@ -1,0 +1,102 @@
+"""How a sweep ended, as a value and in words."""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from pipeline.files import read_json
+from pipeline.running.progress import Progress, State
+from pipeline.running.provenance import with_other_code
+
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it."""
+
+    finished: int
+    total: int
+    failures: dict[str, str] = field(default_factory=dict)
+    signal: int | None = None
+    pruned: int = 0
+
+    @property
+    def failed(self) -> int:
+        """How many trials failed."""
+        return len(self.failures)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal ended it."""
+        return self.signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 1 when a trial neither finished nor was pruned, or 130 after Ctrl-C, 143 after SIGTERM."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return 0 if self.finished + self.pruned == self.total else 1
+
+
+def outcome_of(progress: Sequence[Progress], stopped_by: int | None) -> SweepOutcome:
+    """What the trials' states, now settled, come to."""
+    failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
+    count = {state: sum(p.state is state for p in progress) for state in State}
+    return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED])
+
+
+def tell_start(name: str, progress: Sequence[Progress], left: Sequence[Progress], console: Console) -> None:
+    """How much there is to do, and what was begun with other code than this."""
+    done = len(progress) - len(left)
+    say(console, f"{name}: {len(left)} trials to run" + (f", {done} ended before" if done else ""))
+    other = [p.trial.key for p in progress if with_other_code(p.folder)]
+    if other:
+        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+        text = f"The code has changed since {', '.join(other[:_NAMED])}{more} last ran"
+        say(console, f"{text}; attempts.jsonl in each trial's folder says what ran with which.", "yellow")
+
+
+def tell_end(
+    outcome: SweepOutcome,
+    problems: Sequence[str],
+    progress: Sequence[Progress],
+    ran: Sequence[Progress],
+    console: Console,
+    command: str,
+    sync: str,
+) -> None:
+    """What failed, what was survived and what was not delivered; `command` goes on, `sync` delivers."""
+    for trial in ran:
+        for survived in trial.folder.survived_files():
+            say(console, f"{trial.trial.key} was taken up again after: {_first_line(survived.read_text())}", "yellow")
+        result = read_json(trial.folder.result) or {}
+        for bad in result.get("checkpoint_problems", []):
+            say(console, f"{trial.trial.key} went on from an older checkpoint: {bad}", "yellow")
+    folders = {p.trial.key: p.folder for p in progress}
+    for key, reason in outcome.failures.items():
+        say(console, f"{key} failed: {_first_line(reason)}\n  all of it in {folders[key].failure}", "red")
+    if outcome.pruned:
+        say(console, f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
+    if outcome.failed:
+        say(console, f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
+    for problem in problems:
+        say(console, f"Not all of it is tracked. {problem}", "yellow")
+    if outcome.signal is not None:
+        name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
+        say(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
+    if problems:
+        say(console, f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
+    if outcome.exit_code:
+        say(console, f"Go on with:\n  {command} --resume")
+
+
+def say(console: Console, text: str, style: str = "") -> None:
+    """Prints text as it is: no markup, no colours of its own, no breaks."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _first_line(reason: str) -> str:
+    return next(iter(reason.splitlines()), "nothing said")

@@ -1,0 +1,128 @@
+"""How far each trial is, read from its folder alone."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pipeline.layout import TrialFolder
+from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.running.driver import last_attempt
+from pipeline.settings.config import Trial
+from pipeline.training.spool import DamagedSpool, Line, read_spool
+
+
+class State(StrEnum):
+    """Where a trial is in its life. A pruned one was ended early, a stopped one when the sweep was interrupted."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+_DONE = (State.FINISHED, State.PRUNED)
+
+
+def state_of(folder: TrialFolder, session: str) -> State:
+    """The trial's state in the command `session`: what earlier commands began and did not finish is waiting."""
+    if folder.result.exists():
+        return State.FINISHED
+    if folder.pruned.exists():
+        return State.PRUNED
+    attempt = last_attempt(folder)
+    if attempt is None or attempt.session != session:
+        return State.WAITING
+    return State.FAILED if folder.failure.exists() else State.RUNNING
+
+
+@dataclass
+class Progress:
+    """One trial's progress, kept up to date by `read`. Steps count from 1 to `steps`; NaN is not known yet."""
+
+    trial: Trial
+    folder: TrialFolder
+    state: State = State.WAITING
+    step: int = 0
+    loss: float = math.nan
+    activation: dict[int, float] = field(default_factory=dict)  # by layer: first, middle, last
+    seconds: float | None = None  # from the start of this attempt to its end
+    _offset: int = 0
+    _damaged: bool = False
+    _began: float | None = None
+    _first: tuple[float, int] | None = None  # clock and step of this attempt's first report
+
+    @property
+    def steps(self) -> int:
+        """How many steps the trial takes in all."""
+        return self.trial.experiment.training.steps
+
+    @property
+    def layers(self) -> tuple[int, int, int]:
+        """The first, middle and last layer, the middle one as the report counts it."""
+        layers = self.trial.experiment.model.layers
+        return 0, layers // 2, layers - 1
+
+    def read(self, state: State, now: float | None = None) -> bool:
+        """Takes in a new state and the spool's new lines; True when the state has changed."""
+        now = time.monotonic() if now is None else now
+        changed, self.state = state != self.state, state
+        if changed and state is State.RUNNING:
+            self._began, self._first = now, None
+        if changed and state not in (State.WAITING, State.RUNNING) and self._began is not None:
+            self.seconds = self.seconds or now - self._began
+        lines = self._new_lines()
+        for line in lines:
+            self.step = max(self.step, line.step)
+            self.loss = line.metrics.get(TASK_LOSS, self.loss)
+            for layer in self.layers:
+                rate = line.metrics.get(by_layer(ACTIVATION_RATE, layer))
+                if rate is not None:
+                    self.activation[layer] = rate
+        if state is State.RUNNING and lines and self._first is None:
+            self._first = (now, self.step)
+        if state is State.FINISHED:
+            self.step = self.steps
+        return changed
+
+    def _new_lines(self) -> list[Line]:
+        """What the spool has said since; of one that is damaged, what comes before."""
+        if self._damaged:
+            return []
+        try:
+            lines, self._offset = read_spool(self.folder.spool, self._offset)
+        except DamagedSpool as error:  # the tracker tells of it; a view must not end a sweep
+            lines, self._damaged = error.before, True
+        return lines
+
+    def seconds_left(self, now: float | None = None) -> float | None:
+        """Of a running trial, by the pace of its steps in this attempt; None while that is not known."""
+        if self.state is not State.RUNNING or self._first is None or self.step <= self._first[1]:
+            return None
+        now = time.monotonic() if now is None else now
+        began, first = self._first
+        return (now - began) / (self.step - first) * (self.steps - self.step)
+
+
+def all_left(trials: list[Progress], at_once: int, now: float | None = None) -> float | None:
+    """Seconds until the whole sweep is done, if waiting trials take as long as the others; None if not known yet."""
+    now = time.monotonic() if now is None else now
+    waiting = sum(trial.state is State.WAITING for trial in trials)
+    running = [trial for trial in trials if trial.state is State.RUNNING]
+    left = [trial.seconds_left(now) for trial in running]
+    known = [value for value in left if value is not None]
+    lengths = [trial.seconds for trial in trials if trial.seconds is not None and trial.state in _DONE]
+    lengths += [
+        now - t._began + s for t, s in zip(running, left, strict=True) if s is not None and t._began is not None
+    ]
+    if not lengths:
+        return 0.0 if not waiting and not running else None
+    usual = sum(lengths) / len(lengths)
+    unknown = [
+        max(0.0, usual - (now - trial._began) if trial._began is not None else usual)
+        for trial, seconds in zip(running, left, strict=True)
+        if seconds is None
+    ]
+    return (sum(known) + sum(unknown) + usual * waiting) / max(1, min(at_once, waiting + len(running)))

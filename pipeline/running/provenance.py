@@ -1,0 +1,67 @@
+"""With which code, packages and settings a trial was trained, each time that it was taken up."""
+
+import hashlib
+import json
+import platform
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import write_whole
+from pipeline.layout import TrialFolder
+from pipeline.settings.config import Experiment
+from pipeline.tracking.describe import git_commit
+
+_PACKAGES = ("torch", "ray", "numpy", "pyarrow", "safetensors")
+
+
+@cache
+def sources() -> str:
+    """Twelve hex digits that change with any file of the code, whether or not there is a git that could tell."""
+    root = Path(__file__).parents[2]
+    digest = hashlib.sha256()
+    for path in sorted(path for room in ("pipeline", "tiny_onn") for path in (root / room).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def note_attempt(folder: TrialFolder, attempt: int, session: str, experiment: Experiment) -> None:
+    """Adds a line to folder.attempts."""
+    line = {
+        "attempt": attempt,
+        "session": session,
+        "time_ms": time.time_ns() // 1_000_000,
+        "commit": git_commit(),
+        "sources": sources(),
+        "settings": experiment.digest(),
+        "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    }
+    write_whole(folder.attempts, "".join(json.dumps(each) + "\n" for each in [*attempts(folder), line]))
+
+
+def attempts(folder: TrialFolder) -> list[dict[str, Any]]:
+    """All that is noted of a trial, the oldest first; what is no JSON is left out."""
+    if not folder.attempts.exists():
+        return []
+    found = []
+    for line in folder.attempts.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def with_other_code(folder: TrialFolder) -> bool:
+    """Whether the trial was last taken up with other code than this."""
+    noted = attempts(folder)
+    return bool(noted) and noted[-1].get("sources") != sources()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

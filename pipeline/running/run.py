@@ -1,0 +1,131 @@
+"""Runs the trials of an experiment from the first check to the filed report, and says how that ended."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pipeline.layout import Output
+from pipeline.running.sweep import SweepOutcome, run_sweep
+from pipeline.settings.config import Experiment, Trial
+from pipeline.submission.on_cluster import SUBMITTED_AS
+from pipeline.tracking.destination import EXPERIMENT, Destination
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from pipeline.reporting.report import Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run or a sweep ended, and the way to what it found."""
+
+    name: str
+    output: Path
+    ended: SweepOutcome
+    trials: tuple[Trial, ...] = field(repr=False)
+    tracking_uri: str | None = None
+    mlflow_experiment: str = EXPERIMENT
+
+    @property
+    def exit_code(self) -> int:
+        """What the command exits with."""
+        return self.ended.exit_code
+
+    def results(self) -> "DataFrame":
+        """A row for each finished trial: arm, seed, what else varies, and the report's columns."""
+        from pipeline.reporting.frames import results_frame
+        from pipeline.reporting.results import read_results
+
+        uri = self.tracking_uri or Output(self.output).tracking_uri
+        return results_frame(read_results(uri, self.mlflow_experiment, self.name))
+
+    def curves(self, metric: str = "train/task_loss") -> "DataFrame":
+        """A metric over the steps, a column for each trial; NaN where a trial has not measured it.
+
+        Raises:
+            UserError: no trial has measured it; names the metrics that there are.
+        """
+        from pipeline.reporting.frames import curves_frame
+
+        spools = {trial.key: Output(self.output).trial(self.name, trial.key).spool for trial in self.trials}
+        return curves_frame(spools, metric)
+
+
+def run(
+    experiment: Experiment,
+    trials: tuple[Trial, ...],
+    output: Path,
+    words: list[str],
+    destination: Destination,
+    *,
+    resume: bool,
+    address: str | None,
+    track_later: bool,
+    storage: str | None,
+    verbose: bool,
+    console: Console | None,
+) -> Outcome:
+    """Checks what can be checked, prepares the data, and runs the trials that have not ended.
+
+    Args:
+        words: of the command that does the same.
+
+    Raises:
+        UserError: something was refused before anything started.
+    """
+    from pipeline.data.preparing import prepare_and_tell
+    from pipeline.planning.preflight import check_data, check_start, open_tracker
+    from pipeline.remote.storage import checked_storage
+    from pipeline.remote.sweep import RemoteSweep
+    from pipeline.training.worker import train_fn_per_worker
+
+    where, console = Output(output), console or Console()
+    place = checked_storage(storage)
+    folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
+    sweep = where.sweep(experiment.name)
+    with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
+        left = [trial for trial in trials if not folders[trial.key].ended]
+        check_start(left, output, address)
+        tracker = open_tracker(destination, where, track_later, console)
+        prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
+        check_data(left, prepared)
+        uri = destination.store(where)[0]
+        words = [*words, *destination.options(), *(["--address", address] if address else [])]
+        words += ["--storage", place.public] if place else []
+        ended = run_sweep(
+            experiment,
+            trials,
+            where,
+            prepared,
+            train_fn=train_fn_per_worker,
+            resume=resume,
+            tracker=tracker,
+            address=address,
+            verbose=verbose,
+            console=console,
+            command=os.environ.get(SUBMITTED_AS) or destination.command(words),
+            report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
+            destination=destination,
+            shared=shared,
+        )
+    return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
+
+
+def file_report(
+    uri: str, mlflow_experiment: str, sweep: str, output: Path, console: Console | None = None
+) -> "tuple[Report, list[Path]]":
+    """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files."""
+    from pipeline.reporting.report import make_report, print_report, write_report
+
+    made = make_report(uri, mlflow_experiment, sweep)
+    files = write_report(made, Output(output).sweep(sweep) / "report")
+    console = console or Console()
+    print_report(made, console)
+    page = next(path for path in files if path.suffix == ".html")
+    console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
+    return made, files

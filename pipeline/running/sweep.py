@@ -1,0 +1,189 @@
+"""Runs trials on Ray Tune, watches them, and ends cleanly however it ends."""
+
+import json
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.data.manifest import Prepared
+from pipeline.layout import Output, TrialFolder
+from pipeline.remote.storage import PATIENCE_S, location
+from pipeline.remote.sweep import RemoteSweep
+from pipeline.running.claim import claim
+from pipeline.running.cluster import HeadWatch, Room, connect, fit, local_resources
+from pipeline.running.driver import TrainFunction
+from pipeline.running.interrupts import Interrupts
+from pipeline.running.live import LiveView
+from pipeline.running.lock import folder_lock
+from pipeline.running.nodes import check_nodes
+from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end, tell_start
+from pipeline.running.progress import Progress, State, state_of
+from pipeline.running.pruning import Pruner, settle
+from pipeline.running.quiet import chatter_to
+from pipeline.running.tuner import TunerJob, account_for, tune_trials
+from pipeline.settings.config import Experiment, Trial
+from pipeline.tracking.courier import Courier, Tracker
+from pipeline.tracking.describe import git_commit
+from pipeline.tracking.destination import Destination, remember
+
+_HERE = Destination()
+_LOOK_EVERY_S = 0.5
+_STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
+
+
+def run_sweep(
+    experiment: Experiment,
+    trials: Sequence[Trial],
+    output: Output,
+    prepared: Prepared,
+    *,
+    train_fn: TrainFunction,
+    resume: bool,
+    tracker: Tracker,
+    command: str,
+    address: str | None = None,
+    verbose: bool = False,
+    console: Console | None = None,
+    report: Callable[[], list[Path]] | None = None,
+    destination: Destination = _HERE,
+    shared: RemoteSweep | None = None,
+) -> SweepOutcome:
+    """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
+
+    A trial that fails does not stop the others. Ctrl-C and SIGTERM stop all within seconds; runs end as KILLED.
+
+    Args:
+        trials: `trials_of(experiment)`, or one trial alone when the experiment has no `sweep`.
+        train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
+        command: what the user typed, without --resume: shown as the way to go on.
+        report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
+        destination: where `tracker` delivers to, for the `tiny-onn sync` that delivers what it could not.
+        shared: the sweep in a storage, entered, when its trials lie there.
+
+    Raises:
+        UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
+            `resume`; no trial fits the cluster; nothing answers at `address`.
+    """
+    console = console or Console()
+    folder = output.sweep(experiment.name)
+    places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
+    progress = [Progress(trial, place) for trial, place in zip(trials, places, strict=True)]
+    session = uuid.uuid4().hex[:12]
+    left = [p for p in progress if not p.folder.ended]
+    if address is None:
+        for one in left:
+            fit(one.trial.experiment.workers, (local_resources(),), 1)
+    with folder_lock(folder), Interrupts() as interrupts:
+        claim(folder, experiment, prepared.manifest.data_hash, resume, command)
+        tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
+        remember(folder, destination, tags)
+        for one in left:
+            settle(one.folder)
+        left = [p for p in left if not p.folder.ended]
+        if shared:
+            shared.begin(session)
+        look(progress, session)
+        pairs = list(zip(trials, places, strict=True))
+        courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
+        trials_at = location(shared.storage / "trials") if shared else None
+        job = TunerJob(folder, session, left, location(prepared.folder), train_fn, verbose, trials_at)
+        try:
+            if left and interrupts.signal is None:
+                tell_start(experiment.name, progress, left, console)
+                with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
+                    _run(job, experiment, address, progress, courier, interrupts, console, shared)
+        finally:
+            states = _settled(progress, session, interrupts.signal)
+            courier.see(states)
+            outcome = outcome_of(progress, interrupts.signal)
+            problems = courier.finish(
+                "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
+                None if outcome.interrupted or not outcome.finished else report,
+                _STOPPING_S if outcome.interrupted else None,
+                lambda: interrupts.signal is not None,
+            )
+    tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
+    return outcome
+
+
+def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
+    """Every trial's state as its folder now says, taken into `progress`."""
+    for trial in progress:
+        trial.read(state_of(trial.folder, session))
+    return {trial.trial.key: trial.state for trial in progress}
+
+
+def data_tags(prepared: Prepared) -> dict[str, str]:
+    """What the tracker is told of the data set."""
+    manifest = prepared.manifest
+    counts = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
+    return {"data_name": manifest.dataset, "data_hash": manifest.data_hash, "data_counts": json.dumps(counts)}
+
+
+def _run(
+    job: TunerJob,
+    experiment: Experiment,
+    address: str | None,
+    progress: list[Progress],
+    courier: Courier,
+    interrupts: Interrupts,
+    console: Console,
+    shared: RemoteSweep | None,
+) -> None:
+    """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
+    faults: list[BaseException] = []
+    with connect(address, job.verbose) as cluster:
+        interrupts.hold()
+        if address is not None:
+            check_nodes(None if shared else job.folder)
+        wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
+        room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
+        pairs = [(p.trial, p.folder) for p in progress]
+        pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
+        thread = threading.Thread(target=tune_trials, args=(job, room.look, faults), name="tuner", daemon=True)
+        if interrupts.signal is None:
+            thread.start()
+        with LiveView(experiment.name, progress, console, room.at_once, job.verbose) as view:
+            watch = HeadWatch(cluster.head)
+            while thread.is_alive() and interrupts.signal is None:
+                if lost := watch.look():
+                    faults.append(lost)
+                    break
+                courier.see(look(progress, job.session))
+                if pruner is not None:
+                    pruner.look()
+                view.note_room(room.at_once, room.lacking)
+                view.update()
+                time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
+            _settled(progress, job.session, interrupts.signal)
+        if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
+            job.stop.touch()
+            thread.join(timeout=5)
+    away = shared.catch_up(_STOPPING_S if interrupts.signal else PATIENCE_S) if shared else None
+    if away:
+        console.print(f"Not all that the trials left can be seen: {away}", style="red", highlight=False, markup=False)
+    if interrupts.signal is None:
+        account_for(job, faults)
+    job.stop.unlink(missing_ok=True)
+    shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
+
+
+def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:
+    """The states at the end. What was running when the sweep stopped is stopped: that its driver, dying with the
+    cluster, may still call it a failure does not count."""
+    stopped = {trial.trial.key for trial in progress if trial.state is State.STOPPED}
+    states = look(progress, session)
+    for trial in progress:
+        state = states[trial.trial.key]
+        if state in (State.FINISHED, State.PRUNED) or stopped_by is None:
+            continue
+        if state is State.RUNNING or trial.trial.key in stopped:
+            trial.folder.failure.unlink(missing_ok=True)
+            trial.read(State.STOPPED)
+    return {trial.trial.key: trial.state for trial in progress}

@@ -1,0 +1,121 @@
+"""The Tuner: which trials run when. It works in a thread; what it leaves behind is in the trials' folders."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.layout import TrialFolder
+from pipeline.remote.storage import open_storage
+from pipeline.remote.trial import RemoteTrial
+from pipeline.running.driver import TrainFunction, TrialFailed, explain, run_trial, write_failure
+from pipeline.running.progress import Progress, State, state_of
+from pipeline.settings.config import Experiment
+
+
+@dataclass(frozen=True)
+class TunerJob:
+    """What the Tuner works on: the trials that are left, in the command `session`."""
+
+    folder: Path
+    session: str
+    left: list[Progress]
+    data: str
+    train_fn: TrainFunction
+    verbose: bool
+    trials: str | None = None  # where they lie, when that is in a storage
+
+    @property
+    def stop(self) -> Path:
+        """Where this file is, the Tuner lets go of everything."""
+        return self.folder / "ray" / f"{self.session}.stop"
+
+
+def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseException]) -> None:
+    """One Tuner over the trials' keys. Its trainable holds no CPU, so that no trial takes its own workers' place.
+
+    `at_once` is asked before a trial is taken up. What has begun goes on when the number falls: Ray Train starts a
+    trial's workers all together or not at all, so that trials wait for room, and never for one another's halves.
+    """
+    from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
+    folders = {p.trial.key: str(p.folder.root) for p in job.left}
+    data, train_fn, session, verbose, stop, trials = (
+        job.data,
+        job.train_fn,
+        job.session,
+        job.verbose,
+        job.stop,
+        job.trials,
+    )
+
+    class Silent(TrialProgressCallback):
+        """Keeps Tune from telling of each trial, which it does even when it is told to be silent."""
+
+        def _print(self, msg: str) -> None:
+            pass
+
+        def display_result(self, *_: Any, **__: Any) -> None:
+            pass
+
+    survived = max(p.trial.experiment.workers.max_failures for p in job.left)
+
+    class StopFile(tune.Stopper):
+        """Asked after every event. Raises rather than agrees: Tune would wait for each trial to end by itself."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            if stop.exists():
+                raise SystemExit
+            return False
+
+    class AsRoomAllows(BasicVariantGenerator):
+        """The trials in their order. Tune asks for the next one all the time, and takes None for "not now"."""
+
+        def next_trial(self) -> Any:
+            self.max_concurrent = at_once()
+            return super().next_trial()
+
+    def trial(config: dict[str, Any]) -> None:
+        key = config["trial"]
+        experiment = Experiment.model_validate_json(experiments[key])
+        remote = None if trials is None else RemoteTrial(open_storage(trials), key)
+        with contextlib.suppress(TrialFailed):  # its folder says so; what Tune sees fail is this process's own death
+            run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
+
+    try:
+        # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
+        held = tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001})
+        tune.Tuner(
+            held,
+            param_space={"trial": tune.grid_search(list(experiments))},
+            tune_config=tune.TuneConfig(
+                search_alg=AsRoomAllows(),
+                reuse_actors=True,  # seconds of imports less for every trial but the first
+                trial_dirname_creator=lambda tried: str(tried.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name=job.session,
+                storage_path=str((job.folder / "ray").resolve()),
+                verbose=2 if verbose else 0,
+                stop=StopFile(),
+                callbacks=None if verbose else [Silent()],
+                failure_config=tune.FailureConfig(max_failures=survived),
+            ),
+        ).fit()
+    except BaseException as error:  # also SystemExit, which Ray raises in a thread when its cluster goes
+        faults.append(error)
+
+
+def account_for(job: TunerJob, faults: list[BaseException]) -> None:
+    """No trial may end without a word: one that neither ended nor failed gets the reason written down."""
+    reason = explain(faults[0]) if faults else "its driver process ended without a word; it may have run out of memory"
+    for trial in job.left:
+        if not trial.folder.ended and state_of(trial.folder, job.session) is not State.FAILED:
+            write_failure(trial.folder, job.session, reason)

@@ -1,0 +1,331 @@
+"""What an experiment is: frozen settings that refuse unknown keys and are validated whole before anything starts."""
+
+import hashlib
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.errors import UserError
+from pipeline.settings.search import SchedulerConfig, SearchConfig, draw, search_problem
+from pipeline.settings.settings import Count, NonNegative, Rate, Settings
+from pipeline.settings.varied import check_pruning, check_varied
+from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names
+from pipeline.settings.yaml_file import read_yaml
+from tiny_onn.arms import GRANULARITY
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=_NAME)]
+Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
+_OF_THE_SWEEP: dict[str, Any] = {"sweep": None, "study": None, "scales": {}}  # and not of its trials
+_IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _arm_problem(arm: str) -> str | None:
+    """Why `arm` cannot be one; None where it is known, or names an attribute to be imported when a run starts."""
+    names = tuple(GRANULARITY)
+    if arm in names or _IMPORTED_ARM.fullmatch(arm):
+        return None
+    return (
+        f"unknown arm {arm!r}{did_you_mean(arm, names)}; there are: {', '.join(names)}, or package.module:attribute "
+        "for a cost of your own"
+    )
+
+
+class DataConfig(Settings):
+    """Which tasks, how they become sequences, and which part is held out."""
+
+    dataset: Dataset = "arc-agi-2"
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="with dataset: folder, a folder of ARC JSON files"
+    )
+    max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(512, description="longer tasks are counted, not used")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")
+    dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
+    colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(1, description="colourings of each view, 0 fixed")
+    seed: NonNegative = 0
+    rows_per_group: Count = Field(16, description="rows of a Parquet row group, the unit that ranks share out")
+    rows_per_shard: Count = Field(4096, description="rows of a Parquet file")
+
+    @model_validator(mode="after")
+    def _folder_goes_with_dataset(self) -> "DataConfig":
+        if (self.dataset == "folder") != (self.folder is not None):
+            raise ValueError("folder names a path exactly when dataset is 'folder'")
+        return self
+
+
+class ModelConfig(Settings):
+    """The size of the transformer."""
+
+    hidden: Annotated[int, Field(ge=1, le=65536)] = 64
+    layers: Annotated[int, Field(ge=1, le=1000)] = 6
+    heads: Annotated[int, Field(ge=1, le=4096)] = 2
+    gain: Rate = 1.0
+
+    @model_validator(mode="after")
+    def _heads_are_even(self) -> "ModelConfig":
+        multiple = 2 * self.heads
+        if self.hidden % multiple:
+            below = self.hidden // multiple * multiple
+            near = " or ".join(str(n) for n in (below, below + multiple) if n)
+            raise ValueError(
+                f"hidden={self.hidden} cannot be cut into {self.heads} heads of even width, as RoPE needs; "
+                f"nearest: hidden={near}"
+            )
+        return self
+
+
+class TrainingConfig(Settings):
+    """One training run: which arm, for how long, how fast."""
+
+    arm: str = Field("per_token", description="the learning cost: " + ", ".join(GRANULARITY))
+    seed: NonNegative = 0
+    steps: Count = 300
+    batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
+    learning_rate: Rate = 3e-3
+    router_learning_rate: Rate = 3e-3
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    warmup_steps: NonNegative = 30
+    clip_norm: Rate = 1.0
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is not finite: stop with evidence, or skip the step and count it"
+    )
+    precision: Literal["float64", "float32", "bfloat16"] = "float32"
+    engine: Literal["auto", "fused", "hooks"] = Field(
+        "auto", description="auto: fused, a single backward pass, for costs a token and the control; else hooks"
+    )
+    compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
+        "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
+    )
+    log_every: Count = 10
+    evaluate_every: Count = 100
+    checkpoint_every: Count = 100
+    keep_checkpoints: Count = 2
+    check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
+    prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
+    generate_tasks: NonNegative = Field(16, description="held-out tasks decoded greedily at the end; 0 for none")
+
+    @model_validator(mode="after")
+    def _arm_is_known(self) -> "TrainingConfig":
+        problem = _arm_problem(self.arm)
+        if problem:
+            raise ValueError(f"arm: {problem}")
+        of_a_layer = GRANULARITY.get(self.arm) == "layer"
+        if self.engine == "fused" and of_a_layer:
+            raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
+        if self.compile == "blocks" and of_a_layer:
+            raise ValueError(f"compile: blocks cannot run arm {self.arm!r}, which needs hooks; use compile: auto")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be smaller than steps={self.steps}")
+        return self
+
+
+class WorkersConfig(Settings):
+    """What one trial asks of the cluster."""
+
+    count: Count = 1
+    cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs a worker; a fraction shares a core")
+    gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
+    timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="a collective's time limit")
+    max_failures: NonNegative = Field(1, description="how often a trial is taken up again after a worker's death")
+
+
+class SweepConfig(Settings):
+    """Arms x seeds x any other field, by its dotted name; in a grid, or drawn from a space."""
+
+    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.layers: [4, 6, 8]}")
+    search: SearchConfig | None = Field(None, description="settings to draw, the same for all arms and seeds")
+    scheduler: SchedulerConfig | None = Field(None, description="prunes drawn settings that fall behind")
+    max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
+
+    @model_validator(mode="after")
+    def _arms_are_known_and_nothing_repeats(self) -> "SweepConfig":
+        for problem in filter(None, map(_arm_problem, self.arms)):
+            raise ValueError(f"arms: {problem}")
+        for field, values in (
+            ("arms", self.arms),
+            ("seeds", self.seeds),
+            *((f"grid.{f}", v) for f, v in self.grid.items()),
+        ):
+            if len({_canonical(v) for v in values}) != len(values):
+                raise ValueError(f"{field} names a value twice: {list(values)}")
+            if not values:
+                raise ValueError(f"{field} is empty")
+        of_the_search = search_problem(self.grid, self.search, self.scheduler)
+        if of_the_search:
+            raise ValueError(of_the_search)
+        return self
+
+
+class StudyConfig(Settings):
+    """What a sweep is for, written down before it is run."""
+
+    question: str
+    control: str
+    intervention: str
+    primary_metric: str
+    expectation: str
+
+
+class Experiment(Settings):
+    """One training run, whole: what `tiny-onn train` runs and what each trial of a sweep is."""
+
+    name: Name
+    description: str = ""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    workers: WorkersConfig = WorkersConfig()
+    sweep: SweepConfig | None = None
+    study: StudyConfig | None = None
+    scales: dict[Name, dict[str, Any]] = Field({}, description="for example {gpu: {model.hidden: 512}}; see --scale")
+
+    @model_validator(mode="after")
+    def _a_sequence_fits_a_batch(self) -> "Experiment":
+        share = self.training.batch_tokens // self.workers.count
+        if share < self.data.max_tokens:
+            raise ValueError(
+                f"training.batch_tokens={self.training.batch_tokens} over workers.count={self.workers.count} leaves "
+                f"{share} tokens a worker, fewer than data.max_tokens={self.data.max_tokens}; "
+                f"use batch_tokens >= {self.data.max_tokens * self.workers.count}"
+            )
+        return self
+
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any setting."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+class Trial(Settings):
+    """One cell of a sweep. `key` is unique in the sweep and safe as a folder's name."""
+
+    key: Name
+    experiment: Experiment
+
+
+def check_name(name: str, what: str) -> None:
+    """Whether `name` may be that of a sweep, and so of a folder.
+
+    Raises:
+        UserError: it may not; `what` says whose name it is.
+    """
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"{what}: found {name!r}; {NAME_RULE}")
+
+
+def read_experiment(path: Path) -> Experiment:
+    """The experiment in a YAML file, with every problem found named at once.
+
+    Raises:
+        UserError: names file, field, what was found and what was expected.
+    """
+    return validate_experiment(read_yaml(path), str(path))
+
+
+def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
+    """`values` as an Experiment; `source` is named in the error."""
+    experiment = _validated(values, source)
+    for each in (experiment, *(at_scale(experiment, scale, source) for scale in experiment.scales)):
+        if each.sweep is not None:
+            trials_of(each, source)
+    return experiment
+
+
+def at_scale(experiment: Experiment, scale: str, source: str) -> Experiment:
+    """The experiment with the settings that its `scales` give this name, under a name of its own.
+
+    Raises:
+        UserError: it has no such scale, or cannot be so.
+    """
+    if scale not in experiment.scales:
+        known = ", ".join(experiment.scales) or "none"
+        raise UserError(f"{source}: has no scale {scale!r}{did_you_mean(scale, experiment.scales)}; there are: {known}")
+    changes = {"name": f"{experiment.name}-{scale}", **experiment.scales[scale], "scales": {}}
+    return replace(experiment, changes, f"{source}, scale {scale}")
+
+
+def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...]:
+    """Every trial of the sweep, seeds outermost, so that a whole comparison is there as early as can be.
+
+    A trial is the experiment with fields replaced and without what is of the sweep: within a seed, all arms share
+    everything but the arm.
+
+    Raises:
+        UserError: there is no sweep, or a trial of it cannot be; names the field.
+    """
+    sweep = experiment.sweep
+    if sweep is None:
+        raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
+    check_varied(sweep, Experiment, source)
+    cells = _cells(sweep, source)
+    trials: dict[str, Trial] = {}
+    for seed, (names, cell), arm in itertools.product(sweep.seeds, cells, sweep.arms):
+        changes = {**cell, "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
+        key = trial_key(arm, seed, *names)
+        if key in trials:  # names that differ only in what no folder's name may hold
+            key = f"{key[:55]}-{_short_hash(repr((arm, cell)))}"
+        trials[key] = Trial(key=key, experiment=replace(experiment, changes, f"{source}, trial {key}"))
+        if sweep.scheduler:
+            check_pruning(sweep.scheduler.asha, trials[key].experiment.training, source)
+    return tuple(trials.values())
+
+
+def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
+    """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
+    try:
+        drawn = draw(sweep.search) if sweep.search else ({},)
+    except ValueError as error:
+        raise UserError(f"{source}: sweep.search.{error}") from error
+    cells = []
+    for values in itertools.product(*sweep.grid.values()):
+        listed = dict(zip(sweep.grid, values, strict=True))
+        names = [f"{field.split('.')[-1]}_{value}" for field, value in listed.items()]
+        for number, settings in enumerate(drawn, start=1):
+            cells.append(([*names, f"sample_{number}"] if sweep.search else names, {**listed, **settings}))
+    return cells
+
+
+def trial_key(arm: str, seed: int, *cell: str) -> str:
+    """What a trial's folder is called: arm, seed and, in a grid, the cell; safe as a name, at most 64 characters."""
+    key = "-".join([arm, f"s{seed}", *cell])
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in key)
+    if not cleaned[0].isalnum():
+        cleaned = f"x{cleaned}"
+    return cleaned if len(cleaned) <= 64 else f"{cleaned[:55]}-{_short_hash(key)}"
+
+
+def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Experiment:
+    """`experiment` with fields, named by dots, replaced and validated anew."""
+    values = experiment.model_dump(mode="json")
+    for field, value in changes.items():
+        *groups, last = field.split(".")
+        place: Any = values
+        for group in groups:
+            place = place.get(group) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise UserError(f"{source}: {field!r} is no setting{did_you_mean(field, setting_names(Experiment))}")
+        place[last] = value
+    return _validated(values, source)
+
+
+def _validated(values: dict[str, Any], source: str) -> Experiment:
+    try:
+        return Experiment.model_validate_json(json.dumps(values))
+    except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+        raise UserError(explain(error, source, setting_names(Experiment))) from error
+
+
+def _canonical(value: Any) -> str:
+    """Equal for 1 and 1.0, which are one number, and not for true and 1."""
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value, sort_keys=True)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,204 @@
+"""Searching beyond the grid: settings that are drawn from a space, and trials that are ended early (pruned).
+
+The words are Ray Tune's, and mean what they mean there. The drawing is our own: a draw depends on the seed, the number
+of the sample and the field's name alone, so that a resumed sweep has the same trials on every machine, every arm and
+seed gets the same settings, and a longer search begins with the shorter one's.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline import measures
+from pipeline.settings.settings import Count, NonNegative, Settings
+from pipeline.settings.wrong_settings import did_you_mean
+
+_MOST = 10**12
+Whole = Annotated[int, Field(ge=-_MOST, le=_MOST)]
+Number = Whole | Annotated[float, Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
+_Listed = Field(strict=False)  # a list, as YAML has it, serves as a tuple; what is in it stays strict
+_DIGITS = 4  # of a drawn number: as many as anybody reads
+_DRAWS = 1000  # for each sample, until one comes that was not drawn before
+_NO_PBT = (
+    "population based training copies one trial's weights to another and changes settings on the way: no trial would "
+    "then be one experiment, and the arms no longer paired. Use asha"
+)
+
+
+class Domain(Settings):
+    """Where a setting's value is drawn from: exactly one of these."""
+
+    # [low, high]; loguniform evenly in the logarithm; quniform the multiples of a third number; randint without high
+    uniform: Annotated[tuple[Number, Number], _Listed] | None = None
+    loguniform: Annotated[tuple[Number, Number], _Listed] | None = None
+    quniform: Annotated[tuple[Number, Number, Number], _Listed] | None = None
+    randint: Annotated[tuple[Whole, Whole], _Listed] | None = None
+    choice: Annotated[tuple[Any, ...], _Listed] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_one_that_there_is(cls, values: Any) -> Any:
+        names = list(cls.model_fields)
+        found = list(values) if isinstance(values, dict) else []
+        for name in found:
+            if name not in names:
+                near = did_you_mean(str(name), names)
+                raise ValueError(f"{name}: no such domain{near}; there are {', '.join(names)}")
+        if len([name for name in found if values[name] is not None]) != 1:
+            raise ValueError(f"{found[0] if found else names[0]}: expected exactly one of {', '.join(names)}")
+        return values
+
+    @model_validator(mode="after")
+    def _holds_a_value(self) -> "Domain":
+        kind = self.kind
+        if self.choice is not None:
+            written = [json.dumps(value, sort_keys=True) for value in self.choice]
+            if not written or len(set(written)) != len(written):
+                raise ValueError(f"choice: expected different values, at least one; found {list(self.choice)}")
+            return self
+        low, high, *q = getattr(self, kind)
+        if not low < high:
+            raise ValueError(f"{kind}: expected low < high; found {low} and {high}")
+        if kind == "loguniform" and low <= 0:
+            raise ValueError(f"loguniform: expected low > 0; found {low}")
+        if q and not (q[0] > 0 and high - low <= _MOST * q[0] and _holds_a_multiple(low, high, q[0])):
+            raise ValueError(f"quniform: expected q > 0 with a multiple between {low} and {high}; found {q[0]}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the domains this is."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    def at(self, place: float) -> Any:
+        """The value at a place in [0, 1) of the domain, every value being as likely as its share of the places."""
+        if self.choice is not None:
+            return self.choice[int(place * len(self.choice))]
+        if self.randint is not None:
+            return self.randint[0] + int(place * (self.randint[1] - self.randint[0]))
+        if self.quniform is not None:
+            first, last = _multiples(*self.quniform)
+            value = (first + int(place * (last - first + 1))) * self.quniform[2]
+            return value if isinstance(value, int) else float(f"{value:.12g}")
+        if self.loguniform is not None:
+            low, high = self.loguniform
+            return _rounded(math.exp(math.log(low) + place * (math.log(high) - math.log(low))), low, high)
+        assert self.uniform is not None
+        low, high = self.uniform
+        return _rounded(low + (high - low) * place, low, high)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The values that any drawn one lies between; for a choice, all."""
+        return self.choice if self.choice is not None else (self.at(0.0), self.at(1.0 - 1e-12))
+
+
+class SearchConfig(Settings):
+    """How many settings are drawn, and from where. All arms and seeds are run with each."""
+
+    samples: Annotated[int, Field(ge=1, le=10_000)]
+    seed: NonNegative = 0
+    space: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
+        description="for example {training.learning_rate: {loguniform: [1e-4, 1e-2]}, model.layers: {choice: [4, 6]}}"
+    )
+
+
+class AshaConfig(Settings):
+    """Asynchronous successive halving: at grace_steps, grace_steps * reduction_factor, ... a trial whose metric is not
+    among the best 1/reduction_factor of those that came as far is pruned.
+
+    Only drawn settings compete with each other: the arm, the seed and the cell of the grid are what is being compared.
+    """
+
+    metric: Literal["eval/loss", "train/task_loss", "eval/token_accuracy"] = "eval/loss"
+    grace_steps: Count = Field(description="no trial is pruned before this step")
+    reduction_factor: Annotated[float, Field(gt=1, le=1000)] = 3.0
+    across_arms: bool = Field(False, description="let arms be pruned by comparison with each other")
+
+    @property
+    def mode(self) -> str:
+        """Which end of the metric is better: "min" or "max"."""
+        return "max" if self.metric == measures.EVAL_TOKEN_ACCURACY else "min"
+
+
+class SchedulerConfig(Settings):
+    """What prunes trials."""
+
+    asha: AshaConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_pbt(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            if str(name).lower() in ("pbt", "pb2", "population_based_training"):
+                raise ValueError(f"{name}: {_NO_PBT}")
+        return values
+
+
+def search_problem(grid: Collection[str], search: SearchConfig | None, scheduler: SchedulerConfig | None) -> str | None:
+    """What is wrong with a sweep's search; begins with the name of a setting. None where nothing is."""
+    space = search.space if search else {}
+    for field in space:
+        if field in grid:
+            return f"search.space: {field} stands in grid too; a setting is either listed or drawn"
+    if scheduler is None:
+        return None
+    if search is None and not scheduler.asha.across_arms:
+        return (
+            "scheduler: prunes drawn settings, but there is no search: arms, seeds and the grid are what is being "
+            "compared. Draw settings (search: {samples: ..., space: ...}), or let arms compete (across_arms: true)"
+        )
+    if "training.steps" in space:
+        return (
+            "search.space: training.steps cannot be drawn beside a scheduler, which compares trials at a step: their "
+            "learning rates would stand at different points of their schedules. Put it into grid"
+        )
+    return None
+
+
+def draw(search: SearchConfig) -> tuple[dict[str, Any], ...]:
+    """The settings of every sample, by field; no two samples are alike.
+
+    Raises:
+        ValueError: the space does not hold so many; names the field `samples`.
+    """
+    drawn: dict[str, dict[str, Any]] = {}
+    for sample in range(search.samples):
+        for again in range(_DRAWS):
+            values = {
+                field: domain.at(_place(search.seed, sample, again, field)) for field, domain in search.space.items()
+            }
+            key = json.dumps(values, sort_keys=True)
+            if key not in drawn:
+                drawn[key] = values
+                break
+        else:
+            raise ValueError(
+                f"samples: {search.samples} different settings are asked for, but after {len(drawn)} no more was found "
+                "in the space. Ask for fewer, widen the space, or put the values into `grid`."
+            )
+    return tuple(drawn.values())
+
+
+def _place(seed: int, sample: int, again: int, field: str) -> float:
+    """Evenly spread over [0, 1), and the same for ever."""
+    digest = hashlib.sha256(f"{seed}/{sample}/{again}/{field}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
+
+
+def _multiples(low: float, high: float, q: float) -> tuple[int, int]:
+    """The first and the last multiple of q in [low, high], divided by q."""
+    slack = 1e-9
+    return math.ceil(low / q - slack), math.floor(high / q + slack)
+
+
+def _holds_a_multiple(low: float, high: float, q: float) -> bool:
+    first, last = _multiples(low, high, q)
+    return first <= last
+
+
+def _rounded(value: float, low: float, high: float) -> float:
+    return float(min(max(float(f"{value:.{_DIGITS}g}"), low), high))

@@ -1,0 +1,85 @@
+"""Which settings a sweep may vary between its trials, and whether the values that it names for them can be."""
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError
+from pipeline.settings.search import AshaConfig, Domain
+from pipeline.settings.wrong_settings import did_you_mean, setting_names
+
+if TYPE_CHECKING:
+    from pipeline.settings.config import SweepConfig, TrainingConfig
+
+MOST_TRIALS = 10_000
+_LISTED_APART = ("training.arm", "training.seed")
+_GROUPS = ("model.", "training.", "workers.")
+
+
+def check_varied(sweep: "SweepConfig", experiment: type[BaseModel], source: str) -> None:
+    """Only what a trial may have to itself is varied: all trials of a sweep share one data set, one name, one folder.
+
+    Raises:
+        UserError: names the field, and what is wrong with it; or there are too many trials.
+    """
+    every = setting_names(experiment)
+    groups = {name.rpartition(".")[0] for name in every}
+    free = [name for name in every if name.startswith(_GROUPS) and name not in {*groups, *_LISTED_APART}]
+    space = sweep.search.space if sweep.search else {}
+    for place, field in (*(("sweep.grid", f) for f in sweep.grid), *(("sweep.search.space", f) for f in space)):
+        if field not in every:
+            raise UserError(f"{source}: {place}: {field!r} is no setting{did_you_mean(field, free)}")
+        if field not in free:
+            raise UserError(
+                f"{source}: {place}: {field!r} cannot differ between the trials of a sweep; expected a setting of "
+                "model, training or workers. Arms and seeds have their own lists; for other data make another sweep."
+            )
+    for field, domain in space.items():
+        _check_ends(field, domain, experiment, source)
+    samples = sweep.search.samples if sweep.search else 1
+    wanted = len(sweep.arms) * len(sweep.seeds) * math.prod(map(len, sweep.grid.values())) * samples
+    if wanted > MOST_TRIALS:
+        raise UserError(
+            f"{source}: sweep: arms x seeds x grid x samples make {wanted} trials; at most {MOST_TRIALS} are possible"
+        )
+
+
+def check_pruning(asha: AshaConfig, training: "TrainingConfig", source: str) -> None:
+    """Whether a trial can be pruned at all: its metric is measured after grace_steps and before its last step.
+
+    Raises:
+        UserError: it cannot.
+    """
+    every = training.log_every if asha.metric.startswith("train/") else training.evaluate_every
+    first = math.ceil(asha.grace_steps / every) * every
+    if first >= training.steps:
+        raise UserError(
+            f"{source}: sweep.scheduler.asha.grace_steps: found {asha.grace_steps}, but with {asha.metric} measured "
+            f"every {every} steps nothing could be pruned before a trial's end at step {training.steps}. Lower "
+            "grace_steps, or measure more often."
+        )
+
+
+def _check_ends(field: str, domain: Domain, experiment: type[BaseModel], source: str) -> None:
+    """Whether the setting may be at either end of the domain, so that no refusal hangs on what happens to be drawn."""
+    group, _, name = field.rpartition(".")
+    info = experiment.model_fields[group].annotation.model_fields[name]  # type: ignore[union-attr]
+    kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    adapter = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    for value in domain.ends():
+        try:
+            adapter.validate_json(json.dumps(value))
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise UserError(
+                f"{source}: sweep.search.space.{field}.{domain.kind}: {value!r} may be drawn; "
+                f"{said[0].lower() + said[1:]}{_whole(said, domain)}"
+            ) from error
+
+
+def _whole(said: str, domain: Domain) -> str:
+    if "valid integer" not in said or domain.kind in ("choice", "randint"):
+        return ""
+    return "; for whole numbers use randint: [low, high], or quniform: [low, high, q] with all three of them whole"

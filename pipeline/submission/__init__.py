@@ -1,0 +1,1 @@
+"""Jobs on a Ray cluster: packed here, run and followed there."""

@@ -1,0 +1,187 @@
+"""The commands `tiny-onn submit` and `tiny-onn jobs`."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_ADDRESS = click.option(
+    "--address",
+    required=True,
+    envvar="RAY_API_SERVER_ADDRESS",
+    show_envvar=True,
+    metavar="URL",
+    help="Where the head of the cluster takes jobs, for example http://10.0.0.5:8265.",
+)
+_NAME = click.argument("name")
+
+
+@click.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@_ADDRESS
+@click.option("--name", default=None, help="The job's and the experiment's name; short for --set name=NAME.")
+@click.option("--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a setting. May be repeated.")
+@click.option(
+    "--output", default=None, metavar="DIR", help="Absolute; all nodes see it. Default: the head's TINY_ONN_OUTPUT."
+)
+@click.option(
+    "--storage", default=None, metavar="URI", help="For example s3://bucket/runs. Default: the head's TINY_ONN_STORAGE."
+)
+@click.option(
+    "--tracking-uri", default=None, metavar="URI", help="As the head sees it. Default: its TINY_ONN_TRACKING_URI."
+)
+@click.option("--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
+@click.option("--resume", is_flag=True, help="Go on with the job of this name.")
+@click.option("--detach", is_flag=True, help="Return as soon as the job is there.")
+@click.option("--install", is_flag=True, help="Let the cluster install the pinned requirements for this job.")
+@click.option("--any-versions", is_flag=True, help="Do not compare the cluster's packages with the constraints file.")
+@click.option(
+    "--tree", type=click.Path(path_type=Path), default=Path("."), help="The project to send. Default: this folder."
+)
+@click.option(
+    "--constraints", type=click.Path(path_type=Path), default=None, help="Default: the project's constraints.txt."
+)
+@click.option("--verbose", is_flag=True, help="Let Ray speak.")
+def submit(
+    config: Path,
+    address: str,
+    name: str | None,
+    scale: str | None,
+    changes: tuple[str, ...],
+    tree: Path,
+    constraints: Path | None,
+    detach: bool,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Run CONFIG on a Ray cluster, from a machine that is not part of it, and follow its log.
+
+    The working tree goes along: what git knows or would add, without data, runs and environments. CONFIG is validated
+    here, before anything is sent. The driver runs on the cluster: Ctrl-C ends only the following. The exit code is
+    the job's. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
+
+    \b
+    Examples:
+      tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265
+      tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 --resume
+      tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 \\
+          --name wide --set model.hidden=128 --set workers.count=4 --output /mnt/shared/tiny-onn --detach
+    """
+    from pipeline.api import read
+    from pipeline.cli import parse_changes
+    from pipeline.submission.submit import Submission, follow, how_to_go_on
+    from pipeline.submission.submit import submit as send
+    from pipeline.tracking.secrecy import public
+
+    if name is not None:
+        changes = (*changes, f"name={name}")
+    typed = {"--scale": scale, "--output": options["output"]}
+    typed |= {f"--{name.replace('_', '-')}": public(options[name] or "") for name in ("storage", "tracking_uri")}
+    if options["mlflow_experiment"] != "tiny-onn":
+        typed["--experiment"] = options["mlflow_experiment"]
+    words = ["tiny-onn", "submit", str(config), "--address", address]
+    words += [word for change in changes for word in ("--set", change)]
+    words += [word for option, value in typed.items() if value for word in (option, value)]
+    words += [f"--{flag.replace('_', '-')}" for flag in ("install", "any_versions") if options[flag]]
+    submission = Submission(
+        experiment=read(config, parse_changes(changes), scale),
+        tree=tree,
+        constraints=constraints or tree / "constraints.txt",
+        command=shlex.join(words),
+        resume=resume,
+        **options,
+    )
+    server = _server(address)
+    job = send(submission, server, click.echo)
+    click.echo(how_to_go_on(job.name, server.url))
+    sys.exit(0 if detach else follow(job, server, click.echo))
+
+
+@click.group()
+def jobs() -> None:
+    """What was submitted to a cluster: look, follow, stop.
+
+    \b
+    Examples:
+      tiny-onn jobs list --address http://10.0.0.5:8265
+      tiny-onn jobs logs ablation --address http://10.0.0.5:8265
+      tiny-onn jobs stop ablation --address http://10.0.0.5:8265
+    """
+
+
+@jobs.command("list")
+@_ADDRESS
+def list_jobs(address: str) -> None:
+    """All jobs, oldest first."""
+    found = _server(address).jobs()
+    _table(found, "no jobs yet")
+
+
+@jobs.command()
+@_NAME
+@_ADDRESS
+def status(name: str, address: str) -> None:
+    """The jobs NAME has had; the exit code is the last one's (0 while it runs)."""
+    from pipeline.submission.submit import exit_code
+
+    server = _server(address)
+    last = server.newest(name)
+    _table(server.jobs(name), "")
+    sys.exit(exit_code(last, click.echo) if last.ended else 0)
+
+
+@jobs.command()
+@_NAME
+@_ADDRESS
+@click.option("--no-follow", is_flag=True, help="Print what there is, and end.")
+def logs(name: str, address: str, no_follow: bool) -> None:
+    """What the last job NAME has printed, and what it prints, until it ends; Ctrl-C leaves it running."""
+    from pipeline.errors import UserError
+    from pipeline.submission.jobs import Unreachable
+    from pipeline.submission.submit import follow
+
+    server = _server(address)
+    job = server.newest(name)
+    if not no_follow:
+        sys.exit(follow(job, server, click.echo))
+    try:
+        click.echo(server.look(job)[1], nl=False)
+    except Unreachable as error:
+        raise UserError(f"{server.url}: the logs of {name} cannot be read ({error}).") from error
+
+
+@jobs.command()
+@_NAME
+@_ADDRESS
+def stop(name: str, address: str) -> None:
+    """Stop the job NAME: its runs end as KILLED, and `tiny-onn submit ... --resume` goes on with it."""
+    from pipeline.submission.submit import stop as stop_job
+
+    sys.exit(stop_job(name, _server(address), click.echo))
+
+
+COMMANDS: tuple[click.Command, ...] = (submit, jobs)
+
+
+def _server(address: str) -> Any:
+    from pipeline.submission.jobs import JobServer, find_token, job_server_url
+
+    return JobServer(job_server_url(address), find_token(os.environ))
+
+
+def _table(found: list[Any], nothing: str) -> None:
+    import time
+
+    show: Callable[[int | None], str] = lambda ms: (  # noqa: E731
+        time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+    )
+    for job in found:
+        code = "" if job.exit_code is None else f"  exit code {job.exit_code}"
+        click.echo(f"{job.name}  {job.status}  from {show(job.began_ms)}  to {show(job.ended_ms)}  ({job.id}){code}")
+    if not found and nothing:
+        click.echo(nothing)

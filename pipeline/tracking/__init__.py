@@ -1,0 +1,1 @@
+"""What MLflow is told, whatever becomes of it meanwhile."""

@@ -1,0 +1,149 @@
+"""Ships trials to the tracker from a thread of its own, so that a slow tracker holds up nothing."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import UserError
+from pipeline.layout import TrialFolder
+from pipeline.running.progress import State
+from pipeline.settings.config import Experiment, Trial
+from pipeline.tracking.secrecy import mask
+
+_EVERY_S = 3.0
+_STUCK_S = 120.0  # for one trial to be shipped; a tracker that takes longer is given up
+_HURRY_S = 5.0  # to come to an end when the user will not wait
+STATUS = {State.FINISHED: "FINISHED", State.PRUNED: "FINISHED", State.FAILED: "FAILED", State.STOPPED: "KILLED"}
+
+
+class Tracker(Protocol):
+    """What a sweep needs of a tracker. Called from one thread at a time; starting and shipping again does no harm."""
+
+    def start_trial(
+        self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
+    ) -> str:
+        """Opens the trial's run, or goes on in the one that it has; returns its id. `ending`: as what it has ended."""
+
+    def ship(self, folder: TrialFolder) -> int:
+        """Sends what is new in the folder or still outstanding; returns how much."""
+
+    def end_trial(self, folder: TrialFolder, status: str) -> None:
+        """Ends the trial's run as FINISHED, FAILED or KILLED."""
+
+    def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
+        """Opens the summary run of a sweep; returns its id."""
+
+    def end_summary(self, status: str, artifacts: list[Path]) -> None:
+        """Files the report and ends the summary run."""
+
+    def close(self, status: str) -> dict[Path, str]:
+        """Ends what is still open as `status`; returns the folders of what could not be delivered, and why."""
+
+
+class Courier:
+    """Takes the trials' states from `see`, and tells the tracker of them in its own thread until `finish`."""
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        sweep: str,
+        folder: Path,
+        experiment: Experiment,
+        trials: Sequence[tuple[Trial, TrialFolder]],
+        extra: Mapping[str, str],
+    ) -> None:
+        self._tracker, self._sweep, self._folder, self._experiment = tracker, sweep, folder, experiment
+        self._trials = {trial.key: (trial, place) for trial, place in trials}
+        self._extra = dict(extra)
+        self._states: dict[str, State] = {}
+        self._started: set[str] = set()
+        self._ended: set[str] = set()
+        self._summary_open = experiment.sweep is None  # one run alone has no summary
+        self._problems: dict[str, str] = {}
+        self._moved = time.monotonic()
+        self._closing = threading.Event()
+        self._status = "KILLED"
+        self._make_report: Callable[[], list[Path]] | None = None
+        self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+        self._thread.start()
+
+    def see(self, states: Mapping[str, State]) -> None:
+        """The trials' states as they are now."""
+        self._states = dict(states)
+
+    def finish(
+        self,
+        status: str,
+        make_report: Callable[[], list[Path]] | None,
+        wait_s: float | None,
+        hurry: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        """Ships the rest, files the report, ends every run, and returns what went wrong, in words.
+
+        Args:
+            status: of the summary run.
+            make_report: makes the files for the summary run, when every trial has been shipped.
+            wait_s: waits no longer than this; None: as long as something moves.
+            hurry: whether the user will not wait any longer.
+        """
+        self._status, self._make_report = status, make_report
+        self._moved = began = time.monotonic()
+        self._closing.set()
+        end = None if wait_s is None else began + wait_s
+        while self._thread.is_alive():
+            if end is None and hurry():
+                end = time.monotonic() + _HURRY_S
+            now = time.monotonic()
+            left = min(self._moved + _STUCK_S, end or float("inf")) - now
+            if left <= 0:
+                self._problems["wait"] = f"the tracker was still busy after {wait_s or now - began:.3g} s"
+                break
+            self._thread.join(min(left, 0.5))
+        return list(self._problems.values())
+
+    def _work(self) -> None:
+        while not self._closing.wait(_EVERY_S):
+            self._round()
+        self._round()
+        if self._experiment.sweep is not None and self._summary_open:
+            files = self._attempt("report", self._make_report) if self._make_report else []
+            self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
+        undelivered: dict[Path, str] = self._attempt("close", lambda: self._tracker.close(self._status)) or {}
+        for why in dict.fromkeys(undelivered.values()):
+            names = ", ".join(folder.name for folder, reason in undelivered.items() if reason == why)
+            self._problems[f"close {why}"] = f"the tracker has not taken all of {names}" + (f" ({why})" if why else "")
+
+    def _round(self) -> None:
+        if not self._summary_open:
+            opened = self._attempt("summary", lambda: self._tracker.start_summary(self._folder, self._experiment))
+            self._summary_open = opened is not None
+        for key, state in self._states.items():
+            if key in self._ended:
+                self._attempt(key, partial(self._tracker.ship, self._trials[key][1]))
+            elif state is not State.WAITING:
+                self._attempt(key, partial(self._ship, key, state))
+
+    def _ship(self, key: str, state: State) -> None:
+        trial, folder = self._trials[key]
+        if key not in self._started:
+            self._tracker.start_trial(folder, trial, self._sweep, self._extra, STATUS.get(state))
+            self._started.add(key)
+        self._tracker.ship(folder)
+        if state in STATUS:
+            self._tracker.end_trial(folder, STATUS[state])
+            self._ended.add(key)
+
+    def _attempt(self, what: str, call: Callable[[], Any]) -> Any:
+        """The call's value. Its error is kept for the end of the sweep: no tracker may stop a training run."""
+        try:
+            value = call()
+        except Exception as error:
+            self._problems[what] = mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}")
+            return None
+        finally:
+            self._moved = time.monotonic()
+        self._problems.pop(what, None)
+        return value

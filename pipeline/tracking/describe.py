@@ -1,0 +1,102 @@
+"""How the runs of a sweep are named, tagged and described in MLflow."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from pipeline.reporting.colours import arm_colour
+from pipeline.settings.config import Experiment, Trial
+from pipeline.tracking.mlflow_run import DataInput, Description, flat_params
+
+SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
+COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
+PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
+ENVIRONMENT = "environment"  # and the tags environment.<what>, which say what a run's workers ran on
+
+
+def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Description:
+    """A trial's run. `data_name`, `data_hash`, `data_counts` (JSON) of `extra` say the data set; others are tags."""
+    experiment = trial.experiment
+    training = experiment.training
+    arm, seed = training.arm, str(training.seed)
+    data_hash = extra.get("data_hash", "")
+    tags = {
+        SWEEP: sweep,
+        ROLE: "trial",
+        ARM: arm,
+        SEED: seed,
+        TRIAL: trial.key,
+        "mlflow.runColor": arm_colour(arm),
+        "mlflow.source.git.commit": git_commit(),
+        "mlflow.source.name": "tiny-onn",
+        "mlflow.note.content": _trial_note(experiment, sweep),
+        **{name: value for name, value in extra.items() if not name.startswith("data_")},
+    }
+    params = {ARM: arm, SEED: seed, **flat_params(experiment.model_dump(mode="json", exclude={"sweep"}))}
+    if data_hash:
+        params["data_hash"] = data_hash
+    data = None
+    if "data_name" in extra:
+        data = DataInput(extra["data_name"], data_hash[:8] or "unknown", extra.get("data_counts", "{}"))
+    return Description(_trial_name(trial), tags, params, experiment.model_dump(mode="json"), data)
+
+
+def describe_summary(experiment: Experiment) -> Description:
+    """The one run of a sweep that holds its report."""
+    tags = {
+        SWEEP: experiment.name,
+        ROLE: "summary",
+        "mlflow.runColor": "#222222",
+        "mlflow.source.git.commit": git_commit(),
+        "mlflow.source.name": "tiny-onn",
+        "mlflow.note.content": f"**Summary of the sweep `{experiment.name}`**\n\n{experiment.description}\n\n"
+        f"{_study_note(experiment)}The report follows when the sweep ends.",
+    }
+    settings = experiment.model_dump(mode="json", exclude={"scales"})
+    return Description(f"{experiment.name} · summary", tags, flat_params(settings), settings)
+
+
+def _study_note(experiment: Experiment) -> str:
+    if experiment.study is None:
+        return ""
+    told = experiment.study.model_dump().items()
+    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told)
+
+
+def git_commit(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the code that runs, with `-dirty` when files differ from it; "unknown" without git.
+
+    A job on a cluster, whose code comes without git, is told by its environment.
+    """
+    if COMMIT_SENT in os.environ:
+        return os.environ[COMMIT_SENT]
+    try:
+        found = [
+            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5, check=True)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found[0].stdout.strip() + ("-dirty" if found[1].stdout.strip() else "")
+
+
+def _trial_name(trial: Trial) -> str:
+    training = trial.experiment.training
+    head = f"s{training.seed}"
+    _, found, cell = trial.key.partition(f"-{head}-")
+    arm = training.arm.rpartition(":")[2]
+    return " · ".join([arm, head, *([cell.replace("_", " ")] if found else [])])
+
+
+def _trial_note(experiment: Experiment, sweep: str) -> str:
+    training, model = experiment.training, experiment.model
+    facts = {
+        "sweep": sweep,
+        "arm": training.arm,
+        "seed": training.seed,
+        "model": f"hidden {model.hidden}, {model.layers} layers, {model.heads} heads",
+        "training": f"{training.steps} steps of {training.batch_tokens} tokens, {experiment.workers.count} worker(s)",
+    }
+    table = "\n".join(f"| {name} | {json.dumps(value).strip(chr(34))} |" for name, value in facts.items())
+    return f"{experiment.description}\n\n| | |\n| --- | --- |\n{table}\n"

@@ -1,0 +1,76 @@
+"""Where a sweep's runs go, kept in its folder so that `tiny-onn sync` knows; without any password."""
+
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_whole
+from pipeline.layout import Output
+from pipeline.tracking.secrecy import environment_words, public
+
+EXPERIMENT = "tiny-onn"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A store and an experiment in it. `uri` is None for the SQLite file in the output folder."""
+
+    uri: str | None = None
+    experiment: str = EXPERIMENT
+
+    def store(self, output: Output) -> tuple[str, Path | None]:
+        """The store's address, and where a new experiment of it keeps its files (None: where the server says)."""
+        uri = output.tracking_uri if self.uri is None else self.uri
+        if uri.startswith(("http://", "https://")):
+            return uri, None
+        database = uri.removeprefix("sqlite:///")
+        beside = self.uri is not None and database != uri and not database.startswith(("file:", ":memory:"))
+        return uri, Path(database).with_name("mlflow-artifacts") if beside else output.artifacts  # not where we stand
+
+    def options(self) -> list[str]:
+        """The words by which a command is told of it; a password is masked, or left out."""
+        words = [] if self.uri is None else ["--tracking-uri", public(self.uri)]
+        return words + ([] if self.experiment == EXPERIMENT else ["--experiment", self.experiment])
+
+    def command(self, words: list[str]) -> str:
+        """A command line for the user to type, with the places of user and password where there are any."""
+        return " ".join([*environment_words(self.uri or ""), shlex.join(words)])
+
+    def sync_command(self, sweep: str, output: Output) -> str:
+        """The command line that delivers what is left of a sweep."""
+        masked = self.uri is not None and not environment_words(self.uri) and public(self.uri) != self.uri
+        options = ["--tracking-uri", public(self.uri or "")] if masked else []
+        return self.command(["tiny-onn", "sync", sweep, "--output", str(output.root), *options])
+
+
+def remember(sweep_folder: Path, destination: Destination, tags: dict[str, str]) -> None:
+    """Writes the destination, and the `tags` that each of the sweep's runs gets, into the sweep's folder."""
+    uri = None if destination.uri is None else public(destination.uri)
+    kept = {"uri": uri, "needs_password": uri != destination.uri, "experiment": destination.experiment, "tags": tags}
+    write_whole(sweep_folder / "tracking.json", json.dumps(kept, indent=1))
+
+
+def recall(sweep_folder: Path, uri: str | None, experiment: str | None) -> tuple[Destination, dict[str, str]]:
+    """The destination and tags that `remember` wrote; `uri` and `experiment`, where given, go before.
+
+    Raises:
+        UserError: the address had a password, which is not kept, and nothing now gives it.
+    """
+    found = read_json(sweep_folder / "tracking.json")
+    kept = found if isinstance(found, dict) else {}
+    address = kept.get("uri") if uri is None else uri
+    if uri is None and kept.get("needs_password") and not _given(str(address)):
+        raise UserError(
+            f"{sweep_folder.name}: was tracked at {address} with a password, which is not kept. Give it in "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of an MLflow server), or name the whole address "
+            "with --tracking-uri."
+        )
+    return Destination(address, experiment or kept.get("experiment", EXPERIMENT)), dict(kept.get("tags", {}))
+
+
+def _given(uri: str) -> bool:
+    named = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+    return uri.startswith(("http://", "https://")) and any(os.environ.get(name) for name in named)

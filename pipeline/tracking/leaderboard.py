@@ -1,0 +1,172 @@
+"""The MLflow page, opened where it helps: arms as a leaderboard, their curves, and prototypes step by step."""
+
+import base64
+import json
+import re
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from pipeline import measures
+from pipeline.tracking.shipping import FIGURE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_ARMS, _PROTOTYPES = "arms", "prototypes"  # the keys of the shared views
+_LOSSES = (measures.EVAL_LOSS, measures.TASK_LOSS)  # on a linear axis, which begins at 0, arms look all alike
+_LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
+
+
+def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
+    """Stores two views with the experiment: runs grouped by arm, with the columns that matter and their charts; and
+    the prototype distributions of all arms side by side, of the lowest seed.
+
+    MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
+    open the runs, only without the columns.
+    """
+    runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=1000)
+    layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
+    sweeps = {run.data.tags.get("sweep") for run in runs}
+    seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
+    arms = view_state(sorted(layers) or [0], len(sweeps) > 1)
+    steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
+    prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
+    for key, view in ((_ARMS, arms), (_PROTOTYPES, prototypes)):
+        state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
+        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(state))
+
+
+def links(address: str, experiment_id: str) -> dict[str, str]:
+    """The addresses of the page's useful views, on the server at `address`."""
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+    return {
+        "leaderboard by arm": f"{page}{_ARMS}",
+        "curves by arm": f"{page}{_ARMS}&compareRunsMode=CHART",
+        "prototypes, step by step": f"{page}{_PROTOTYPES}&compareRunsMode=CHART",
+    }
+
+
+def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
+    """The addresses of the sweeps' reports, in their summary runs; the newest of each sweep."""
+    runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    found = {}
+    for run in runs:
+        there = any(file.path == "report.html" for file in client.list_artifacts(run.info.run_id))
+        place = f"{run.info.run_id}/artifacts/report.html" if there else run.info.run_id
+        found[f"report of {run.data.tags.get('sweep', '?')}"] = f"{page}/{place}?workflowType=machine_learning"
+    return found
+
+
+def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
+    """What the page shows, in the page's own terms; `by_sweep` keeps the arms of several sweeps apart."""
+    groups = [{"mode": "param", "groupByData": "arm"}]
+    if by_sweep:
+        groups.insert(0, {"mode": "tag", "groupByData": "sweep"})
+    metrics = leaderboard_metrics(layers)
+    columns = [f"metrics.`{name}`" for name in metrics]
+    charts = [measures.EVAL_LOSS, measures.TASK_LOSS]
+    charts += [measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)]
+    charts += [measures.by_layer(measures.MUTUAL_INFORMATION, layer) for layer in _places(layers)]
+    return {
+        "searchFilter": "tags.role = 'trial'",
+        "orderByKey": f"metrics.`{measures.EVAL_LOSS}`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {
+            f"metrics.`{name}`": max(110, 18 + 7 * len(name)) for name in metrics
+        },  # pixels, for the heads
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": groups},
+        "groupsExpanded": {},
+        "useGroupedValuesInCharts": True,
+        "runsHiddenMode": "SHOW_ALL",
+        "hideEmptyCharts": True,
+        "compareRunSections": [{"uuid": "arms", "name": "Arms", "display": True, "isReordered": True}, *_closed()],
+        "isAccordionReordered": True,
+        "compareRunCharts": [_line_chart(name) for name in charts],
+    }
+
+
+def prototypes_view(arms: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
+    """The view of the arms made into one of a seed's runs with nothing but their prototypes, at first those of `step`.
+
+    The runs are not grouped: a group has no images.
+    """
+    image = {
+        "uuid": FIGURE,
+        "type": "IMAGE",
+        "metricSectionId": "prototypes",
+        "imageKeys": [FIGURE],
+        "step": step,
+        "showRunParams": False,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    return {
+        **arms,
+        "searchFilter": f"tags.role = 'trial' and tags.seed = '{seed}'",
+        "groupBy": None,
+        "useGroupedValuesInCharts": False,
+        "compareRunSections": [
+            {
+                "uuid": "prototypes",
+                "name": "Prototypes",
+                "display": True,
+                "isReordered": True,
+                "columns": 1,
+                "cardHeight": 640,
+            }
+        ],
+        "compareRunCharts": [image],
+    }
+
+
+def leaderboard_metrics(layers: list[int]) -> list[str]:
+    """The few metrics of the leaderboard, for a model with these layers."""
+    middle = layers[len(layers) // 2]
+    return [
+        measures.EVAL_LOSS,
+        measures.EVAL_TOKEN_ACCURACY,
+        *(measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)),
+        measures.by_layer(measures.FRACTION_GOOD, middle),
+        measures.by_layer(measures.MUTUAL_INFORMATION, middle),
+        measures.STEP_SECONDS,
+    ]
+
+
+def _closed() -> list[dict[str, Any]]:
+    """The sections of per-module charts, folded: there are hundreds."""
+    names = [f"{measure}.by_module" for measure in measures.HEALTH]
+    return [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in names]
+
+
+def _places(layers: list[int]) -> list[int]:
+    """First, middle and last, each once."""
+    return list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
+
+
+def _line_chart(metric: str) -> dict[str, Any]:
+    return {
+        "uuid": metric,
+        "type": "LINE",
+        "metricSectionId": "arms",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "deleted": False,
+        "isGenerated": False,
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "scaleType": "log" if metric in _LOSSES else "linear",
+        "xAxisScaleType": "linear",
+        "lineSmoothness": 0,
+        "ignoreOutliers": False,
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+    }
+
+
+def _packed(state: dict[str, Any]) -> str:
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()

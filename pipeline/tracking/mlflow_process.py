@@ -1,0 +1,105 @@
+"""MLflow's server as a process of ours: started, waited for, and ended with the command that wanted it."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from pipeline.errors import UserError
+from pipeline.running.interrupts import Interrupts
+from pipeline.tracking.secrecy import public
+
+START_LIMIT_S = 60.0
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def mlflow_server(
+    uri: str, host: str, port: int | None, options: Sequence[str], interrupts: Interrupts
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """Runs `mlflow server` for the store at `uri` while the context lasts; gives the address and the process, once it
+    answers or `interrupts` has a signal.
+
+    Args:
+        port: None for a free one.
+
+    Raises:
+        UserError: the port is taken, or the server does not come up.
+    """
+    port = free_port(host, port)
+    address = f"http://{LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+    words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
+    environment = {
+        **os.environ,
+        "MLFLOW_BACKEND_STORE_URI": uri,  # its password is nothing for a command line, which all can read
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # or it starts nine idle processes
+    }
+    # A session of its own: Ctrl-C reaches us alone, and we then stop the server in order.
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, env=environment, stdout=quiet, stderr=quiet, start_new_session=True) as server:
+        try:
+            command = f"MLFLOW_BACKEND_STORE_URI={shlex.quote(public(uri))} {shlex.join(words)}"
+            _wait_until_up(server, address, command, interrupts)
+            yield address, server
+        finally:
+            _stop(server)
+
+
+def watch(server: "subprocess.Popen[bytes]", interrupts: Interrupts, command: str) -> None:
+    """Returns when `interrupts` has a signal.
+
+    Raises:
+        UserError: the server ended before; `command` is how to start it again.
+    """
+    while interrupts.signal is None:
+        with suppress(subprocess.TimeoutExpired):
+            status = server.wait(timeout=0.3)
+            raise UserError(f"MLflow's server ended by itself, with status {status}. Start it again with `{command}`.")
+
+
+def free_port(host: str, port: int | None) -> int:
+    """`port`, if it is free, or any free one.
+
+    Raises:
+        UserError: it is taken, or there is no such host here.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port or 0))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of {host} cannot be used ({error.strerror}). Name another port, or none for a free one."
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str, interrupts: Interrupts) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if interrupts.signal is not None:
+            return
+        if server.poll() is not None:
+            raise UserError(f"MLflow's server ended with status {server.returncode}; to see why, run: {command}")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise UserError(f"MLflow's server did not answer at {address} within {START_LIMIT_S:.0f} s.")
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    """Ends the server and the workers that it has started, which share its process group."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, sign)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(timeout=10)

@@ -1,0 +1,58 @@
+"""MLflow's model registry: one registered model for each arm of a sweep, one version a run."""
+
+import re
+from typing import TYPE_CHECKING
+
+from pipeline.tracking.describe import ARM, SEED, SWEEP, TRIAL
+from pipeline.tracking.store import in_a_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL = "model"  # the artifact folder of a run that holds its model; `pipeline.tracking.registered` reads it
+
+# What a server answers that keeps no models, or lets this user register none.
+_NO_REGISTRY = frozenset({"ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED", "PERMISSION_DENIED"})
+
+
+def model_name(sweep: str, arm: str) -> str:
+    """What the model of an arm is called in the registry, where : and / are not allowed."""
+    return re.sub(r"[:/]", ".", f"{sweep}-{arm}")
+
+
+def register_model(client: "MlflowClient", run_id: str) -> None:
+    """Makes the artifact folder MODEL of a trial's run a version of its arm's model; once, however often it is called.
+
+    Where there is no registry the run's tag `model_not_registered` says so, and the model is in the run all the same.
+
+    Raises:
+        MlflowException: the server did not answer.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+
+    run = client.get_run(run_id)
+    tags = {name: run.data.tags.get(name, "") for name in (SWEEP, ARM, SEED, TRIAL)}
+    name = model_name(tags[SWEEP], tags[ARM])
+    try:
+        if client.search_model_versions(f"run_id = '{run_id}'"):
+            return
+        _create(client, name, f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run.")
+        source = f"{run.info.artifact_uri}/{MODEL}"
+        client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
+    except UnsupportedModelRegistryStoreURIException as error:
+        client.set_tag(run_id, "model_not_registered", in_a_line(error))
+    except MlflowException as error:
+        if error.error_code not in _NO_REGISTRY:
+            raise
+        client.set_tag(run_id, "model_not_registered", in_a_line(error))
+
+
+def _create(client: "MlflowClient", name: str, description: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -1,0 +1,167 @@
+"""Sends what a trial's folder holds to its MLflow run: each point and each figure once, in order."""
+
+import math
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.layout import TrialFolder
+from pipeline.running.pruning import pruned_at
+from pipeline.tracking.describe import ENVIRONMENT, PRUNED
+from pipeline.tracking.mlflow_run import read_memory, write_memory
+from pipeline.tracking.registry import MODEL, register_model
+from pipeline.training.spool import DamagedSpool, Line, read_spool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from PIL.Image import Image
+
+FIGURE = "prototype_distribution"
+_POINTS_PER_CALL = 1000  # MLflow's limit
+_LARGEST = 1.7976931348623157e308
+
+
+def ship_metrics(client: "MlflowClient", run_id: str, folder: TrialFolder, unsure: bool) -> int:
+    """Sends the spool's new lines; returns the number of points sent.
+
+    `unsure` says that the last points may have arrived without our remembering it: then what the run has is asked for
+    and not sent again. NaN is sent as NaN, so that a diverged run does not show its last good value; an infinity as the
+    largest float, which is what MLflow keeps.
+
+    Raises:
+        DamagedSpool: after all has been sent that comes before the damage.
+    """
+    memory = shipped(folder, run_id)
+    damage = None
+    try:
+        lines, _ = read_spool(folder.spool, memory["offset"])
+    except DamagedSpool as error:
+        lines, damage = error.before, error
+    sent = 0
+    for group in _groups(lines):
+        points = [(name, value, line) for line in group for name, value in line.metrics.items()]
+        if unsure:
+            there = {name: _steps(client, run_id, name) for name in {name for name, _, _ in points}}
+            points = [(name, value, line) for name, value, line in points if line.step not in there[name]]
+            unsure = not points  # they are sent in order: after one that is missing, all are
+        _send(client, run_id, points)
+        sent += len(points)
+        memory["offset"] = group[-1].end
+        write_memory(folder.shipped, memory)
+    if damage is not None:
+        raise damage
+    return sent
+
+
+def ship_figures(client: "MlflowClient", run_id: str, folder: TrialFolder, unsure: bool) -> int:
+    """Draws and sends new prototype snapshots, as steps of one image; returns how many."""
+    memory = shipped(folder, run_id)
+    new = [path for path in snapshots(folder) if path.name not in memory["figures"]]
+    there = _image_steps(client, run_id) if new and unsure else set()
+    for path in new:
+        step = snapshot_step(path)
+        if step not in there:
+            try:
+                client.log_image(run_id, draw(path), key=FIGURE, step=step)
+            except UserError as error:  # a damaged snapshot must not end a sweep
+                client.set_tag(run_id, "unreadable_snapshot", str(error))
+        memory["figures"].append(path.name)
+        write_memory(folder.shipped, memory)
+    return len(new)
+
+
+def ship_files(client: "MlflowClient", run_id: str, folder: TrialFolder) -> None:
+    """Files what a trial leaves at its end: result, predictions, distributions, model, reason of failure, and the last
+    prototype distribution; the environment as tags."""
+    for path in (folder.result, folder.predictions, folder.distributions, folder.failure):
+        if path.exists():
+            client.log_artifact(run_id, str(path))
+    step = pruned_at(folder)
+    if step is not None:
+        client.set_tag(run_id, PRUNED, str(step))
+    for name, value in ((read_json(folder.result) or {}).get("environment") or {}).items():
+        client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
+    if folder.result.exists() and folder.model.is_dir():
+        client.log_artifacts(run_id, str(folder.model), MODEL)
+        register_model(client, run_id)
+    if last := snapshots(folder)[-1:]:
+        try:
+            client.log_image(run_id, draw(last[0]), artifact_file=f"{FIGURE}.png")
+        except UserError as error:
+            client.set_tag(run_id, "unreadable_snapshot", str(error))
+
+
+def has_all(folder: TrialFolder, run_id: str, status: str) -> bool:
+    """Whether the run has all that the folder now holds, and has been ended as `status` since."""
+    memory = shipped(folder, run_id)
+    if memory["ended"] != status or not {path.name for path in snapshots(folder)} <= set(memory["figures"]):
+        return False
+    try:
+        return not read_spool(folder.spool, memory["offset"])[0]
+    except DamagedSpool:
+        return False
+
+
+def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:
+    """What the run has of the folder: `offset` in the spool, `figures`, and `ended`, its final status or None."""
+    memory = read_memory(folder.shipped)
+    if memory.get("run_id") != run_id:
+        return {"run_id": run_id, "offset": 0, "figures": [], "ended": None}
+    return memory
+
+
+def snapshots(folder: TrialFolder) -> list[Path]:
+    """The prototype snapshots, by step."""
+    return sorted(folder.prototypes.glob("step-*.safetensors"), key=snapshot_step)
+
+
+def snapshot_step(path: Path) -> int:
+    """The step in the name of a snapshot."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def draw(path: Path) -> "Image":
+    """The prototype distribution in a snapshot, as an image."""
+    from PIL import Image as pillow  # matplotlib and its kin, only where something is drawn
+
+    from pipeline.reporting.plots import prototype_distribution
+
+    buffer = BytesIO()
+    prototype_distribution(path).savefig(buffer, format="png")
+    return pillow.open(buffer)
+
+
+def _send(client: "MlflowClient", run_id: str, points: list[tuple[str, float, Line]]) -> None:
+    from mlflow.entities import Metric
+
+    metrics = [
+        Metric(name, value if math.isnan(value) else max(-_LARGEST, min(_LARGEST, value)), line.time_ms, line.step)
+        for name, value, line in points
+    ]
+    for start in range(0, len(metrics), _POINTS_PER_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + _POINTS_PER_CALL])
+
+
+def _groups(lines: list[Line]) -> Iterator[list[Line]]:
+    """Whole lines that fit one call; a line that is too long for that goes alone."""
+    group: list[Line] = []
+    for line in lines:
+        if group and sum(len(other.metrics) for other in group) + len(line.metrics) > _POINTS_PER_CALL:
+            yield group
+            group = []
+        group.append(line)
+    if group:
+        yield group
+
+
+def _steps(client: "MlflowClient", run_id: str, name: str) -> set[int]:
+    return {point.step for point in client.get_metric_history(run_id, name)}
+
+
+def _image_steps(client: "MlflowClient", run_id: str) -> set[int]:
+    """MLflow keeps a stepped image as images/<key>+step+<step>+timestamp+...; older ones part with %."""
+    paths = [file.path.replace("%", "+") for file in client.list_artifacts(run_id, "images")]
+    return {int(path.split("+step+")[1].split("+")[0]) for path in paths if f"{FIGURE}+step+" in path}

@@ -1,0 +1,166 @@
+"""Opens the MLflow store, and says plainly when it cannot be reached."""
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+from pipeline.tracking.secrecy import mask
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SQLITE = "sqlite:///"
+_MAY_COME_BACK = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # schemes of stores that can be away
+_CREATION_LIMIT_S = 60.0
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_KNOCK_S = 5.0
+_SAYS_LITTLE = (
+    "(raised as a result of",
+    "[SQL:",
+    "[parameters:",
+    "(Background on this",
+)  # lines of SQLAlchemy's errors
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks, and opens in its chat-model mode
+
+
+class StoreUnreachable(UserError):
+    """The store's address is one that could be, but it does not answer now."""
+
+
+def open_store(uri: str) -> "MlflowClient":
+    """A client of the store at `uri`; a SQLite file that is not there yet is created whole, by one process alone.
+
+    Raises:
+        StoreUnreachable: the store does not answer: within about ten seconds, of a locked SQLite file twenty.
+        UserError: it never will: an unknown scheme, a missing driver, a file that is no database. Passwords are masked.
+    """
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would tear the live table
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server would hold each call for minutes
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
+    from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
+
+    # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    with store_errors(uri), _alone(uri):
+        _knock(uri)
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+def _knock(uri: str) -> None:
+    """Raises what is wrong where a database's driver is missing, or nothing listens: MLflow would go on trying for
+    almost two minutes."""
+    parts = urlsplit(uri)
+    port = _DATABASE_PORTS.get(parts.scheme.partition("+")[0])
+    if port is not None and parts.hostname:
+        from sqlalchemy import make_url
+
+        make_url(uri).get_dialect().import_dbapi()
+        socket.create_connection((parts.hostname, parts.port or port), timeout=_KNOCK_S).close()
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """What MLflow, its database or the network raise comes out as an error to read, as `open_store` tells."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
+    from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:
+        never = isinstance(error, UnsupportedModelRegistryStoreURIException | ImportError | ArgumentError)
+        never |= isinstance(error, ValueError) and not isinstance(error, OSError)  # of requests' errors some are both
+        never |= isinstance(error, SQLAlchemyError) and not isinstance(error, OperationalError)
+        scheme = uri.partition("://")[0].partition("+")[0]
+        kind = UserError if never or scheme not in _MAY_COME_BACK else StoreUnreachable
+        raise kind(
+            f"tracking URI {mask(uri)}: cannot be used ({in_a_line(error, uri)}). Expected a reachable "
+            "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "
+            "in the output folder."
+        ) from None
+
+
+def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
+    """The id of the experiment `name`, created if need be with its artifacts in the folder `artifacts`.
+
+    Raises:
+        UserError: the experiment lies in MLflow's bin, or cannot be created.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = None if artifacts is None else artifacts.resolve().as_uri()
+            try:
+                return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
+            except MlflowException:  # another process was quicker
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+    except MlflowException as error:
+        raise UserError(f"MLflow experiment {name!r}: cannot be created ({in_a_line(error)}).") from None
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"MLflow experiment {name!r}: was deleted, and its name is still taken. Restore it with "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another name."
+        )
+    return str(found.experiment_id)
+
+
+def find_experiment(client: "MlflowClient", name: str) -> str:
+    """The id of the experiment `name`.
+
+    Raises:
+        UserError: there is none; names those that there are.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        known = ", ".join(sorted(experiment.name for experiment in client.search_experiments())) or "none"
+        raise UserError(f"MLflow has no experiment {name!r}; there are: {known}.")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Processes that create one SQLite file at the same time leave it unusable: let them queue."""
+    database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
+    if not uri.startswith(_SQLITE) or str(database).startswith(("file:", ":memory:")):
+        yield
+        return
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(database.name + ".lock").open("a") as lock:
+        deadline = time.monotonic() + _CREATION_LIMIT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
+                time.sleep(0.05)
+        yield
+
+
+def plain(text: str) -> str:
+    """What somebody else wrote, without what would steer a terminal: colours, line ends, changes of direction."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def in_a_line(error: BaseException, uri: str = "") -> str:
+    """The line of an error that says most, without passwords and in at most 200 characters."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SAYS_LITTLE)]
+    line = plain(mask(lines[0], uri)) if lines else type(error).__name__
+    return line if len(line) <= 200 else line[:200] + "…"

@@ -1,0 +1,1 @@
+"""What a worker does: steps, evaluation, checkpoints, and what it leaves behind."""

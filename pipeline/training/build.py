@@ -1,0 +1,93 @@
+"""From an experiment's settings to the model, its learning dynamics and its schedule."""
+
+from typing import Literal
+
+import torch
+
+from pipeline.data import tokens
+from pipeline.errors import UserError
+from pipeline.settings.config import Experiment, TrainingConfig
+from tiny_onn.compiling import compiler_problem
+from tiny_onn.dynamics import EngineName, LearningDynamics
+from tiny_onn.layers import computation_parameters, router_parameters
+from tiny_onn.learning_cost import can_be_fused, learning_cost
+from tiny_onn.model import GridTransformer
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
+
+
+def build_model(experiment: Experiment, device: torch.device | str = "cpu") -> GridTransformer:
+    """The experiment's model, initialised from its seed alone: within a seed, all arms start alike."""
+    size, training = experiment.model, experiment.training
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(training.seed)
+        model = GridTransformer(
+            vocabulary=tokens.VOCABULARY_SIZE,
+            coordinates=tokens.COORDINATE_RANGE,
+            hidden=size.hidden,
+            layers=size.layers,
+            heads=size.heads,
+            gain=size.gain,
+            router_learns_from_task=learning_cost(training.arm) is None,
+        )
+    return model.to(device=device, dtype=DTYPES[training.precision])
+
+
+def build_dynamics(model: GridTransformer, training: TrainingConfig) -> LearningDynamics:
+    """Two AdamW, one a stream; weight decay on the computation stream's matrices only."""
+    computation = computation_parameters(model)
+    groups = [
+        {"params": [p for p in computation if p.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [p for p in computation if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if compiling(training, next(model.parameters()).device) == "blocks":
+        model.compile_blocks()
+    return LearningDynamics(
+        model,
+        learning_cost(training.arm),
+        torch.optim.AdamW(groups, lr=training.learning_rate, fused=True),
+        torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0, fused=True),
+        engine=engine_of(training),
+        clip_norm=training.clip_norm,
+        use_compiler=compiling(training, next(model.parameters()).device) != "eager",
+    )
+
+
+def engine_of(training: TrainingConfig) -> EngineName:
+    """The engine that `training.engine` comes to for this arm."""
+    if training.engine == "auto":
+        return "fused" if can_be_fused(training.arm) else "hooks"
+    return training.engine
+
+
+def compiling(
+    training: TrainingConfig, device: torch.device | str = "cpu"
+) -> Literal["eager", "elementwise", "blocks"]:
+    """What `training.compile` comes to on this machine.
+
+    Raises:
+        UserError: compilation is asked for and cannot be.
+    """
+    problem = compiler_problem(device)
+    if training.compile == "auto":
+        return "eager" if problem else "elementwise"
+    if training.compile != "eager" and problem:
+        raise UserError(f"training.compile: {training.compile} needs torch.compile, but {problem}; use compile: auto")
+    return training.compile
+
+
+def schedule(training: TrainingConfig, step: int) -> float:
+    """The factor on both learning rates at a step, counted from 0: linear warm-up, then linear to a tenth."""
+    if step < training.warmup_steps:
+        return (step + 1) / (training.warmup_steps + 1)
+    return 1.0 - 0.9 * (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+
+
+def set_learning_rates(dynamics: LearningDynamics, training: TrainingConfig, step: int) -> tuple[float, float]:
+    """Sets both optimizers' rates for this step; returns them, computation first."""
+    factor = schedule(training, step)
+    rates = (training.learning_rate * factor, training.router_learning_rate * factor)
+    for optimizer, rate in zip((dynamics.computation_optimizer, dynamics.router_optimizer), rates, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    return rates

@@ -1,0 +1,48 @@
+import pytest
+
+from pipeline.data.split import hold_out
+from pipeline.data.task import Task, leakage
+from pipeline.errors import UserError
+from tests.pipeline.arc_samples import random_task
+
+TASKS = [random_task(f"t{i:02d}", i) for i in range(20)]
+
+
+def test_each_task_is_on_one_side_and_the_part_is_met():
+    train, held = hold_out(TASKS, 0.2, seed=0)
+    assert len(held) == 4
+    assert sorted(t.task_id for t in train + held) == [t.task_id for t in TASKS]
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_order():
+    def chosen(tasks, seed):
+        return {task.task_id for task in hold_out(tasks, 0.3, seed)[1]}
+
+    assert chosen(TASKS, 1) == chosen(TASKS[::-1], 1)
+    assert len({frozenset(chosen(TASKS, seed)) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_tasks_that_share_a_pair_stay_together(seed):
+    # A chain: 0-1 and 1-2 share, so 0 and 2 belong together although they share nothing.
+    first, second, third, *rest = TASKS[:8]
+    chain = [
+        first,
+        Task(second.task_id, (first.train[0], third.train[0]), second.test),
+        third,
+    ]
+    train, held = hold_out([*chain, *rest], 0.4, seed)
+    assert len({t.task_id for t in chain} & {t.task_id for t in held}) in (0, 3)
+    assert leakage(train, held) == []
+    assert held
+    assert train
+
+
+def test_too_few_independent_tasks_are_refused():
+    with pytest.raises(UserError, match="1 task left"):
+        hold_out(TASKS[:1], 0.5, 0)
+    copies = [Task(name, TASKS[0].train, TASKS[0].test) for name in "abc"]
+    with pytest.raises(UserError, match="3 tasks that all share pairs"):
+        hold_out(copies, 0.5, 0)
+    assert sorted(len(part) for part in hold_out([*copies, TASKS[1]], 0.9, 0)) == [1, 3]
+    assert [len(part) for part in hold_out([*copies, TASKS[1]], 0.1, 0)] == [3, 1]

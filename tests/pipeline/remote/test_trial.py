@@ -1,0 +1,307 @@
+"""A trial in a storage: what a worker puts there is whole at any moment, and another machine goes on from it."""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.layout import Output, TrialFolder
+from pipeline.remote import pusher
+from pipeline.remote import trial as remote_trial
+from pipeline.remote.lease import Lease
+from pipeline.remote.pusher import Pusher, push_once
+from pipeline.remote.storage import StorageError
+from pipeline.remote.sweep import RemoteSweep, take_in
+from pipeline.remote.trial import Changed, RemoteTrial, checkpoints_in, cut_in_pieces, has_ended, piece_name, restore
+from pipeline.remote.worker import train_remotely
+from pipeline.running.driver import Attempt, last_attempt
+from pipeline.settings.config import Trial, trials_of, validate_experiment
+from pipeline.training.evidence import TrainingStopped
+from pipeline.training.spool import Spool, read_spool
+from pipeline.training.worker import run_training
+from tests.pipeline.object_store import object_store
+from tests.pipeline.samples import SMALL, small_data, small_experiment
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store():
+    with object_store() as running:
+        yield running
+
+
+@pytest.fixture
+def remote(store, tmp_path):
+    return RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """What training comes to where nothing happens."""
+    folder = TrialFolder(tmp_path_factory.mktemp("whole"))
+    run_training(small_experiment(), folder, data.folder, CPU)
+    return folder
+
+
+def _train(remote, scratch, data, report=lambda step, loss: None):
+    experiment = small_experiment()
+    train = partial(run_training, experiment, scratch, data.folder, CPU)
+    train_remotely(experiment, remote, scratch, 0, CPU, train, report)
+
+
+def _die_at(step):
+    def report(done, loss):
+        if done == step:
+            time.sleep(1.0)  # the pusher goes on meanwhile
+            raise KeyboardInterrupt
+
+    return report
+
+
+def _state(remote, folder, step):
+    restore(remote, folder, small_experiment().digest(), everything=True)
+    return (folder.checkpoints / f"step-{step:06d}" / "state.safetensors").read_bytes()
+
+
+def _without_speed(folder):
+    return [
+        (line.step, {name: value for name, value in line.metrics.items() if not name.startswith("speed/")})
+        for line in read_spool(folder.spool)[0]
+    ]
+
+
+def test_metrics_are_cut_at_lines(monkeypatch):
+    monkeypatch.setattr(remote_trial, "PIECE_BYTES", 5)
+    assert cut_in_pieces(b"", 7) == {}
+    assert cut_in_pieces(b"half", 7) == {}
+    assert cut_in_pieces(b"ab\ncd\nef\ngh", 100) == {100: b"ab\ncd\n", 106: b"ef\n"}
+    assert cut_in_pieces(b"abcd\ncd\nlong line\nx\n", 0) == {0: b"abcd\n", 5: b"cd\nlong line\n", 18: b"x\n"}
+
+
+def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote_trial, "PIECE_BYTES", 2000)  # a few lines
+    with pytest.raises(KeyboardInterrupt):
+        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6))
+    index = remote.index()
+    assert list(checkpoints_in(index)) == ["step-000002", "step-000004", "step-000006"]
+    assert not has_ended(index)
+    seen = []
+    _train(remote, TrialFolder(tmp_path / "trial").scratch(0), data, lambda step, loss: seen.append(step))
+    assert seen == [8]
+    assert list((tmp_path / "trial").iterdir()) == []  # all of it is in the storage
+    assert has_ended(remote.index())
+    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+    driver = TrialFolder(tmp_path / "driver")
+    take_in(remote, driver, remote.index(), {})
+    assert _without_speed(driver) == _without_speed(whole)
+    assert json.loads(driver.predictions.read_text()) == json.loads(whole.predictions.read_text())
+    assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
+    for path in whole.model.iterdir():
+        assert (driver.model / path.name).read_bytes() == path.read_bytes()
+    assert json.loads(driver.result.read_text())["steps"] == 8
+    assert {p.name for p in driver.prototypes.iterdir()} == {p.name for p in whole.prototypes.iterdir()}
+    assert not driver.checkpoints.exists()
+    assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
+    assert {p.name for p in driver.model.iterdir()} == {p.name for p in whole.model.iterdir()}
+
+
+def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6))
+    newest = remote.files / "checkpoints/step-000006/state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    seen = []
+    _train(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step))
+    assert seen == [6, 8]
+    driver = TrialFolder(tmp_path / "driver")
+    take_in(remote, driver, remote.index(), {})
+    assert "sha256" in json.loads(driver.result.read_text())["checkpoint_problems"][0]
+    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+
+
+def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_path):
+    def report(step, loss):
+        if step == 2:
+            remote.prune_file.write_bytes(b'{"step": 2}')
+        time.sleep(1.0)
+
+    _train(remote, TrialFolder(tmp_path / "one"), data, report)
+    assert has_ended(remote.index())
+    driver = TrialFolder(tmp_path / "driver")
+    take_in(remote, driver, remote.index(), {})
+    assert not driver.result.exists()
+    ended = json.loads(driver.pruned.read_text())["step"]
+    assert ended in (2, 4, 6)
+    assert [line.step for line in read_spool(driver.spool)[0]][-1] == ended
+
+
+def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, tmp_path):
+    with object_store() as store:
+        remote = RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
+
+        def report(step, loss):
+            if step == 2:
+                store.stop()
+            if step == 8:
+                assert list((tmp_path / "one" / "checkpoints").iterdir())
+                store.start()
+
+        _train(remote, TrialFolder(tmp_path / "one"), data, report)
+        state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+
+
+def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.remote.worker.Pusher", partial(Pusher, limit_s=0.1))
+    with object_store() as store:
+        remote = RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
+
+        def report(step, loss):
+            if step == 2:
+                store.stop()
+            time.sleep(4.0 if step == 4 else 0.0)
+
+        with pytest.raises(TrainingStopped, match=r"step \d: nothing could be put into the storage for \d+ s: s3://"):
+            _train(remote, TrialFolder(tmp_path / "one"), data, report)
+
+
+def test_what_is_half_put_is_not_there(remote, tmp_path, monkeypatch):
+    folder, index = TrialFolder(tmp_path), {}
+    Spool(folder.spool).write(1, {"a": 1.0})
+    push_once(remote, folder, index, {})
+    first = dict(index)
+    Spool(folder.spool).write(2, {"a": 2.0})
+    folder.predictions.write_text("[]")
+
+    def away(self, index):
+        raise StorageError("away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(RemoteTrial, "put_index", away)
+        with pytest.raises(StorageError):
+            push_once(remote, folder, index, {})
+    assert remote.index() == index == first
+    driver = TrialFolder(tmp_path / "driver")
+    take_in(remote, driver, remote.index(), {})
+    assert [line.step for line in read_spool(driver.spool)[0]] == [1]  # of a piece that has grown since
+    push_once(remote, folder, index, {})
+    take_in(remote, driver, remote.index(), first)
+    assert [line.step for line in read_spool(driver.spool)[0]] == [1, 2]
+    assert driver.predictions.exists()
+    (remote.files / "predictions.json").write_bytes(b"[1]")
+    with pytest.raises(Changed):
+        take_in(remote, TrialFolder(tmp_path / "late"), index, {})
+
+
+def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_path, monkeypatch):
+    def saved(folder, step):
+        place = folder.checkpoints / f"step-{step:06d}"
+        place.mkdir(parents=True)
+        (place / "state.safetensors").write_bytes(b"x")
+        (place / "manifest.json").write_bytes(b"y")
+        return place
+
+    folder, index, put = TrialFolder(tmp_path), {}, {}
+    saved(folder, 1).rename(tmp_path / "away")
+    push_once(remote, folder, index, put)
+    (tmp_path / "away").rename(folder.checkpoints / "step-000001")
+    push_once(remote, folder, index, put)
+    (folder.checkpoints / "step-000001").rename(tmp_path / "old")
+    second = saved(folder, 2)
+    upload = pusher.Stored
+
+    def replaced(*found):  # as soon as the first of its files has been put
+        if second.exists():
+            second.rename(tmp_path / "older")
+        return upload(*found)
+
+    monkeypatch.setattr(pusher, "Stored", replaced)
+    push_once(remote, folder, index, put)
+    assert list(checkpoints_in(index)) == ["step-000001"]
+    assert len(checkpoints_in(index)["step-000001"]) == 2
+
+
+@pytest.fixture
+def sweep(store, tmp_path):
+    sample = validate_experiment({**SMALL, "sweep": {"arms": ["per_token", "none"], "seeds": [0]}}, "test")
+    return store.storage() / "sweeps" / tmp_path.name, trials_of(sample)
+
+
+def _enter(sweep, output: Path) -> RemoteSweep:
+    storage, trials = sweep
+    where = Output(output)
+    folders = {trial.key: where.trial("small", trial.key) for trial in trials}
+    shared = RemoteSweep(storage, where.sweep("small"), folders)
+    shared._lease = Lease(storage / "lease.json", 0.1, 0.5)
+    return shared
+
+
+def _folder(output: Path, trial: Trial) -> TrialFolder:
+    return Output(output).trial("small", trial.key)
+
+
+def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
+    storage, (trial, other) = sweep
+    here, there = tmp_path / "here", tmp_path / "there"
+    remote = RemoteTrial(storage / "trials", trial.key)
+    with _enter(sweep, here) as shared:
+        (Output(here).sweep("small")).mkdir(parents=True, exist_ok=True)
+        (Output(here).sweep("small") / "sweep.json").write_text('{"mine": 1}')
+        shared.begin("now")
+        scratch, index = TrialFolder(tmp_path / "scratch"), {}
+        Spool(scratch.spool).write(1, {"a": 1.0})
+        push_once(remote, scratch, index, {})
+        remote.put_attempt(1, "now", None)
+        assert shared.catch_up(0.0) is None
+        assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1]
+        assert last_attempt(_folder(here, trial)) == Attempt(1, "now")
+        Spool(scratch.spool).write(2, {"a": 2.0})
+        push_once(remote, scratch, index, {})
+        remote.put_attempt(1, "now", "out of memory")
+        assert shared.catch_up(0.0) is None
+        assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1, 2]
+        assert _folder(here, trial).failure.read_text() == "out of memory"
+        _folder(here, trial).run_id.write_text('{"creation_key": "k"}')
+        _folder(here, trial).shipped.write_text('{"offset": 12}')
+        with pytest.raises(UserError, match="in use by process"), _enter(sweep, there):
+            pass
+    with _enter(sweep, there):
+        assert (Output(there).sweep("small") / "sweep.json").read_text() == '{"mine": 1}'
+        assert [line.step for line in read_spool(_folder(there, trial).spool)[0]] == [1, 2]
+        assert _folder(there, trial).run_id.read_text() == '{"creation_key": "k"}'
+        assert _folder(there, trial).shipped.read_text() == '{"offset": 12}'
+        assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
+        assert not _folder(there, other).root.exists()
+    (Output(there).sweep("small") / "sweep.json").write_text('{"mine": 2}')
+    with pytest.raises(UserError, match="holds another sweep than"), _enter(sweep, there):
+        pass
+
+
+def test_a_sweep_whose_storage_is_away_is_refused_before_it_starts(tmp_path):
+    with object_store() as store:
+        sweep = store.storage() / "sweeps" / "x", ()
+        store.stop()
+        with pytest.raises(UserError, match=r"--storage: s3://bucket/.*Nothing was started"), _enter(sweep, tmp_path):
+            pass
+
+
+def test_an_index_that_is_none_is_named(remote, tmp_path):
+    remote.index_file.write_bytes(b"[1]")
+    with pytest.raises(UserError, match=r"per_token-s0\.json: is no index"):
+        remote.index()
+    remote.put_index({piece_name(0): remote_trial.Stored(3, "0" * 64)})
+    (remote.files / piece_name(0)).write_bytes(b"abc")
+    with pytest.raises(UserError, match=r"000\.jsonl: is not what the index says: it is damaged"):
+        restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)

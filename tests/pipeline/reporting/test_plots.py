@@ -1,0 +1,93 @@
+"""The figures show what the files say."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from safetensors.numpy import save_file
+
+from pipeline.errors import UserError
+from pipeline.reporting.colours import BAD, GOOD, INACTIVE, arm_colour
+from pipeline.reporting.plots import activation_by_layer, prototype_distribution
+
+
+def _snapshot(path, with_good=True, layers=2, experts=4):
+    tensors = {}
+    generator = np.random.default_rng(0)
+    for layer in range(layers):
+        for projection in "qkvo":
+            name = f"L{layer}.{projection}"
+            tensors[f"{name}/prototypes"] = generator.normal(size=(experts, 3)).astype("float32")
+            tensors[f"{name}/activation"] = np.array([0.0, 0.4, 0.4, 0.8], "float32")
+            if with_good:
+                tensors[f"{name}/good"] = np.array([0.0, 0.3, 0.1, 0.0], "float32")
+    save_file(tensors, path)
+    return tensors
+
+
+def test_prototype_distribution_colours_every_expert_as_it_was_judged(tmp_path):
+    path = tmp_path / "step-000120.safetensors"
+    _snapshot(path)
+    axes = prototype_distribution(path).axes[0]
+    (dots,) = axes.collections
+    colours = [to_hex(colour).upper() for colour in dots.get_facecolors()]
+    assert colours == [INACTIVE, GOOD, BAD, BAD] * 8
+    words = [text.get_text() for text in axes.texts]
+    assert "L1.o   40 % active" in words  # (0 + 0.4 + 0.4 + 0.8) / 4
+    assert any("step 120" in word for word in words)
+
+
+def test_without_goodness_no_expert_is_called_good(tmp_path):
+    path = tmp_path / "step-000000.safetensors"
+    _snapshot(path, with_good=False)
+    axes = prototype_distribution(path).axes[0]
+    assert {to_hex(c).upper() for c in axes.collections[0].get_facecolors()} == {INACTIVE, BAD}
+    assert "good" not in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_a_panel_is_the_projection_onto_the_first_two_principal_components(tmp_path):
+    path = tmp_path / "step-000000.safetensors"
+    prototypes = _snapshot(path, layers=1)["L0.q/prototypes"].astype(float)
+    dots = prototype_distribution(path).axes[0].collections[0].get_offsets()[:4]
+    centred = prototypes - prototypes.mean(0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :2] * sizes[:2]
+
+    def distances(points):  # the same whatever the signs of the components
+        return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+    # float32 prototypes; the eigenvalues are squares, so half of the digits are left
+    np.testing.assert_allclose(
+        distances(np.asarray(dots)) / distances(np.asarray(dots)).max(),
+        distances(expected) / distances(expected).max(),
+        atol=1e-6,
+    )
+
+
+def test_a_damaged_snapshot_is_named(tmp_path):
+    path = tmp_path / "step-000001.safetensors"
+    path.write_bytes(b"\0" * 30)
+    with pytest.raises(UserError, match="step-000001"):
+        prototype_distribution(path)
+    save_file({"other": np.zeros(1)}, path)
+    with pytest.raises(UserError, match="no prototypes"):
+        prototype_distribution(path)
+
+
+def test_activation_is_the_mean_over_seeds_in_percent_and_nan_draws_nothing():
+    series = {
+        "per_token": {0: [([0, 10], [0.5, 0.1]), ([0, 10], [0.7, float("nan")])], 1: [([0, 10], [0.2, 0.2])]},
+        "none": {},
+    }
+    figure = activation_by_layer(series)
+    panel = figure.axes[0]
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [60.0, 10.0])
+    np.testing.assert_allclose(panel.lines[1].get_ydata(), [20.0, 20.0])
+    assert "2 seeds" in panel.get_title(loc="left")
+    assert "0 seeds" in figure.axes[1].get_title(loc="left")
+    activation_by_layer({})
+
+
+def test_arms_keep_their_colours_and_the_known_ones_differ():
+    known = ["per_token", "aggregated", "metric_only", "none"]
+    assert len({arm_colour(arm) for arm in known}) == 4
+    assert arm_colour("mine.costs:relative") == arm_colour("mine.costs:relative")

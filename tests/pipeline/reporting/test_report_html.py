@@ -1,0 +1,183 @@
+"""The report's page: whole in itself, safe, and honest about what is missing."""
+
+import base64
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.layout import Output
+from pipeline.reporting import figures
+from pipeline.reporting.arc_grids import PALETTE, grid_svg, verdict
+from pipeline.reporting.colours import arm_colour
+from pipeline.reporting.comparisons import compare, note
+from pipeline.reporting.filed import Drawn, read_filed
+from pipeline.reporting.report import make_report
+from pipeline.reporting.report_html import html
+from pipeline.reporting.statistics import paired_difference
+from pipeline.settings.config import StudyConfig
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.distributions import add_distributions, last_distributions
+from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
+from tiny_onn.routing_health import routing_health
+
+EVIL = "<script>alert('x')</script> & \"more\""
+
+
+def _leave_files(trial, folder):
+    """What training leaves beside the spool: histograms, and predictions of which some are not well-formed."""
+    if trial.experiment.training.arm != "none":
+        weights = torch.rand(6, 4)
+        add_distributions(
+            folder.distributions, 20, {layer: [routing_health(weights, weights, (weights,) * 3)] for layer in range(3)}
+        )
+    predictions = [
+        {"task_id": EVIL, "pair": 0, "input": [[1, 2]], "target": [[3], [4]], "prediction": [[3], [5]], "exact": False},
+        {"task_id": "none", "pair": 0, "input": [[1]], "target": [[1]], "prediction": None, "exact": False},
+        {"task_id": "odd", "pair": 0, "input": [[1]], "target": [[1]], "prediction": [["<b>"]], "exact": False},
+    ]
+    folder.predictions.write_text(json.dumps(predictions))
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return Output(tmp_path_factory.mktemp("page"))
+
+
+def _report(output, sample, leave):
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    tracker.start_summary(output.sweep(sample.name), sample)
+    for trial, folder in trials(output, sample):
+        write_spool(trial, folder)
+        if leave:
+            _leave_files(trial, folder)
+        tracker.start_trial(folder, trial, sample.name, EXTRA)
+        tracker.end_trial(folder, "FINISHED")
+    tracker.end_summary("FINISHED", [])
+    return make_report(output.tracking_uri, "tests", sample.name)
+
+
+@pytest.fixture(scope="module")
+def whole(output):
+    return _report(output, experiment("whole").model_copy(update={"description": EVIL}), True)
+
+
+@pytest.fixture(scope="module")
+def text(whole):
+    return html(whole)
+
+
+def test_the_page_loads_nothing_and_escapes_every_name(text):
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;more&quot;" in text  # description and task
+    assert text.count("&lt;script&gt;") == 2
+    assert re.findall(r"""(?:src|href)=(?!"data:image/svg|"#).{20}""", text) == []
+    assert "url(" not in text
+    assert "default-src 'none'" in text
+
+
+def test_every_section_is_there_with_figures_that_can_be_read(text):
+    anchors = re.findall(r'<h2 id="(\w+)">', text)
+    assert anchors == [
+        "findings", "means", "differences", "curves", "activation", "distributions", "experts", "predictions",
+        "speed", "environment", "seeds",
+    ]  # fmt: skip
+    assert re.findall(r'<a href="#(\w+)">', text) == anchors
+    pictures = [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", text)]
+    assert len(pictures) == 6
+    for picture in pictures:
+        assert ET.fromstring(picture).tag.endswith("svg")
+    for arm in ("per_token", "aggregated", "none"):
+        assert f'background:{arm_colour(arm)}"></span>{arm}' in text
+        assert arm_colour(arm).lower() in pictures[1]  # the learning curves
+    assert "Left out" not in text
+
+
+def test_grids_are_drawn_beside_their_targets(text):
+    assert text.count("1 of 2 cells right") == 3  # each arm's
+    assert text.count("no grid") == 3
+    assert grid_svg([[3], [5]], "prediction of none") in text
+    assert "odd" not in text  # a grid that is none is not drawn
+    assert ET.fromstring(grid_svg([[0, 9]], "<x>")).attrib["aria-label"] == "<x>"
+    assert grid_svg([[0, 9]], "x").count(PALETTE[9]) == 1
+    wide = Drawn("t", 0, [[1]], [[1, 1]], [[1]])
+    assert verdict(wide) == "1×1 instead of 1×2"
+    assert verdict(Drawn("t", 0, [[1]], [[1]], [[1]])) == "exact"
+
+
+def test_what_older_runs_lack_is_left_out_and_named(output):
+    report = _report(output, experiment("older", arms=("per_token",), seeds=(0,)), False)
+    text = html(report)
+    (said,) = re.findall(r"Left out[^<]*", text)
+    for title in ("Differences to per_token", "Learning cost and Goodness by layer", "Held-out predictions"):
+        assert title in said
+    assert "Versions and machine were not recorded" in text
+    assert "peak memory (MiB)" not in text
+    assert "At most 1 seed an arm: too few to tell" in text
+
+
+def test_a_study_says_what_it_asked_and_a_grid_has_a_panel_for_each_cell(output, monkeypatch):
+    monkeypatch.setattr(figures, "MOST_CELLS", 2)
+    told = {
+        "question": "Is it <b>so</b>?",
+        "control": "c",
+        "intervention": "i",
+        "primary_metric": "m",
+        "expectation": "Yes.",
+    }
+    sample = experiment("study", arms=("per_token",), seeds=(0,), grid={"model.layers": (1, 2, 3)})
+    text = html(_report(output, sample.model_copy(update={"study": StudyConfig(**told)}), False))
+    assert "<b>question</b>: Is it &lt;b&gt;so&lt;/b&gt;?" in text
+    assert "<b>expectation</b>: Yes." in text
+    assert "The figures show the first 2 of 3 cells of the grid" in text
+    assert '<th class="text">layers</th>' in text
+
+
+def test_damaged_files_are_no_reason_not_to_report(output):
+    sample = experiment("damaged", arms=("per_token",), seeds=(0,))
+    ((_, folder),) = trials(output, sample)
+    folder.root.mkdir(parents=True)
+    folder.distributions.write_text('{"steps": [{"layers": 1}]}')
+    folder.predictions.write_text("[1, {}")
+    report = _report(output, sample, False)
+    assert read_filed(output.tracking_uri, report.results).distributions == {}
+    assert "Left out" in html(report)
+
+
+def test_distributions_add_up_and_a_repeated_step_replaces_itself(tmp_path):
+    weights = torch.tensor([[0.5, 1.0]])
+    health = routing_health(weights, weights, (weights, weights, weights))
+    path = tmp_path / "distributions.json"
+    for step in (10, 20, 10):
+        add_distributions(path, step, {0: [health, health], 1: [health]})
+    assert [each["step"] for each in json.loads(path.read_text())["steps"]] == [10]
+    found = last_distributions(path.read_text())
+    assert found.cost[0].counts.sum() == 4
+    assert found.cost[1].counts.sum() == 2
+    assert found.goodness[1].counts[-2] == 1  # the best expert, at mas(Goodness) of almost 1
+    assert np.flatnonzero(found.goodness[1].counts)[0] == len(found.goodness[1].edges) - 3  # a half: 10^-0.3
+    add_distributions(tmp_path / "none.json", 10, {0: [routing_health(weights)]})
+    assert not (tmp_path / "none.json").exists()
+    with pytest.raises(ValueError, match="not a file of distributions"):
+        last_distributions("[]")
+
+
+def test_the_note_says_what_so_few_seeds_can_tell():
+    few = {1: {"loss": paired_difference(dict.fromkeys(range(3), 1.0), {s: 0.5 - s / 100 for s in range(3)})}}
+    text = note(few, compare(few))
+    assert "1 difference to the control is looked at" in text
+    assert "With 3 seeds no p-value can be smaller than 0.25" in text
+    assert "it would take 6 seeds" in text
+    nine = range(9)
+    clear = {"loss": paired_difference(dict.fromkeys(nine, 1.0), {s: 0.5 - s / 100 for s in nine})}
+    many = {
+        1: clear,
+        2: clear,
+        3: {"loss": paired_difference({s: (-1.0) ** s for s in nine}, dict.fromkeys(nine, 0.0))},
+    }
+    text = note(many, compare(many))
+    assert "2 of 3 are below 0.05 after the correction." in text
+    assert note({}, {}) == ""

@@ -1,0 +1,90 @@
+"""Paired differences against values worked by hand."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.reporting.statistics import holm, least_p, mean, paired_difference, seeds_needed, sign_flip_p
+
+
+def test_pairs_by_seed_and_leaves_the_unpaired_out():
+    found = paired_difference({0: 3.0, 1: 5.0, 7: 100.0}, {1: 4.0, 0: 1.0, 2: 9.0})
+    assert found is not None
+    assert found.values == {0: 2.0, 1: 1.0}
+    assert found.mean == 1.5
+    assert found.agree
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+
+
+def test_of_two_differences_the_interval_is_from_one_to_the_other():
+    # A resample of two draws the mean of (a, a), (a, b) or (b, b): a quarter of them lie at either end.
+    found = paired_difference({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0})
+    assert found is not None
+    assert found.interval == (1.0, 3.0)
+    assert found.excludes_zero
+
+
+def test_of_three_the_ends_are_the_extremes_since_each_has_more_than_a_fortieth():
+    # (1/3)^3 = 1/27 > 0.025: the lowest and highest resample are within the interval.
+    found = paired_difference({0: -1.0, 1: 2.0, 2: 5.0}, dict.fromkeys(range(3), 0.0))
+    assert found is not None
+    assert found.interval == (-1.0, 5.0)
+    assert not found.excludes_zero
+    assert not found.agree
+
+
+def test_one_seed_has_no_interval_and_nan_no_mean():
+    one = paired_difference({0: 1.0}, {0: 3.0})
+    assert one is not None
+    assert (one.mean, one.interval, one.excludes_zero) == (-2.0, None, False)
+    broken = paired_difference({0: 1.0, 1: math.nan}, {0: 0.0, 1: 0.0})
+    assert broken is not None
+    assert math.isnan(broken.mean)
+    assert broken.interval is None
+    assert not broken.excludes_zero
+
+
+def test_mean_does_not_drop_a_diverged_seed():
+    assert mean({0: 1.0, 1: 2.0, 2: 6.0}) == 3.0
+    assert math.isnan(mean({0: 1.0, 1: math.nan}))
+    assert math.isnan(mean({0: 1.0, 1: math.inf}))
+    assert math.isnan(mean({}))
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=6), st.floats(-1e3, 1e3))
+def test_interval_holds_the_mean_lies_within_the_values_and_moves_with_them(numbers, shift):
+    values = dict(enumerate(numbers))
+    zero = dict.fromkeys(values, 0.0)
+    found, moved = paired_difference(values, zero), paired_difference({k: v + shift for k, v in values.items()}, zero)
+    assert found is not None
+    assert found.interval is not None
+    low, high = found.interval
+    assert min(numbers) - 1e-9 <= low <= found.mean + 1e-9
+    assert found.mean - 1e-9 <= high <= max(numbers) + 1e-9
+    assert moved is not None
+    assert moved.interval == pytest.approx((low + shift, high + shift), abs=1e-9)
+
+
+def test_the_sign_flip_test_by_hand():
+    # Of the eight ways to sign 1, 2, 3 two have a mean as far from 0 as theirs; of 1, 1, -1 every way has.
+    assert sign_flip_p({0: 1.0, 1: 2.0, 2: 3.0}) == pytest.approx(2 / 8)
+    assert sign_flip_p({0: 1.0, 1: 1.0, 2: -1.0}) == pytest.approx(1.0)
+    assert sign_flip_p({seed: 1.0 + seed for seed in range(5)}) == pytest.approx(least_p(5)) == pytest.approx(2 / 32)
+    assert sign_flip_p({0: 0.0, 1: 0.0}) == 1.0
+    assert math.isnan(sign_flip_p({0: 1.0}))
+    assert math.isnan(sign_flip_p({0: 1.0, 1: math.nan}))
+
+
+def test_holm_by_hand():
+    found = holm([0.01, 0.04, math.nan, 0.03])  # 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before
+    assert found[:2] + found[3:] == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(found[2])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_seeds_needed_is_where_the_least_p_value_passes():
+    for comparisons in (1, 2, 9, 24):
+        needed = seeds_needed(comparisons)
+        assert least_p(needed) * comparisons <= 0.05 < least_p(needed - 1) * comparisons

@@ -1,0 +1,90 @@
+"""A folder belongs to one experiment, and to one process at a time."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_whole
+from pipeline.running.claim import claim
+from pipeline.running.lock import folder_lock
+from pipeline.settings.config import SweepConfig, TrainingConfig
+from tests.pipeline.toy_training import toy_experiment
+
+COMMAND = "tiny-onn ablate toy.yaml"
+
+
+def test_another_experiment_of_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
+    claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
+    other = toy_experiment(training=TrainingConfig(steps=4, warmup_steps=1, batch_tokens=64))
+    with pytest.raises(UserError) as refused:
+        claim(tmp_path, other, "aa", True, COMMAND)
+    assert "  training.steps: there 3, now 4\n" in str(refused.value)
+    assert "training.seed" not in str(refused.value)
+
+
+def test_other_data_is_refused(tmp_path: Path) -> None:
+    claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
+    with pytest.raises(UserError, match='data_hash: there "aa", now "bb"'):
+        claim(tmp_path, toy_experiment(), "bb", True, COMMAND)
+
+
+def test_the_same_experiment_goes_on_only_when_asked(tmp_path: Path) -> None:
+    claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
+    with pytest.raises(UserError, match=f"{COMMAND} --resume"):
+        claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
+    claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
+
+
+def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
+    arms = ("none",)
+    claim(tmp_path, toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0,))), "aa", False, COMMAND)
+    sweep = SweepConfig(arms=arms, seeds=(0,), max_concurrent=1)
+    claim(tmp_path, toy_experiment(sweep=sweep, description="said better"), "aa", True, COMMAND)
+
+
+def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
+
+
+def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:
+    with (
+        folder_lock(tmp_path),
+        pytest.raises(UserError, match=f"process {os.getpid()} on {socket.gethostname()}"),
+        folder_lock(tmp_path),
+    ):
+        pass
+    with folder_lock(tmp_path):  # free again
+        assert read_json(tmp_path / "lock")["pid"] == os.getpid()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal, sys\nfrom pipeline.running.lock import folder_lock\n"
+        "with folder_lock(pathlib.Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], check=False)
+    assert killed.returncode == -9
+    assert read_json(tmp_path / "lock")["pid"] != os.getpid()
+    with folder_lock(tmp_path):
+        assert read_json(tmp_path / "lock")["pid"] == os.getpid()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file.json"
+    write_whole(path, json.dumps(1))
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_whole(path, json.dumps(2))
+    assert read_json(path) == 1

@@ -1,0 +1,38 @@
+"""What is said at the end of a sweep. Real ends are in test_sweep and the drills."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.layout import Output
+from pipeline.running.outcome import SweepOutcome, tell_end
+from pipeline.running.progress import Progress
+from pipeline.settings.config import trials_of
+from tests.pipeline.toy_training import toy_experiment
+
+
+def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path: Path) -> None:
+    experiment = toy_experiment()
+    output = Output(tmp_path)
+    progress = [Progress(trial, output.trial("toy", trial.key)) for trial in trials_of(experiment)]
+    for one in progress:
+        one.folder.root.mkdir(parents=True)
+    first, second, third = progress
+    first.folder.survived(1).write_text("rank 1: ActorDiedError: SIGKILL\n\nmore of it")
+    first.folder.result.write_text(json.dumps({"checkpoint_problems": ["step-000008: sha256 00, expected 11"]}))
+    second.folder.result.write_text(json.dumps({"checkpoint_problems": ["finished by an earlier command"]}))
+    third.folder.failure.write_text("rank 0: ValueError: no\nmore of it")
+    screen = io.StringIO()
+    outcome = SweepOutcome(2, 3, {third.trial.key: third.folder.failure.read_text()})
+    tell_end(outcome, [], progress, [first, third], Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
+    assert screen.getvalue().splitlines() == [
+        "per_token-s0 was taken up again after: rank 1: ActorDiedError: SIGKILL",
+        "per_token-s0 went on from an older checkpoint: step-000008: sha256 00, expected 11",
+        "none-s0 failed: rank 0: ValueError: no",
+        f"  all of it in {third.folder.failure}",
+        "1 of 3 trials failed.",
+        "Go on with:",
+        "  tiny-onn ablate x.yaml --resume",
+    ]

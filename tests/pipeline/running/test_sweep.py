@@ -1,0 +1,225 @@
+"""The sweep on real Ray clusters: failures, resumption, refusals and signals."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import pipeline.running.sweep
+from pipeline.errors import UserError
+from pipeline.layout import Output, TrialFolder
+from pipeline.running.driver import last_attempt
+from pipeline.running.sweep import SweepOutcome, run_sweep
+from pipeline.settings.config import Experiment, SweepConfig, Trial, WorkersConfig, trials_of
+from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
+
+ROOT = Path(__file__).parents[3]
+
+
+def sweep(
+    output: Path,
+    experiment: Experiment,
+    tracker: RecordingTracker,
+    screen: io.StringIO | None = None,
+    trials: tuple[Trial, ...] = (),
+    **options: Any,
+) -> SweepOutcome:
+    """run_sweep with the toy's parts."""
+    return run_sweep(
+        experiment,
+        trials or trials_of(experiment),
+        Output(output),
+        toy_data(output / "data"),
+        train_fn=toy_train,
+        tracker=tracker,
+        command="tiny-onn ablate toy.yaml",
+        console=Console(file=screen or io.StringIO(), width=160),
+        **{"resume": False, **options},
+    )
+
+
+def result(folder: TrialFolder) -> dict[str, Any]:
+    """A finished trial's result.json."""
+    return json.loads(folder.result.read_text())
+
+
+def ray_processes() -> set[str]:
+    """The pids of Ray's processes on this machine."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if line.startswith(b"ray::") or b"raylet/raylet" in line or b"gcs/gcs_server" in line:
+                found.add(entry.name)
+    return found
+
+
+def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
+    wish = json.dumps({"raise": ["aggregated", 0], "kill_once": "none"})
+    experiment = toy_experiment(description=wish)
+    first, *rest = trials_of(experiment)
+    pair = WorkersConfig(count=2, cpus=0.5, timeout_s=30)
+    trials = (first.model_copy(update={"experiment": first.experiment.model_copy(update={"workers": pair})}), *rest)
+    tracker, screen = RecordingTracker(), io.StringIO()
+    made: list[int] = []
+
+    def report() -> list[Path]:
+        made.append(len(tracker.ended()))
+        return [tmp_path / "report.md"]
+
+    outcome = sweep(tmp_path, experiment, tracker, screen, trials, report=report)
+
+    output = Output(tmp_path)
+    good, bad, killed = (output.trial("toy", f"{arm}-s0") for arm in ("per_token", "aggregated", "none"))
+    assert (outcome.finished, outcome.failed, outcome.total, outcome.exit_code) == (2, 1, 3, 1), outcome
+    assert result(good)["metrics"] == {"sum_of_ranks": 3.0, "world": 2}  # 1 + 2, reduced by gloo
+    assert (killed.root / "killed-once").exists()
+    assert result(killed)["metrics"] == {"sum_of_ranks": 1.0, "world": 1}
+    assert "rank 0: ValueError: the loss of aggregated is not finite" in bad.failure.read_text()
+    assert "rank 0: ValueError" in outcome.failures["aggregated-s0"]
+    assert tracker.ended() == {"per_token-s0": "FINISHED", "aggregated-s0": "FAILED", "none-s0": "FINISHED"}
+    assert tracker.calls[-2:] == [("end_summary", "FAILED", "report.md"), ("close", "FAILED")]
+    assert tracker.threads == {"courier"}
+    assert made == [3]  # the report came when every trial had been shipped
+    assert "1 of 3 trials failed" in screen.getvalue()
+    assert "tiny-onn ablate toy.yaml --resume" in screen.getvalue()
+
+    before = {folder: folder.result.stat().st_mtime_ns for folder in (good, killed)}
+    with pytest.raises(UserError, match="--resume"):
+        sweep(tmp_path, experiment, RecordingTracker())
+    mended = experiment.model_copy(update={"description": ""})
+    tracker = RecordingTracker()
+    outcome = sweep(tmp_path, mended, tracker, resume=True)
+    assert outcome.exit_code == 0
+    assert {folder: folder.result.stat().st_mtime_ns for folder in before} == before
+    assert result(bad)["attempt"] == 2
+    assert not bad.failure.exists()
+    attempt = last_attempt(good)
+    assert attempt is not None
+    assert attempt.number == 1
+    assert set(tracker.ended().values()) == {"FINISHED"}
+    assert tracker.calls[-1] == ("close", "FINISHED")
+
+
+def finish_by_hand(output: Path, experiment: Experiment) -> None:
+    """Writes every trial's result."""
+    for trial in trials_of(experiment):
+        folder = Output(output).trial(experiment.name, trial.key)
+        folder.root.mkdir(parents=True)
+        folder.result.write_text('{"metrics": {}, "steps": 3, "seconds": 1}')
+
+
+def no_ray(*_: Any) -> Any:
+    """Stands where Ray would be started."""
+    raise AssertionError("Ray was started")
+
+
+def test_ray_is_not_started_when_all_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
+    experiment = toy_experiment()
+    finish_by_hand(tmp_path, experiment)
+    tracker = RecordingTracker()
+    outcome = sweep(tmp_path, experiment, tracker, resume=True)
+    assert (outcome.finished, outcome.exit_code) == (3, 0)
+    assert set(tracker.ended().values()) == {"FINISHED"}  # what an earlier command could not ship is shipped now
+
+
+def test_a_trial_alone_has_no_summary_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
+    experiment = toy_experiment(arms=("none",))
+    finish_by_hand(tmp_path, experiment)
+    tracker = RecordingTracker()
+    run_sweep(
+        experiment.model_copy(update={"sweep": None}),
+        trials_of(experiment),
+        Output(tmp_path),
+        toy_data(tmp_path / "data"),
+        train_fn=toy_train,
+        resume=True,
+        tracker=tracker,
+        command="tiny-onn train toy.yaml",
+        console=Console(file=io.StringIO()),
+    )
+    assert {call[0] for call in tracker.calls} == {"start", "ship", "end", "close"}
+
+
+def test_more_cpus_than_there_are_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
+    tracker = RecordingTracker()
+    with pytest.raises(UserError, match=r"workers\.cpus.*512 CPUs"):
+        sweep(tmp_path, toy_experiment(workers=WorkersConfig(count=2, cpus=256.0)), tracker)
+    assert tracker.calls == []
+    assert not (tmp_path / "sweeps").exists()
+
+
+def test_a_cell_of_the_grid_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
+    grid = SweepConfig(arms=("none",), seeds=(0,), grid={"workers.cpus": (0.5, 999.0)})
+    with pytest.raises(UserError, match="999"):
+        sweep(tmp_path, toy_experiment(sweep=grid), RecordingTracker())
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) -> None:
+    """Ctrl-C twice in the middle of training; SIGTERM while Ray is still starting."""
+    output, log = tmp_path / "out", tmp_path / "log"
+    others = ray_processes()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.pipeline.run_toy", str(output), '{"sleep_s": 0.2}', str(log)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    folder = Output(output).trial("toy", "none-s0")
+    awaited = folder.spool if sent == signal.SIGINT else Output(output).sweep("toy") / "sweep.json"
+    deadline = time.monotonic() + 120
+    while not awaited.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    assert awaited.exists()
+    began = time.monotonic()
+    for _ in range(2 if sent == signal.SIGINT else 1):
+        process.send_signal(sent)
+        time.sleep(0.3)
+    printed, _ = process.communicate(timeout=90)
+    assert process.returncode == code, printed
+    assert time.monotonic() - began < 60  # a few seconds; Ray, still starting, takes longer on a machine under load
+    assert "tiny-onn ablate toy.yaml --resume" in printed
+    told = log.read_text().splitlines()
+    assert told[-1] == "close KILLED"
+    if sent == signal.SIGINT:
+        assert "end none-s0 KILLED" in told
+    assert not folder.result.exists()
+    assert not folder.failure.exists()
+    mine = [pid for pid in ray_processes() - others if session_of(pid) == process.pid or parent_is_gone(pid)]
+    assert mine == []
+
+
+def session_of(pid: str) -> int:
+    """The session that a process belongs to; 0 when it is gone."""
+    try:
+        return os.getsid(int(pid))
+    except ProcessLookupError:
+        return 0
+
+
+def parent_is_gone(pid: str) -> bool:
+    """Whether a process has been left to init."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == "1"
+    except OSError:
+        return False

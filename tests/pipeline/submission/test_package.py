@@ -1,0 +1,141 @@
+"""What goes to a cluster and what stays, and which versions it must find there."""
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pipeline.submission.package
+from pipeline.errors import UserError
+from pipeline.submission.package import files_to_send, write_package
+from pipeline.submission.pins import disagreements, installed, pinned_requirements, read_pins, requirements
+
+STAYS = (
+    "runs/sweeps/a/metrics.jsonl",
+    "data/shard.parquet",
+    ".venv/lib/big.so",
+    "pipeline/__pycache__/a.pyc",
+    ".pytest_cache/x",
+)
+GOES = ("pyproject.toml", "pipeline/a.py", "pipeline/data/b.py", "experiments/c.yaml", ".gitignore")
+
+
+def tree(folder: Path) -> Path:
+    """A project with what a working tree gathers."""
+    for name in (*STAYS, *GOES, "ignored.log"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / ".gitignore").write_text("*.log\n.venv/\n")
+    return folder
+
+
+def sent(folder: Path, *wanted: Path) -> set[str]:
+    """The names of what would be sent."""
+    return {path.as_posix() for path in files_to_send(folder, wanted)}
+
+
+def test_without_git_all_but_data_runs_and_caches_go(tmp_path: Path) -> None:
+    assert sent(tree(tmp_path)) == {*GOES, "ignored.log"}
+
+
+def test_with_git_what_it_ignores_stays_and_what_is_new_goes(tmp_path: Path) -> None:
+    tree(tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "pyproject.toml", "pipeline/a.py"], check=True)
+    assert sent(tmp_path) == set(GOES)
+    (tmp_path / "pipeline" / "a.py").unlink()  # still in git's index
+    assert sent(tmp_path) == set(GOES) - {"pipeline/a.py"}
+
+
+def test_a_data_folder_that_the_experiment_names_goes_along(tmp_path: Path) -> None:
+    assert sent(tree(tmp_path), Path("data")) == {*GOES, "ignored.log", "data/shard.parquet"}
+
+
+def test_a_link_out_of_the_tree_is_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "secret"
+    outside.write_text("secret")
+    project = tree(tmp_path / "project")
+    (project / "link").symlink_to(outside)
+    (project / "pipeline" / "inner").symlink_to(project / "pyproject.toml")
+    assert "link" not in sent(project)
+    assert "pipeline/inner" in sent(project)
+
+
+def test_a_folder_that_is_no_project_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--tree .*pyproject\.toml"):
+        files_to_send(tmp_path)
+
+
+def test_the_package_holds_the_files_and_is_the_same_each_time(tmp_path: Path) -> None:
+    project = tree(tmp_path / "project")
+    (project / "run.sh").write_text("#!/bin/sh\n")
+    (project / "run.sh").chmod(0o755)
+    packages = []
+    for name in ("one.zip", "two.zip"):
+        size = write_package(project, files_to_send(project), {"submitted/x.json": "{}"}, tmp_path / name)
+        packages.append((tmp_path / name).read_bytes())
+        assert size == len(packages[-1])
+    assert packages[0] == packages[1]
+    with zipfile.ZipFile(tmp_path / "one.zip") as package:
+        assert set(package.namelist()) == {*GOES, "ignored.log", "run.sh", "submitted/x.json"}
+        assert package.read("pipeline/a.py") == b"pipeline/a.py"
+        assert package.getinfo("run.sh").external_attr >> 16 == 0o755
+
+
+def test_too_much_is_refused_with_what_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.submission.package, "MOST_BYTES", 3_000_000)
+    project = tree(tmp_path)
+    (project / "weights").mkdir()
+    (project / "weights" / "model.bin").write_bytes(bytes(2_500_000))
+    for number in range(5):
+        (project / "experiments" / f"{number}.npy").write_bytes(bytes(250_000))
+    said = r"4 MB would be sent, at most 3 are\. Largest: weights/model\.bin \(2\.5 MB\), experiments/ \(1\.3 MB\)"
+    with pytest.raises(UserError, match=said):
+        write_package(project, files_to_send(project), {}, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+PYPROJECT = """
+[project]
+name = "mine"
+dependencies = ["Torch>=2.9", "ray[train,tune] >= 2.54", "some_thing", "click>=8.1,<9; python_version > '3'"]
+"""
+
+
+def test_requirements_are_pinned_by_the_constraints(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(PYPROJECT)
+    (tmp_path / "constraints.txt").write_text(
+        "torch==2.13.0+cpu\nray==2.60.0  # x\nsome-thing==1\nClick==8.5.1\nmypy==2\n"
+    )
+    needed, pins = requirements(tmp_path / "pyproject.toml"), read_pins(tmp_path / "constraints.txt")
+    assert needed == {"torch": "", "ray": "[train,tune]", "some-thing": "", "click": ""}
+    assert pinned_requirements(needed, pins) == [
+        "click==8.5.1",
+        "ray[train,tune]==2.60.0",
+        "some-thing==1",
+        "torch==2.13.0+cpu",
+    ]
+    there = {"torch": "2.13.0", "ray": "2.59.0", "click": "8.5.1"}
+    wanted = {name: pins[name] for name in needed}
+    assert disagreements(wanted, there) == ["ray is 2.59.0, expected 2.60.0", "some-thing 1 is missing"]
+    del pins["ray"]
+    with pytest.raises(UserError, match="does not pin ray"):
+        pinned_requirements(needed, pins)
+
+
+@pytest.mark.parametrize("text", [None, "torch>=2.9\n", ""])
+def test_constraints_that_pin_nothing_are_refused(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "constraints.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=r"constraints\.txt: .*name==version"):
+        read_pins(path)
+
+
+def test_this_projects_own_files_agree_with_what_is_installed_here() -> None:
+    root = Path(__file__).parents[3]
+    needed, pins = requirements(root / "pyproject.toml"), read_pins(root / "constraints.txt")
+    assert {"torch", "ray", "mlflow"} <= set(needed)
+    assert len(pinned_requirements(needed, pins)) == len(needed)
+    assert disagreements({name: pins[name] for name in needed}, installed(needed)) == []

@@ -1,0 +1,133 @@
+"""A trained model comes back from MLflow alone and draws what it drew at the end of training."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.data.arc import load_corpus
+from pipeline.data.shards import prepare
+from pipeline.errors import UserError
+from pipeline.layout import Output
+from pipeline.settings.config import Trial, validate_experiment
+from pipeline.tracking.registered import load_model, open_model, save_model
+from pipeline.tracking.registry import model_name, register_model
+from pipeline.tracking.store import open_store
+from pipeline.tracking.tracker import Tracker
+from pipeline.training.build import build_model
+from pipeline.training.distributions import last_distributions
+from pipeline.training.worker import run_training
+from tests.pipeline.samples import SMALL, small_experiment
+from tests.pipeline.sweep_samples import EXTRA
+
+
+def _easy_tasks(folder):
+    """Tasks that are learnt in seconds: every answer is one cell, of the colour of the first."""
+    folder.mkdir()
+    for number in range(10):
+        pairs = [{"input": [[number % 3, c]], "output": [[number % 3]]} for c in range(3)]
+        (folder / f"task{number}.json").write_text(json.dumps({"train": pairs[:2], "test": pairs[2:]}))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(output, run id, predictions, tasks by id) of a small run, whose folder has been removed."""
+    root = tmp_path_factory.mktemp("registered")
+    _easy_tasks(root / "tasks")
+    changes = {"steps": 40, "batch_tokens": 128, "log_every": 40, "evaluate_every": 40, "learning_rate": 0.03}
+    training = {**SMALL["training"], **changes, "arm": "aggregated", "check_replicas_every": 0}
+    data = {"dataset": "folder", "folder": str(root / "tasks"), "max_tokens": 32, "dihedral_views": 1}
+    experiment = validate_experiment({**SMALL, "data": data, "training": training}, "test")
+    data, output = prepare(experiment.data, root / "data"), Output(root / "runs")
+    folder = output.trial("easy", "aggregated-s0")
+    run_training(experiment, folder, data.folder, torch.device("cpu"))
+    predictions = json.loads(folder.predictions.read_text())
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    run_id = tracker.start_trial(folder, Trial(key="aggregated-s0", experiment=experiment), "easy", EXTRA)
+    tracker.end_trial(folder, "FINISHED")
+    assert not tracker.close("FINISHED")
+    shutil.rmtree(output.sweep("easy"))
+    tasks = {task.task_id: task for task in load_corpus(experiment.data).train}
+    return output, run_id, predictions, tasks
+
+
+def test_the_model_of_a_run_draws_what_was_predicted(trained):
+    output, run_id, predictions, tasks = trained
+    model = load_model(run_id, output.tracking_uri)
+    assert model.experiment.training.arm == "aggregated"
+    assert any(each["prediction"] is not None for each in predictions)  # it has learnt to draw a grid
+    for each in predictions:
+        assert model.predict(tasks[each["task_id"]], each["pair"]) == each["prediction"]
+
+
+def test_mlflow_loads_it_from_the_run_and_from_the_registry(trained, monkeypatch):
+    import mlflow
+
+    output, run_id, predictions, tasks = trained
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", output.tracking_uri)
+    each = predictions[0]
+    task = tasks[each["task_id"]]
+    value = {
+        "train": [{"input": pair.input.tolist(), "output": pair.output.tolist()} for pair in task.train],
+        "test": [{"input": pair.input.tolist()} for pair in task.test],
+    }
+    for uri in (f"runs:/{run_id}/model", "models:/easy-aggregated/1"):
+        assert mlflow.pyfunc.load_model(uri).predict(value) == each["prediction"]
+
+
+def test_a_run_is_registered_once_and_says_what_it_ran_on(trained):
+    output, run_id, *_ = trained
+    client = open_store(output.tracking_uri)
+    (version,) = client.search_model_versions(f"run_id = '{run_id}'")
+    assert version.name == "easy-aggregated"
+    assert version.tags["seed"] == "0"
+    register_model(client, run_id)
+    assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
+    assert client.get_run(run_id).data.tags["environment.torch"] == torch.__version__
+    assert model_name("easy", "pkg.costs:MINE") == "easy-pkg.costs.MINE"
+
+
+def test_distributions_and_memory_are_tracked(trained):
+    output, run_id, *_ = trained
+    client = open_store(output.tracking_uri)
+    names = {file.path for file in client.list_artifacts(run_id)}
+    assert {"distributions.json", "model", "predictions.json", "result.json"} <= names
+    path = Path(client.download_artifacts(run_id, "distributions.json", str(output.root)))
+    found = last_distributions(path.read_text())
+    assert found.step == 40
+    assert sorted(found.goodness) == [0, 1]
+    counted = {layer: part.counts.sum() for layer, part in found.cost.items()}
+    assert counted[0] == counted[1] == found.goodness[0].counts.sum()
+    last = client.get_run(run_id).data.metrics
+    good = sum(part.counts[1:][part.edges >= -1].sum() for part in found.goodness.values())
+    mean = (last["fraction_good/L0"] + last["fraction_good/L1"]) / 2
+    assert good / sum(counted.values()) == pytest.approx(mean)
+    assert last["speed/peak_memory_mib"] > 50
+
+
+def test_what_is_no_model_is_refused(trained, tmp_path):
+    output, _, _, tasks = trained
+    with pytest.raises(UserError, match="run nosuch: has no model"):
+        load_model("nosuch", output.tracking_uri)
+    experiment = small_experiment(arm="elsewhere.costs:MINE")
+    save_model(tmp_path / "model", build_model(small_experiment()), experiment)
+    model = open_model(tmp_path / "model")  # although that arm cannot be imported here
+    with pytest.raises(UserError, match="no test pair 7"):
+        model.predict(next(iter(tasks.values())), 7)
+    with pytest.raises(UserError, match="there is no `test`"):
+        model.predict({"train": [{"input": [[1]], "output": [[1]]}]})
+    big = next(iter(tasks.values()))
+    with pytest.raises(UserError, match="at most 128"):
+        model.predict(replace(big, train=big.train * 20))
+    weights = tmp_path / "model" / "weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(UserError, match="has been altered"):
+        open_model(tmp_path / "model")
+    (tmp_path / "model" / "model.json").write_text("[]")
+    with pytest.raises(UserError, match="not a readable model"):
+        open_model(tmp_path / "model")

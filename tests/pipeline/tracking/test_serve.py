@@ -1,0 +1,103 @@
+"""`tiny-onn ui` as a person starts and ends it."""
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from pipeline.layout import Output
+from pipeline.tracking.store import open_store
+from pipeline.tracking.tracker import Tracker
+from tests.pipeline.sockets import listening, reachable_from_elsewhere
+from tests.pipeline.sweep_samples import experiment
+
+
+def test_no_server_outlives_the_command(tmp_path: Path) -> None:
+    output = Output(tmp_path)
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    tracker.start_summary(tmp_path, experiment())
+    tracker.close("FINISHED")
+    words = [sys.executable, "-m", "pipeline.cli", "ui", "--output", str(tmp_path), "--experiment", "tests"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as command:
+        try:
+            assert command.stdout is not None
+            lines = iter(command.stdout.readline, "")
+            link = next(line for line in lines if "http://127.0.0.1" in line)
+            address = link.strip().partition("/#")[0]
+            assert urllib.request.urlopen(f"{address}/health", timeout=10).status == 200
+            assert any("Ctrl-C stops the server" in line for line in lines)
+            sockets = listening(command.pid)
+            assert address.removeprefix("http://") in sockets
+            assert reachable_from_elsewhere(sockets) == set()
+            command.send_signal(signal.SIGTERM)
+            assert command.wait(timeout=30) == 0
+            assert "Stopped." in command.stdout.read()
+        finally:
+            command.kill()
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address}/health", timeout=10)
+
+
+def test_a_server_for_many_keeps_runs_and_the_files_that_clients_send(tmp_path: Path) -> None:
+    """A client that knows the address alone; then the same command again, on the same port."""
+    from pipeline.tracking.mlflow_process import free_port
+
+    port = free_port("127.0.0.1", None)
+    words = [sys.executable, "-m", "pipeline.cli", "server", "--output", str(tmp_path), "--port", str(port)]
+    words += ["--workers", "1", "--allowed-hosts", "mlflow.cluster.local"]
+    address = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    report = tmp_path / "report.md"
+    report.write_text("# Found")
+    for attempt in (1, 2):
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as command:
+            try:
+                assert command.stdout is not None
+                lines = list(iter(command.stdout.readline, "Ctrl-C stops the server.\n"))
+                assert any(f"--tracking-uri {address}" in line for line in lines)
+                sockets = listening(command.pid)
+                assert reachable_from_elsewhere(sockets) == set()
+                if attempt == 1:
+                    again = subprocess.run(words, capture_output=True, text=True, check=False)
+                    assert again.returncode == 2
+                    assert f"port {port} of 127.0.0.1 cannot be used" in again.stderr
+                    tracker = Tracker(address, "tests", None)
+                    tracker.start_summary(tmp_path / "sweep", experiment())
+                    tracker.end_summary("FINISHED", [report])
+                    assert tracker.problem is None
+                    asked = f"{address}/api/2.0/mlflow/experiments/search?max_results=1"
+                    for name in ("mlflow.cluster.local", f"mlflow.cluster.local:{port}", "10.1.2.3:80"):
+                        urllib.request.urlopen(urllib.request.Request(asked, headers={"Host": name})).close()
+                    foreign = urllib.request.Request(asked, headers={"Host": "elsewhere.example"})
+                    with pytest.raises(urllib.error.HTTPError, match="403"):
+                        urllib.request.urlopen(foreign)
+                else:
+                    client = open_store(address)
+                    (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
+                    assert run.info.status == "FINISHED"
+                    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
+                    there = client.download_artifacts(run.info.run_id, "report.md", str(tmp_path))
+                    assert Path(there).read_text() == "# Found"
+                command.send_signal(signal.SIGTERM)
+                assert command.wait(timeout=30) == 0
+            finally:
+                command.kill()
+    assert next((tmp_path / "mlflow-server" / "artifacts").rglob("report.md")).read_text() == "# Found"
+
+
+def test_a_server_whose_database_or_address_cannot_be_is_refused(tmp_path: Path) -> None:
+    for options, reason in (
+        (["--backend-uri", "postgresql://me:s3cret@127.0.0.1:9/x"], "postgresql://me:***@127.0.0.1:9/x"),
+        (["--host", "192.0.2.1"], "port 5000 of 192.0.2.1 cannot be used"),
+    ):
+        words = [sys.executable, "-m", "pipeline.cli", "server", "--output", str(tmp_path), *options]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        assert reason in done.stderr
+        assert "s3cret" not in done.stderr

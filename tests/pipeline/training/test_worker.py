@@ -1,0 +1,183 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import measures
+from pipeline.data import tokens
+from pipeline.data.loader import Loader
+from pipeline.data.manifest import Prepared
+from pipeline.data.shards import read_rows
+from pipeline.layout import TrialFolder
+from pipeline.settings.config import trials_of, validate_experiment
+from pipeline.training.build import build_dynamics, build_model, schedule
+from pipeline.training.checkpoint import checkpoints
+from pipeline.training.evaluate import evaluate, exact_match, predict
+from pipeline.training.evidence import TrainingStopped
+from pipeline.training.spool import read_spool
+from pipeline.training.worker import run_training
+from tests.pipeline.samples import SMALL, small_data, small_experiment
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return small_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    folder = TrialFolder(tmp_path_factory.mktemp("whole"))
+    run_training(small_experiment(), folder, data.folder, CPU)
+    return folder
+
+
+def metrics_of(folder: TrialFolder) -> dict[int, dict[str, float]]:
+    return {line.step: line.metrics for line in read_spool(folder.spool)[0]}
+
+
+def without_speed(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("speed/")}
+
+
+def test_a_run_leaves_what_the_driver_reads(data: Prepared, whole: TrialFolder) -> None:
+    metrics = metrics_of(whole)
+    assert list(metrics) == [2, 4, 6, 8]
+    assert measures.EVAL_LOSS in metrics[4]
+    assert measures.EVAL_LOSS not in metrics[6]
+    last = metrics[8]
+    for name in (measures.TASK_LOSS, measures.META_LOSS, measures.EVAL_PAIRS_EXACT, "activation_rate/L1"):
+        assert name in last
+    mean = sum(last[f"activation_rate.by_module/L0.{p}"] for p in "qkvo") / 4
+    assert last["activation_rate/L0"] == pytest.approx(mean)
+    assert sorted(p.name for p in whole.prototypes.iterdir()) == [f"step-{n:06d}.safetensors" for n in (0, 4, 8)]
+    assert [p.name for p in checkpoints(whole.checkpoints)] == ["step-000004", "step-000006", "step-000008"]
+    result = json.loads(whole.result.read_text())
+    assert result["steps"] == 8
+    assert result["metrics"][measures.EVAL_LOSS] == last[measures.EVAL_LOSS]
+    predictions = json.loads(whole.predictions.read_text())
+    assert {each["task_id"] for each in predictions} <= {row.task_id for row in read_rows(data, "held_out")}
+    assert predictions
+
+
+@pytest.mark.parametrize("kept", ["step-000006", "step-000004"])
+def test_a_run_taken_up_from_a_checkpoint_ends_bit_equal(
+    data: Prepared, whole: TrialFolder, tmp_path: Path, kept: str
+) -> None:
+    shutil.copytree(whole.root, tmp_path / "trial")
+    folder = TrialFolder(tmp_path / "trial")
+    folder.result.unlink()
+    for path in checkpoints(folder.checkpoints):
+        if path.name > kept:
+            shutil.rmtree(path)
+    lines = folder.spool.read_text().splitlines(keepends=True)
+    folder.spool.write_text("".join(lines[:3]) + '{"step": 8, "me')  # killed in mid-line
+    run_training(small_experiment(), folder, data.folder, CPU)
+    state = (folder.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+    again, before = metrics_of(folder), metrics_of(whole)
+    assert list(again) == list(before)
+    assert without_speed(again[8]) == without_speed(before[8])
+
+
+def test_a_run_killed_just_before_its_result_ends_with_the_same_metrics(
+    data: Prepared, whole: TrialFolder, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.root, tmp_path / "trial")
+    folder = TrialFolder(tmp_path / "trial")
+    folder.result.unlink()
+    run_training(small_experiment(), folder, data.folder, CPU)
+    again, before = (json.loads(f.result.read_text()) for f in (folder, whole))
+    assert again["metrics"] == before["metrics"]
+    assert folder.spool.read_bytes() == whole.spool.read_bytes()
+
+
+def test_a_worker_whose_trial_was_taken_up_by_another_writes_no_more(data: Prepared, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    asked: list[int] = []
+
+    def overtaken() -> None:
+        asked.append(len(read_spool(folder.spool)[0]))
+        if len(asked) == 3:
+            raise TrainingStopped("attempt 1 has been overtaken")
+
+    with pytest.raises(TrainingStopped, match="overtaken"):
+        run_training(small_experiment(), folder, data.folder, CPU, check_ours=overtaken)
+    assert asked == [0, 1, 2]
+    assert list(metrics_of(folder)) == [2, 4]
+    assert not folder.result.exists()
+
+
+def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data: Prepared) -> None:
+    sweep = {"arms": ["per_token", "aggregated", "none"], "seeds": [0, 1]}
+    trials = trials_of(validate_experiment({**SMALL, "sweep": sweep}, "test"))
+    assert [t.key for t in trials] == [f"{arm}-s{seed}" for seed in (0, 1) for arm in sweep["arms"]]
+    starts = [torch.cat([p.flatten() for p in build_model(t.experiment).parameters()]) for t in trials]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    assert not torch.equal(starts[0], starts[3])
+    streams = [Loader(data, "train", 512, t.experiment.training.seed).stream(0) for t in trials[:2]]
+    for _ in range(5):
+        a, b = (next(stream)[1] for stream in streams)
+        assert torch.equal(a.tokens, b.tokens)
+
+
+def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: Prepared) -> None:
+    model = build_model(small_experiment())
+    rows = read_rows(data, "held_out")
+    total, right, count = 0.0, 0, 0
+    for row in rows:  # one row at a time, by the definition
+        t, r, c = (torch.from_numpy(a.astype("int64"))[None] for a in (row.tokens, row.rows, row.columns))
+        predicted = torch.log_softmax(model(t, r, c), dim=-1)[0]
+        for place in range(1, len(row)):
+            if row.labelled[place]:
+                total -= float(predicted[place - 1, int(row.tokens[place])].detach())
+                right += int(predicted[place - 1].argmax() == int(row.tokens[place]))
+                count += 1
+    for budget in (128, 1000):
+        found = evaluate(model, rows, budget, 0, 1)
+        assert found[measures.EVAL_LOSS] == pytest.approx(total / count, rel=1e-10)
+        assert found[measures.EVAL_TOKEN_ACCURACY] == pytest.approx(right / count)
+
+
+def test_exact_match_by_hand(data: Prepared) -> None:
+    rows = read_rows(data, "held_out")[:3]
+    made = predict(build_model(small_experiment()), rows, 128)
+    assert [(p.task_id, p.pair) for p in made] == [(r.task_id, r.pair) for r in rows]
+    for each, row in zip(made, rows, strict=True):
+        given, target = tokens.decode_sequence(row.tokens)[-1]
+        assert each.input == given.tolist()
+        assert each.target == target.tolist()
+        assert each.exact == (each.prediction == each.target)
+    from dataclasses import replace
+
+    pairs = [replace(made[0], task_id=t, exact=e) for t, e in (("a", True), ("a", False), ("b", True), ("c", False))]
+    assert exact_match(pairs) == {measures.EVAL_PAIRS_EXACT: 0.5, measures.EVAL_TASKS_EXACT: pytest.approx(1 / 3)}
+
+
+def test_the_schedule_warms_up_and_ends_near_a_tenth() -> None:
+    training = small_experiment(steps=100, warmup_steps=9).training
+    factors = [schedule(training, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert max(factors) <= 1
+    assert factors[99] == pytest.approx(1 - 0.9 * 90 / 91)
+
+
+def test_a_batch_without_any_label_teaches_nothing(data: Prepared) -> None:
+    from dataclasses import replace
+
+    from pipeline.data.batch import IGNORED
+    from pipeline.training.step import train_step
+
+    experiment = small_experiment(learning_rate=1e-3)
+    dynamics = build_dynamics(build_model(experiment), experiment.training)
+    _, batch = next(Loader(data, "train", 512, 0).stream(0))
+    outcome = train_step(dynamics.model, replace(batch, labels=torch.full_like(batch.labels, IGNORED)), dynamics)
+    assert float(outcome.task_loss) == 0
+    assert float(outcome.labelled) == 0
+    assert float(outcome.dynamics.gradient_norm) == 0
+    assert all(p.isfinite().all() for p in dynamics.model.parameters())
