@@ -19,6 +19,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.running.driver import last_attempt
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.settings.config import Experiment, SweepConfig, Trial, WorkersConfig, trials_of
+from tests.pipeline.sockets import listening, reachable_from_elsewhere
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
 ROOT = Path(__file__).parents[3]
@@ -191,6 +192,8 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     while not awaited.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     assert awaited.exists()
+    if sent == signal.SIGINT:  # it trains: whoever is on another machine must find no door
+        assert reachable_from_elsewhere(listening(process.pid)) == set()
     began = time.monotonic()
     for _ in range(2 if sent == signal.SIGINT else 1):
         process.send_signal(sent)
