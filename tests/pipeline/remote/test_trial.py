@@ -1,5 +1,6 @@
 """A trial in a storage: what a worker puts there is whole at any moment, and another machine goes on from it."""
 
+import contextlib
 import json
 import time
 from functools import partial
@@ -164,14 +165,28 @@ def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, 
 
 
 def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.remote.worker.Pusher", partial(Pusher, limit_s=0.1))
+    pushers = []
+
+    def impatient(*arguments):
+        pushers.append(Pusher(*arguments, limit_s=0.1))
+        return pushers[0]
+
+    def until_it_gives_up():
+        deadline = time.monotonic() + 60
+        with contextlib.suppress(StorageError):
+            while time.monotonic() < deadline:
+                pushers[0].push()
+                time.sleep(0.1)
+
+    monkeypatch.setattr("pipeline.remote.worker.Pusher", impatient)
     with object_store() as store:
         remote = RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
 
         def report(step, loss):
             if step == 2:
                 store.stop()
-            time.sleep(4.0 if step == 4 else 0.0)
+            if step == 4:
+                until_it_gives_up()
 
         with pytest.raises(TrainingStopped, match=r"step \d: nothing could be put into the storage for \d+ s: s3://"):
             _train(remote, TrialFolder(tmp_path / "one"), data, report)
