@@ -117,15 +117,23 @@ def _plot(result: Result, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     places = list(dict.fromkeys(place for line in result.series.values() for place in line))
-    for name, line in result.series.items():
-        xs = [places.index(place) for place in line]
-        axes.plot(xs, list(line.values()), marker="o", label=name)
-    axes.set_xticks(range(len(places)), places)
-    if result.series:
-        axes.set_yscale("log")
-        axes.legend(fontsize=8, frameon=False)
-    axes.set_ylabel(result.plot_label)
+    if len(places) == 1:  # nothing to draw a line through
+        values = {name: line[places[0]] for name, line in reversed(result.series.items())}
+        bars = axes.barh(list(values), list(values.values()))
+        axes.bar_label(bars, [f"{value:.3g}" for value in values.values()], padding=3, fontsize=8)
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.set_xlabel(f"{result.plot_label}: {places[0]}")
+    else:
+        for name, line in result.series.items():
+            axes.plot([places.index(place) for place in line], list(line.values()), marker="o", label=name)
+        axes.set_xticks(range(len(places)), places)
+        axes.set_ylabel(result.plot_label)
+        if result.series:
+            axes.set_yscale("log")
+            axes.legend(fontsize=8, frameon=False)
     axes.set_title(result.title, fontsize=10)
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=140)
     plt.close(figure)
