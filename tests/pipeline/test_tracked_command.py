@@ -69,7 +69,7 @@ def logged(folder: TrialFolder) -> list[tuple[str, int]]:
 def delivered(store: Output, folder: TrialFolder) -> list[tuple[str, int]]:
     """Each (metric, step) of the trial's run, in the order of their arrival."""
     run_id = read_memory(folder.run_id).get("run_id", "")
-    if not (store.root / "mlflow.db").exists():
+    if not run_id:  # and so, perhaps, a store whose tables are still being made
         return []
     with sqlite3.connect(store.root / "mlflow.db") as database:
         found = database.execute("select key, step from metrics where run_uuid = ? order by rowid", [run_id])
