@@ -10,7 +10,7 @@ smoke: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/smoke.yaml --resume
 
 study: .venv/.installed
-	set -e; for each in arms costs depth metrics batch; do $(BIN)/tiny-onn ablate experiments/study/$$each.yaml --resume; done
+	set -e; for each in arms costs depth metrics batch cause length; do $(BIN)/tiny-onn ablate experiments/study/$$each.yaml --resume; done
 
 test: lint
 	$(BIN)/pytest -m "not slow"
