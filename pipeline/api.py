@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.reporting.report import Report
     from pipeline.running.run import Outcome
     from pipeline.settings.config import Experiment
+    from pipeline.settings.trials import Trial
 
 Changes = Mapping[str, Any]
 
@@ -63,21 +64,18 @@ def ablate(
     Raises:
         UserError: something was refused before anything started.
     """
-    from pipeline.running.run import run
-    from pipeline.settings.config import trials_of
-    from pipeline.tracking.destination import Destination
+    from pipeline.settings.trials import trials_of
 
     experiment = read(config, changes, scale)
-    words = _words("ablate", config, changes, scale, output)
-    trials = trials_of(experiment, str(config))
-    return run(
+    return _run(
         experiment,
-        trials,
-        Path(output),
-        words,
-        Destination(tracking_uri or None, mlflow_experiment),
+        trials_of(experiment, str(config)),
+        _words("ablate", config, changes, scale, output),
+        output,
         resume=resume,
         address=address,
+        tracking_uri=tracking_uri,
+        mlflow_experiment=mlflow_experiment,
         track_later=track_later,
         storage=storage,
         verbose=verbose,
@@ -101,22 +99,18 @@ def train(
     console: "Console | None" = None,
 ) -> "Outcome":
     """Trains one model: a YAML file without its `sweep` section. Otherwise as `ablate`."""
-    from pipeline.running.run import run
-    from pipeline.settings.config import Trial, replace, trial_key
-    from pipeline.tracking.destination import Destination
+    from pipeline.settings.config import replace
 
     experiment = replace(read(config, changes, scale), {"sweep": None}, str(config))
-    words = _words("train", config, changes, scale, output)
-    key = trial_key(experiment.training.arm, experiment.training.seed)
-    trials = (Trial(key=key, experiment=experiment),)
-    return run(
+    return _run(
         experiment,
-        trials,
-        Path(output),
-        words,
-        Destination(tracking_uri or None, mlflow_experiment),
+        _alone(experiment),
+        _words("train", config, changes, scale, output),
+        output,
         resume=resume,
         address=address,
+        tracking_uri=tracking_uri,
+        mlflow_experiment=mlflow_experiment,
         track_later=track_later,
         storage=storage,
         verbose=verbose,
@@ -147,11 +141,10 @@ def plan(
         UserError: the cluster cannot hold it; names the field, or what there is too little of.
     """
     from pipeline.planning.make import forecast
-    from pipeline.settings.config import Trial, trial_key, trials_of
+    from pipeline.settings.trials import trials_of
 
     experiment = read(config, changes, scale)
-    key = trial_key(experiment.training.arm, experiment.training.seed)
-    trials = trials_of(experiment, str(config)) if experiment.sweep else (Trial(key=key, experiment=experiment),)
+    trials = trials_of(experiment, str(config)) if experiment.sweep else _alone(experiment)
     return forecast(experiment, trials, Path(output), address, calibrate, console, show)
 
 
@@ -208,7 +201,8 @@ def read(config: str | Path, changes: Changes | None = None, scale: str | None =
     Raises:
         UserError: names every problem.
     """
-    from pipeline.settings.config import at_scale, read_experiment, replace
+    from pipeline.settings.config import replace
+    from pipeline.settings.experiment_file import at_scale, read_experiment
 
     experiment = read_experiment(Path(config))
     if scale is not None:
@@ -228,6 +222,31 @@ def local_store(output: Path, sweep: str) -> str:
             "or name a store with --tracking-uri."
         )
     return Output(output).tracking_uri
+
+
+def _run(
+    experiment: "Experiment",
+    trials: "tuple[Trial, ...]",
+    words: list[str],
+    output: str | Path,
+    *,
+    tracking_uri: str | None,
+    mlflow_experiment: str,
+    **options: Any,
+) -> "Outcome":
+    from pipeline.running.run import run
+    from pipeline.tracking.destination import Destination
+
+    destination = Destination(tracking_uri or None, mlflow_experiment)
+    return run(experiment, trials, Path(output), words, destination, **options)
+
+
+def _alone(experiment: "Experiment") -> "tuple[Trial, ...]":
+    """The one trial of an experiment without a sweep."""
+    from pipeline.settings.trials import Trial, trial_key
+
+    key = trial_key(experiment.training.arm, experiment.training.seed)
+    return (Trial(key=key, experiment=experiment),)
 
 
 def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:

@@ -9,64 +9,27 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError
-from pipeline.submission.cli import COMMANDS
-
-_CONFIG = click.argument("config", type=click.Path(path_type=Path))
-_OUTPUT = click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
-)
-_SET = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100. May be repeated.",
-)
-_SCALE = click.option(
-    "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."
-)
-_ADDRESS = click.option(
-    "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
-)
-_URI = click.option(
-    "--tracking-uri",
-    default=None,
-    metavar="URI",
-    help="MLflow's store, for example http://host:5000; user and password best go into MLFLOW_TRACKING_USERNAME and "
-    "MLFLOW_TRACKING_PASSWORD. Default: a SQLite file in the output folder.",
-)
-_STORAGE = click.option(
-    "--storage",
-    default=None,
-    metavar="URI",
-    help="Where data, checkpoints and a sweep's state lie that all machines reach: a shared folder, s3://bucket/prefix "
-    "or another place that pyarrow knows. --output then holds copies, and may be empty at first.",
-)
-_EXPERIMENT = click.option(
-    "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."
-)
+from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI
+from pipeline.submission.cli import COMMANDS as _ON_A_CLUSTER
+from pipeline.tracking.cli import COMMANDS as _WITH_A_TRACKER
 
 
 def _running(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `train` and `ablate` share."""
     for option in (
         click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are not repeated."),
-        _ADDRESS,
+        ADDRESS,
         click.option("--verbose", is_flag=True, help="Let Ray speak."),
         click.option(
             "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
         ),
-        _EXPERIMENT,
-        _URI,
-        _SET,
-        _SCALE,
-        _STORAGE,
-        _OUTPUT,
-        _CONFIG,
+        EXPERIMENT,
+        URI,
+        SET,
+        SCALE,
+        STORAGE,
+        OUTPUT,
+        CONFIG,
     ):
         command = option(command)
     return command
@@ -116,10 +79,10 @@ def main() -> None:
 
 
 @main.command()
-@_CONFIG
-@_OUTPUT
-@_STORAGE
-@_SET
+@CONFIG
+@OUTPUT
+@STORAGE
+@SET
 def prepare(config: Path, output: Path, storage: str | None, changes: tuple[str, ...]) -> None:
     """Turn ARC tasks into Parquet shards, as the `data` section of CONFIG says.
 
@@ -173,11 +136,11 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
 
 
 @main.command()
-@_CONFIG
-@_OUTPUT
-@_SCALE
-@_SET
-@_ADDRESS
+@CONFIG
+@OUTPUT
+@SCALE
+@SET
+@ADDRESS
 @click.option("--no-calibration", is_flag=True, help="Time nothing: no estimate of time and memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: bool, **options: Any) -> None:
@@ -206,9 +169,9 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
 
 @main.command()
 @click.argument("sweep")
-@_OUTPUT
-@_URI
-@_EXPERIMENT
+@OUTPUT
+@URI
+@EXPERIMENT
 @click.option("--no-file", is_flag=True, help="Write the files, and leave the sweep's summary run in MLflow as it is.")
 def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str, no_file: bool) -> None:
     """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
@@ -226,114 +189,6 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
     api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment, file=not no_file)
 
 
-@main.command()
-@_OUTPUT
-@_URI
-@_EXPERIMENT
-@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Default: a free one.")
-def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int | None) -> None:
-    """Serve MLflow's page on this machine and print links that open it as a leaderboard of arms.
-
-    \b
-    Examples:
-      tiny-onn ui
-      tiny-onn ui --output /tmp/try --port 5005
-    """
-    from pipeline.api import local_store
-    from pipeline.layout import Output
-    from pipeline.tracking.serve import serve
-
-    uri = tracking_uri or local_store(output, "a sweep")
-    serve(uri, mlflow_experiment, Output(output).artifacts, port)
-
-
-@main.command()
-@_OUTPUT
-@click.option(
-    "--backend-uri",
-    default=None,
-    metavar="URI",
-    envvar="MLFLOW_BACKEND_STORE_URI",
-    show_envvar=True,  # where a password is better kept than on a command line
-    help="The database of runs, for example postgresql://user@host/mlflow. Default: a SQLite file in --output.",
-)
-@click.option(
-    "--artifacts",
-    default=None,
-    metavar="URI",
-    help="Where files go, for example s3://bucket/mlflow. Default: --output.",
-)
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all there are.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@click.option(
-    "--allowed-hosts",
-    "allowed_hosts",
-    multiple=True,
-    metavar="NAME",
-    help="Names by which clients may call it, beside localhost and private addresses. May be repeated.",
-)
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes that answer.")
-def server(
-    output: Path,
-    backend_uri: str | None,
-    artifacts: str | None,
-    host: str,
-    port: int,
-    allowed_hosts: tuple[str, ...],
-    workers: int,
-) -> None:
-    """Run MLflow as the tracker of many machines: a database behind it, files sent through it.
-
-    It asks for no password, so it listens on this machine alone unless told otherwise: keep its port in your network.
-
-    \b
-    Examples:
-      tiny-onn server
-      tiny-onn server --host 10.0.0.5 --allowed-hosts mlflow.cluster.local
-      tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
-    """
-    from pipeline.layout import Output
-    from pipeline.tracking.serve import serve_all
-
-    place = Output(output).server
-    if backend_uri is None or artifacts is None:
-        place.mkdir(parents=True, exist_ok=True)
-    uri = backend_uri or f"sqlite:///{(place / 'mlflow.db').resolve()}"
-    serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
-
-
-@main.command()
-@click.argument("sweep", required=False)
-@_OUTPUT
-@click.option(
-    "--tracking-uri",
-    default=None,
-    metavar="URI",
-    help="MLflow's store. Default: the one that the sweep was given; another one gets everything.",
-)
-@click.option("--experiment", "mlflow_experiment", default=None, help="MLflow experiment. Default: the sweep's own.")
-def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_experiment: str | None) -> None:
-    """Deliver to MLflow all that it lacks of SWEEP, or of every sweep in the output folder.
-
-    For a tracker that was away, or a command that was killed: sends the metrics, figures and files that wait on disk,
-    ends every run as what its trial came to, and files the report. Doing it again does no harm.
-
-    \b
-    Examples:
-      tiny-onn sync
-      tiny-onn sync ablation --output /tmp/try
-      tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
-    """
-    from pipeline.layout import Output
-    from pipeline.running.run import file_report
-    from pipeline.tracking.sync import sync_and_tell
-
-    def report(uri: str, experiment: str, name: str) -> list[Path]:
-        return file_report(uri, experiment, name, output)[1]
-
-    sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
-
-
 def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
     """The settings that --set replaces, by their dotted names."""
     from pipeline.settings.yaml_file import parse_value
@@ -347,7 +202,7 @@ def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-for each in COMMANDS:
+for each in (*_WITH_A_TRACKER, *_ON_A_CLUSTER):
     main.add_command(each)
 
 if __name__ == "__main__":

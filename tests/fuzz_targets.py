@@ -27,7 +27,9 @@ from pipeline.data.tokens import (
     prompt_length,
 )
 from pipeline.errors import UserError
-from pipeline.settings.config import DataConfig, read_experiment, trials_of, validate_experiment
+from pipeline.settings.config import DataConfig
+from pipeline.settings.experiment_file import read_experiment, validate_experiment
+from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
 from tests.pipeline.arc_samples import as_json, random_task, write_tasks
 

@@ -13,90 +13,18 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from tiny_onn.capture import CaptureError
-from tiny_onn.compiling import any_size, compiled
+from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, set_router_gradients
+from tiny_onn.kernels import Kernels, Shape, compiled_kernels, forward_elementwise
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import TokenCost, WeightState
-from tiny_onn.mas import mas_backward
-from tiny_onn.meta_learning import Moment, towards_token_goodness
 from tiny_onn.routing import Routing, at_least_float32
 from tiny_onn.routing_health import Health
 from tiny_onn.signals import token_signals
-
-
-class Shape(NamedTuple):
-    """The constants of a layer."""
-
-    gain: float
-    residual: bool
-
-
-class Gradients(NamedTuple):
-    """What leaves a call's backward, but for the matrix products.
-
-    `output` is dL/d(computation_output). `match` and `gate` are the task loss's gradients of x P^T and x G^T, which go
-    on to x; `router_match` and `router_gate` are those that P and G learn from. `loss` is the meta-loss, summed.
-    """
-
-    output: Float[Tensor, "n o"]
-    match: Float[Tensor, "n o"]
-    gate: Float[Tensor, "n o"]
-    router_match: Float[Tensor, "n o"]
-    router_gate: Float[Tensor, "n o"]
-    loss: Float[Tensor, ""]
-
-
-def forward_elementwise(x: Tensor, affine: Tensor, match: Tensor, gate: Tensor, shape: Shape) -> Tensor:
-    """masked_output from x, x W^T + b, x P^T and x G^T."""
-    computation_output = x + affine if shape.residual else affine
-    return computation_output * Routing(match, gate, shape.gain, x.shape[-1]).weights()
-
-
-def backward_elementwise(
-    gradient: Tensor,
-    x: Tensor,
-    affine: Tensor,
-    match: Tensor,
-    gate: Tensor,
-    counts: Tensor,
-    labels: Tensor,
-    weight: WeightState,
-    cost: TokenCost | None,
-    shape: Shape,
-) -> Gradients:
-    """Both streams' gradients from gradient = dL/d(masked_output); with `cost` None, the task trains the router."""
-    routing = Routing(match, gate, shape.gain, x.shape[-1])
-    computation_output = at_least_float32(x + affine if shape.residual else affine)  # rounded as forward rounded it
-    gradient, x = at_least_float32(gradient), at_least_float32(x)
-    weights = routing.weights()
-    grad_output = gradient * weights
-    task_match, task_gate = routing.backward(mas_backward(gradient * computation_output, routing.logits(), weights))
-    if cost is None:
-        router_match, router_gate, loss = task_match, task_gate, labels.new_zeros(())
-    else:
-        moment = Moment(x, computation_output * weights, grad_output)
-        loss, router_match, router_gate = towards_token_goodness(cost, moment, routing, weight, counts, labels)
-    narrow = match.dtype
-    return Gradients(
-        grad_output,
-        task_match.to(narrow),
-        task_gate.to(narrow),
-        router_match.to(narrow),
-        router_gate.to(narrow),
-        loss,
-    )
-
-
-class Kernels(NamedTuple):
-    """The elementwise parts, compiled or as they are."""
-
-    forward: Callable[..., Tensor] = forward_elementwise
-    backward: Callable[..., Gradients] = backward_elementwise
 
 
 class Plan(NamedTuple):
@@ -327,9 +255,7 @@ def fused_pass(
     On leaving, whatever happened, every layer computes as it did before.
     """
     layers = sparse_layers(model)
-    kernels = (
-        Kernels(compiled(forward_elementwise, 4), compiled(backward_elementwise, 6)) if use_compiler else Kernels()
-    )
+    kernels = compiled_kernels() if use_compiler else Kernels()
     engine = FusedPass(layers, cost, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
     engine.use_valid(valid, tokens)
     for name, layer in layers.items():

@@ -20,7 +20,8 @@ from pipeline.remote.storage import Storage, open_storage
 from pipeline.running.driver import Attempt, write_attempt
 from pipeline.running.progress import Progress as TrialProgress
 from pipeline.running.sweep import look
-from pipeline.settings.config import DataConfig, Experiment, SweepConfig, trials_of
+from pipeline.settings.config import DataConfig, Experiment, SweepConfig
+from pipeline.settings.trials import trials_of
 from pipeline.training.spool import Spool
 
 _LOOKS = 5

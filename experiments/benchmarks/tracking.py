@@ -18,7 +18,8 @@ from experiments.benchmarks.tracking_load import POINTS, Load, log_directly, wri
 from experiments.benchmarks.tracking_stores import SERVER_WORKERS, NotHere, store
 from pipeline.layout import Output, TrialFolder
 from pipeline.running.progress import State
-from pipeline.settings.config import Experiment, SweepConfig, Trial, trials_of
+from pipeline.settings.config import Experiment, SweepConfig
+from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.shipping import shipped
 from pipeline.tracking.store import open_experiment, open_store

@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.preflight import checkpoint_bytes, parameters_of
 from pipeline.running.cluster import Resources, fit
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 
 # Both on a machine of two cores, from the ablation's twelve trials, two at a time: the median from a trial's beginning
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.

@@ -17,7 +17,8 @@ from pipeline.planning.forecast_view import print_forecast
 from pipeline.planning.preflight import check_data, check_start
 from pipeline.remote.storage import location
 from pipeline.running.cluster import connect, local_resources
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 
 
 def forecast(

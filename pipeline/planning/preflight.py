@@ -13,7 +13,8 @@ from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.running.cluster import check_address, fit, local_resources
-from pipeline.settings.config import Experiment, TrainingConfig, Trial
+from pipeline.settings.config import Experiment, TrainingConfig
+from pipeline.settings.trials import Trial
 from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker

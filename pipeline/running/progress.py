@@ -8,7 +8,7 @@ from enum import StrEnum
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
 from pipeline.running.driver import last_attempt
-from pipeline.settings.config import Trial
+from pipeline.settings.trials import Trial
 from pipeline.training.spool import DamagedSpool, Line, read_spool
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.settings.config import SweepConfig, Trial
+from pipeline.settings.config import SweepConfig
 from pipeline.settings.search import AshaConfig
+from pipeline.settings.trials import Trial
 from pipeline.training.spool import DamagedSpool, Line, read_spool
 
 _WORST = 1e30  # stands for what is not finite: percentiles of an infinity are not numbers

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from pipeline.layout import Output
 from pipeline.running.sweep import SweepOutcome, run_sweep
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.submission.on_cluster import SUBMITTED_AS
 from pipeline.tracking.destination import EXPERIMENT, Destination
 

@@ -27,7 +27,8 @@ from pipeline.running.progress import Progress, State, state_of
 from pipeline.running.pruning import Pruner, settle
 from pipeline.running.quiet import chatter_to
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.courier import Courier, Tracker
 from pipeline.tracking.describe import git_commit
 from pipeline.tracking.destination import Destination, remember

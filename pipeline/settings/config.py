@@ -1,26 +1,21 @@
 """What an experiment is: frozen settings that refuse unknown keys and are validated whole before anything starts."""
 
 import hashlib
-import itertools
 import json
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
-from pipeline.settings.search import SchedulerConfig, SearchConfig, draw, search_problem
+from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
-from pipeline.settings.varied import check_pruning, check_varied
 from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names
-from pipeline.settings.yaml_file import read_yaml
 from tiny_onn.arms import GRANULARITY
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
-_OF_THE_SWEEP: dict[str, Any] = {"sweep": None, "study": None, "scales": {}}  # and not of its trials
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -202,13 +197,6 @@ class Experiment(Settings):
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-class Trial(Settings):
-    """One cell of a sweep. `key` is unique in the sweep and safe as a folder's name."""
-
-    key: Name
-    experiment: Experiment
-
-
 def check_name(name: str, what: str) -> None:
     """Whether `name` may be that of a sweep, and so of a folder.
 
@@ -217,87 +205,6 @@ def check_name(name: str, what: str) -> None:
     """
     if not re.fullmatch(_NAME, name):
         raise UserError(f"{what}: found {name!r}; {NAME_RULE}")
-
-
-def read_experiment(path: Path) -> Experiment:
-    """The experiment in a YAML file, with every problem found named at once.
-
-    Raises:
-        UserError: names file, field, what was found and what was expected.
-    """
-    return validate_experiment(read_yaml(path), str(path))
-
-
-def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
-    """`values` as an Experiment; `source` is named in the error."""
-    experiment = _validated(values, source)
-    for each in (experiment, *(at_scale(experiment, scale, source) for scale in experiment.scales)):
-        if each.sweep is not None:
-            trials_of(each, source)
-    return experiment
-
-
-def at_scale(experiment: Experiment, scale: str, source: str) -> Experiment:
-    """The experiment with the settings that its `scales` give this name, under a name of its own.
-
-    Raises:
-        UserError: it has no such scale, or cannot be so.
-    """
-    if scale not in experiment.scales:
-        known = ", ".join(experiment.scales) or "none"
-        raise UserError(f"{source}: has no scale {scale!r}{did_you_mean(scale, experiment.scales)}; there are: {known}")
-    changes = {"name": f"{experiment.name}-{scale}", **experiment.scales[scale], "scales": {}}
-    return replace(experiment, changes, f"{source}, scale {scale}")
-
-
-def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...]:
-    """Every trial of the sweep, seeds outermost, so that a whole comparison is there as early as can be.
-
-    A trial is the experiment with fields replaced and without what is of the sweep: within a seed, all arms share
-    everything but the arm.
-
-    Raises:
-        UserError: there is no sweep, or a trial of it cannot be; names the field.
-    """
-    sweep = experiment.sweep
-    if sweep is None:
-        raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
-    check_varied(sweep, Experiment, source)
-    cells = _cells(sweep, source)
-    trials: dict[str, Trial] = {}
-    for seed, (names, cell), arm in itertools.product(sweep.seeds, cells, sweep.arms):
-        changes = {**cell, "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
-        key = trial_key(arm, seed, *names)
-        if key in trials:  # names that differ only in what no folder's name may hold
-            key = f"{key[:55]}-{_short_hash(repr((arm, cell)))}"
-        trials[key] = Trial(key=key, experiment=replace(experiment, changes, f"{source}, trial {key}"))
-        if sweep.scheduler:
-            check_pruning(sweep.scheduler.asha, trials[key].experiment.training, source)
-    return tuple(trials.values())
-
-
-def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
-    """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
-    try:
-        drawn = draw(sweep.search) if sweep.search else ({},)
-    except ValueError as error:
-        raise UserError(f"{source}: sweep.search.{error}") from error
-    cells = []
-    for values in itertools.product(*sweep.grid.values()):
-        listed = dict(zip(sweep.grid, values, strict=True))
-        names = [f"{field.split('.')[-1]}_{value}" for field, value in listed.items()]
-        for number, settings in enumerate(drawn, start=1):
-            cells.append(([*names, f"sample_{number}"] if sweep.search else names, {**listed, **settings}))
-    return cells
-
-
-def trial_key(arm: str, seed: int, *cell: str) -> str:
-    """What a trial's folder is called: arm, seed and, in a grid, the cell; safe as a name, at most 64 characters."""
-    key = "-".join([arm, f"s{seed}", *cell])
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in key)
-    if not cleaned[0].isalnum():
-        cleaned = f"x{cleaned}"
-    return cleaned if len(cleaned) <= 64 else f"{cleaned[:55]}-{_short_hash(key)}"
 
 
 def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Experiment:
@@ -311,10 +218,11 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
         if not isinstance(place, dict) or last not in place:
             raise UserError(f"{source}: {field!r} is no setting{did_you_mean(field, setting_names(Experiment))}")
         place[last] = value
-    return _validated(values, source)
+    return validated(values, source)
 
 
-def _validated(values: dict[str, Any], source: str) -> Experiment:
+def validated(values: dict[str, Any], source: str) -> Experiment:
+    """`values` as an Experiment, its own trials aside; `source` is named in the UserError."""
     try:
         return Experiment.model_validate_json(json.dumps(values))
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
@@ -325,7 +233,3 @@ def _canonical(value: Any) -> str:
     """Equal for 1 and 1.0, which are one number, and not for true and 1."""
     whole = isinstance(value, float) and value.is_integer()
     return json.dumps(int(value) if whole else value, sort_keys=True)
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

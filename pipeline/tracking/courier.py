@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.running.progress import State
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.secrecy import mask
 
 _EVERY_S = 3.0

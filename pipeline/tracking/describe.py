@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 from pipeline.reporting.colours import arm_colour
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import DataInput, Description, flat_params
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found

@@ -22,7 +22,8 @@ from pipeline.data.manifest import file_hash
 from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
-from pipeline.settings.config import Experiment, replace, validate_experiment
+from pipeline.settings.config import Experiment, replace
+from pipeline.settings.experiment_file import validate_experiment
 from pipeline.tracking.registry import MODEL
 from pipeline.tracking.store import open_store
 from pipeline.training.build import build_model

@@ -13,7 +13,9 @@ from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
 from pipeline.running.driver import last_attempt
 from pipeline.running.lock import folder_lock
-from pipeline.settings.config import Experiment, Trial, check_name, trial_key, trials_of, validate_experiment
+from pipeline.settings.config import Experiment, check_name
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import Trial, trial_key, trials_of
 from pipeline.tracking.destination import recall
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.reporting.filing import file_on_run
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.describe import describe_summary, describe_trial
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.secrecy import mask

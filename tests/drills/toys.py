@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline.layout import Output
 from pipeline.running.sweep import run_sweep
-from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig, trials_of
+from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig
+from pipeline.settings.trials import trials_of
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
 

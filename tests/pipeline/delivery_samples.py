@@ -8,7 +8,8 @@ from pathlib import Path
 from pipeline.layout import Output, TrialFolder
 from pipeline.running.claim import claim
 from pipeline.running.driver import write_failure
-from pipeline.settings.config import Experiment, Trial
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.destination import Destination, remember
 from pipeline.tracking.mlflow_run import read_memory
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from pipeline.layout import Output
 from pipeline.running.sweep import run_sweep
-from pipeline.settings.config import TrainingConfig, trials_of
+from pipeline.settings.config import TrainingConfig
+from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
 

@@ -6,7 +6,8 @@ import yaml
 
 from pipeline.data.manifest import Prepared
 from pipeline.data.shards import prepare
-from pipeline.settings.config import Experiment, validate_experiment
+from pipeline.settings.config import Experiment
+from pipeline.settings.experiment_file import validate_experiment
 from tests.pipeline.arc_samples import random_task, write_tasks
 
 SMALL = {

@@ -7,7 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pipeline.layout import Output, TrialFolder
-from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, Trial, trials_of
+from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig
+from pipeline.settings.trials import Trial, trials_of
 from pipeline.training.spool import Spool
 
 ARMS = ("per_token", "aggregated", "none")

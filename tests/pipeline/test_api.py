@@ -19,7 +19,7 @@ from pipeline.reporting.results import read_results
 from pipeline.running import sweep
 from pipeline.running.interrupts import Interrupts
 from pipeline.running.run import Outcome
-from pipeline.settings.config import trials_of
+from pipeline.settings.trials import trials_of
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.spool import Spool
 from tests.pipeline import sweep_samples

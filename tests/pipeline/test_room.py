@@ -14,7 +14,8 @@ from pipeline.layout import Output
 from pipeline.running.cluster import Resources, Room, connect
 from pipeline.running.progress import Progress
 from pipeline.running.tuner import TunerJob, tune_trials
-from pipeline.settings.config import SweepConfig, WorkersConfig, trials_of
+from pipeline.settings.config import SweepConfig, WorkersConfig
+from pipeline.settings.trials import trials_of
 from pipeline.training.rendezvous import interface_of
 from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
 

@@ -13,15 +13,8 @@ from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
 from pipeline.running.pruning import write_pruned
-from pipeline.settings.config import (
-    DataConfig,
-    Experiment,
-    ModelConfig,
-    SweepConfig,
-    TrainingConfig,
-    Trial,
-    WorkersConfig,
-)
+from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, WorkersConfig
+from pipeline.settings.trials import Trial
 from pipeline.training.spool import Spool
 
 

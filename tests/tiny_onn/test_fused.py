@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model, step
 from tiny_onn.capture import CaptureError
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.fused import Kernels, Node, Plan, Shape, fused_pass
+from tiny_onn.fused import Node, Plan, fused_pass
+from tiny_onn.kernels import Kernels, Shape
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import learning_cost
 
@@ -357,7 +358,7 @@ CACHED = """
 import torch
 from torch._dynamo.utils import counters
 from tiny_onn.compiling import compiled
-from tiny_onn.fused import Shape, forward_elementwise
+from tiny_onn.kernels import Shape, forward_elementwise
 parts = [torch.rand(7, 5) for _ in range(4)]
 out = compiled(forward_elementwise, 4)(*parts, Shape(1.0, True))
 torch.testing.assert_close(out, forward_elementwise(*parts, Shape(1.0, True)))

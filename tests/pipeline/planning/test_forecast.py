@@ -21,7 +21,9 @@ from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.forecast import Forecast, Kind, at_once, check_memory, kinds_of
 from pipeline.planning.forecast_view import number, print_forecast, size, summary
 from pipeline.running.cluster import Resources
-from pipeline.settings.config import Experiment, trials_of, validate_experiment
+from pipeline.settings.config import Experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import trials_of
 from tests.pipeline.samples import SMALL, small_data, write_config
 
 MEASURED = Measured(

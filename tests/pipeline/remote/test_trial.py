@@ -20,7 +20,8 @@ from pipeline.remote.sweep import RemoteSweep, take_in
 from pipeline.remote.trial import Changed, RemoteTrial, checkpoints_in, cut_in_pieces, has_ended, piece_name, restore
 from pipeline.remote.worker import train_remotely
 from pipeline.running.driver import Attempt, last_attempt
-from pipeline.settings.config import Trial, trials_of, validate_experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import Trial, trials_of
 from pipeline.training.evidence import TrainingStopped
 from pipeline.training.spool import Spool, read_spool
 from pipeline.training.worker import run_training

@@ -16,7 +16,8 @@ from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
 from pipeline.running.live import LiveView, clock, duration
 from pipeline.running.notebook import as_html
 from pipeline.running.progress import Progress, State, all_left
-from pipeline.settings.config import ModelConfig, SweepConfig, TrainingConfig, trials_of
+from pipeline.settings.config import ModelConfig, SweepConfig, TrainingConfig
+from pipeline.settings.trials import trials_of
 from pipeline.training.spool import Spool
 from tests.pipeline.toy_training import toy_experiment
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from pipeline.layout import Output
 from pipeline.running.outcome import SweepOutcome, tell_end
 from pipeline.running.progress import Progress
-from pipeline.settings.config import trials_of
+from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 

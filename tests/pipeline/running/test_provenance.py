@@ -11,7 +11,7 @@ from pipeline.running import provenance
 from pipeline.running.outcome import tell_start
 from pipeline.running.progress import Progress
 from pipeline.running.provenance import attempts, note_attempt, sources, with_other_code
-from pipeline.settings.config import trials_of
+from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 

@@ -13,7 +13,9 @@ from pipeline.measures import EVAL_LOSS
 from pipeline.reporting.report import make_report, markdown
 from pipeline.running.progress import State, state_of
 from pipeline.running.pruning import Pruner, pruned_at, settle, stratum_of, write_pruned
-from pipeline.settings.config import Experiment, Trial, trials_of, validate_experiment
+from pipeline.settings.config import Experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.spool import Spool, read_spool

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.settings.config import at_scale, read_experiment, replace, trials_of, validate_experiment
+from pipeline.settings.config import replace
+from pipeline.settings.experiment_file import at_scale, read_experiment, validate_experiment
+from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
 
 ROOT = Path(__file__).parents[3]

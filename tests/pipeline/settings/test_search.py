@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from pipeline import measures
 from pipeline.errors import UserError
-from pipeline.settings.config import replace, trials_of, validate_experiment
+from pipeline.settings.config import replace
+from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.search import AshaConfig, Domain, SearchConfig, draw
+from pipeline.settings.trials import trials_of
 
 SPACE: dict[str, Any] = {
     "training.learning_rate": {"loguniform": [1e-4, 1e-2]},

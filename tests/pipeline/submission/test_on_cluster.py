@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.settings.config import read_experiment
+from pipeline.settings.experiment_file import read_experiment
 from pipeline.submission.on_cluster import check_versions, main, with_cluster_settings
 from pipeline.submission.submit import Submission
 

@@ -9,7 +9,7 @@ import pytest
 import pipeline.tracking.courier
 from pipeline.layout import TrialFolder
 from pipeline.running.progress import State
-from pipeline.settings.config import Trial, trials_of
+from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
 from tests.pipeline.toy_training import RecordingTracker, toy_experiment
 

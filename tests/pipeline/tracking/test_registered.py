@@ -12,7 +12,8 @@ from pipeline.data.arc import load_corpus
 from pipeline.data.shards import prepare
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.settings.config import Trial, validate_experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import Trial
 from pipeline.tracking.registered import load_model, open_model, save_model
 from pipeline.tracking.registry import model_name, register_model
 from pipeline.tracking.store import open_store

@@ -12,7 +12,8 @@ import torch.multiprocessing as mp
 
 from pipeline.data.shards import prepare
 from pipeline.layout import TrialFolder
-from pipeline.settings.config import Experiment, validate_experiment
+from pipeline.settings.config import Experiment
+from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import read_checkpoint
 from pipeline.training.spool import read_spool

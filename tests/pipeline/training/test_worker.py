@@ -11,7 +11,8 @@ from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.data.shards import read_rows
 from pipeline.layout import TrialFolder
-from pipeline.settings.config import trials_of, validate_experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import trials_of
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate, exact_match, predict

@@ -1,0 +1,44 @@
+"""The options that several commands share, with their help."""
+
+from pathlib import Path
+
+import click
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
+)
+SET = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100. May be repeated.",
+)
+SCALE = click.option(
+    "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."
+)
+ADDRESS = click.option(
+    "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
+)
+URI = click.option(
+    "--tracking-uri",
+    default=None,
+    metavar="URI",
+    help="MLflow's store, for example http://host:5000; user and password best go into MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD. Default: a SQLite file in the output folder.",
+)
+STORAGE = click.option(
+    "--storage",
+    default=None,
+    metavar="URI",
+    help="Where data, checkpoints and a sweep's state lie that all machines reach: a shared folder, s3://bucket/prefix "
+    "or another place that pyarrow knows. --output then holds copies, and may be empty at first.",
+)
+EXPERIMENT = click.option(
+    "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."
+)

@@ -1,0 +1,119 @@
+"""The commands `tiny-onn ui`, `tiny-onn server` and `tiny-onn sync`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from pipeline.options import EXPERIMENT, OUTPUT, URI
+
+
+@click.command()
+@OUTPUT
+@URI
+@EXPERIMENT
+@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Default: a free one.")
+def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int | None) -> None:
+    """Serve MLflow's page on this machine and print links that open it as a leaderboard of arms.
+
+    \b
+    Examples:
+      tiny-onn ui
+      tiny-onn ui --output /tmp/try --port 5005
+    """
+    from pipeline.api import local_store
+    from pipeline.layout import Output
+    from pipeline.tracking.serve import serve
+
+    uri = tracking_uri or local_store(output, "a sweep")
+    serve(uri, mlflow_experiment, Output(output).artifacts, port)
+
+
+@click.command()
+@OUTPUT
+@click.option(
+    "--backend-uri",
+    default=None,
+    metavar="URI",
+    envvar="MLFLOW_BACKEND_STORE_URI",
+    show_envvar=True,  # where a password is better kept than on a command line
+    help="The database of runs, for example postgresql://user@host/mlflow. Default: a SQLite file in --output.",
+)
+@click.option(
+    "--artifacts",
+    default=None,
+    metavar="URI",
+    help="Where files go, for example s3://bucket/mlflow. Default: --output.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all there are.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option(
+    "--allowed-hosts",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Names by which clients may call it, beside localhost and private addresses. May be repeated.",
+)
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes that answer.")
+def server(
+    output: Path,
+    backend_uri: str | None,
+    artifacts: str | None,
+    host: str,
+    port: int,
+    allowed_hosts: tuple[str, ...],
+    workers: int,
+) -> None:
+    """Run MLflow as the tracker of many machines: a database behind it, files sent through it.
+
+    It asks for no password, so it listens on this machine alone unless told otherwise: keep its port in your network.
+
+    \b
+    Examples:
+      tiny-onn server
+      tiny-onn server --host 10.0.0.5 --allowed-hosts mlflow.cluster.local
+      tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
+    """
+    from pipeline.layout import Output
+    from pipeline.tracking.serve import serve_all
+
+    place = Output(output).server
+    if backend_uri is None or artifacts is None:
+        place.mkdir(parents=True, exist_ok=True)
+    uri = backend_uri or f"sqlite:///{(place / 'mlflow.db').resolve()}"
+    serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
+
+
+@click.command()
+@click.argument("sweep", required=False)
+@OUTPUT
+@click.option(
+    "--tracking-uri",
+    default=None,
+    metavar="URI",
+    help="MLflow's store. Default: the one that the sweep was given; another one gets everything.",
+)
+@click.option("--experiment", "mlflow_experiment", default=None, help="MLflow experiment. Default: the sweep's own.")
+def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_experiment: str | None) -> None:
+    """Deliver to MLflow all that it lacks of SWEEP, or of every sweep in the output folder.
+
+    For a tracker that was away, or a command that was killed: sends the metrics, figures and files that wait on disk,
+    ends every run as what its trial came to, and files the report. Doing it again does no harm.
+
+    \b
+    Examples:
+      tiny-onn sync
+      tiny-onn sync ablation --output /tmp/try
+      tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
+    """
+    from pipeline.layout import Output
+    from pipeline.running.run import file_report
+    from pipeline.tracking.sync import sync_and_tell
+
+    def report(uri: str, experiment: str, name: str) -> list[Path]:
+        return file_report(uri, experiment, name, output)[1]
+
+    sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
+
+
+COMMANDS = (ui, server, sync)
