@@ -77,13 +77,41 @@ def step(
     from experiments.benchmarks.report import Progress, tell
     from experiments.benchmarks.variants import NAMES, Size
 
-    for name in variants:
-        if name not in NAMES:
-            raise click.BadParameter(f"{name!r}; there are {', '.join(NAMES)}", param_hint="--variant")
+    _check_variants(variants)
     check_device(device)
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or NAMES, progress)
+    tell(result, output, as_json)
+
+
+@bench.command()
+@_sizes
+@_common
+@click.option("--variant", "variants", multiple=True, help="The first is what others are compared with.")
+def profile(
+    hidden: tuple[int, ...],
+    layers: int,
+    seq: tuple[int, ...],
+    device: str,
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+    variants: tuple[str, ...],
+) -> None:
+    """Where does the time of a step go? By default: what the single pass adds to the compiled plain step."""
+    from rich.console import Console
+
+    from experiments.benchmarks import profile as question
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.variants import Size
+
+    _check_variants(variants)
+    check_device(device)
+    sizes = [Size(width, layers, tokens, device) for width in hidden for tokens in seq]
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(sizes, repeats, threads, variants or ("plain_compiled", "fused", "hooks"), progress)
     tell(result, output, as_json)
 
 
@@ -240,6 +268,14 @@ def limits(
     with Progress(Console(stderr=True)) as progress:
         result = question.run(trials, rows, ranks, groups, progress)
     tell(result, output, as_json)
+
+
+def _check_variants(variants: tuple[str, ...]) -> None:
+    from experiments.benchmarks.variants import NAMES
+
+    for name in variants:
+        if name not in NAMES:
+            raise click.BadParameter(f"{name!r}; there are {', '.join(NAMES)}", param_hint="--variant")
 
 
 def check_device(device: str) -> None:
