@@ -159,7 +159,7 @@ def prepare(
 ) -> "Prepared":
     """Turns ARC tasks into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
     from pipeline.data.preparing import prepare_and_tell
-    from pipeline.remote.storage import checked_storage
+    from pipeline.remote.opening import checked_storage
 
     experiment, place = read(config, changes, scale), checked_storage(storage)
     return prepare_and_tell(experiment.data, Output(Path(output)).data, console, place and place / "data")

@@ -15,8 +15,9 @@ from experiments.benchmarks.tracking_load import metrics
 from pipeline.data.plan import plan_epoch
 from pipeline.data.shards import prepare
 from pipeline.layout import Output
+from pipeline.remote.opening import open_storage
 from pipeline.remote.published import publish
-from pipeline.remote.storage import Storage, open_storage
+from pipeline.remote.storage import Storage
 from pipeline.running.driver import Attempt, write_attempt
 from pipeline.running.progress import Progress as TrialProgress
 from pipeline.running.sweep import look

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.storage import open_storage
+from pipeline.remote.opening import open_storage
 from pipeline.remote.trial import RemoteTrial
 from pipeline.running.driver import TrainFunction, TrialFailed, explain, run_trial, write_failure
 from pipeline.running.progress import Progress, State, state_of

@@ -21,7 +21,8 @@ from pipeline.data.shards import open_prepared, read_rows
 from pipeline.data.tokens import Sequence
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.remote.storage import Place, located, open_storage, patiently
+from pipeline.remote.opening import located, open_storage
+from pipeline.remote.storage import Place, patiently
 from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import train_remotely
 from pipeline.running.driver import last_attempt

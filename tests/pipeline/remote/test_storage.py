@@ -10,8 +10,9 @@ from pipeline.data.loader import Loader
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.errors import UserError
 from pipeline.remote.lease import Lease
+from pipeline.remote.opening import check_storage, located, open_storage
 from pipeline.remote.published import publish
-from pipeline.remote.storage import StorageError, check_storage, located, location, open_storage, patiently
+from pipeline.remote.storage import StorageError, location, patiently
 from pipeline.settings.config import DataConfig
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.object_store import object_store
