@@ -91,9 +91,9 @@ class TrialFolder:
         """Greedy predictions of held-out tasks, as JSON."""
         return self.root / "predictions.json"
 
-    def scratch(self, rank: int) -> "TrialFolder":
+    def scratch(self, attempt: int, rank: int) -> "TrialFolder":
         """Where a worker trains when the trial lies in a storage; nobody else looks there."""
-        return TrialFolder(self.root / "scratch" / f"rank-{rank}")
+        return TrialFolder(self.root / "scratch" / f"attempt-{attempt:03d}" / f"rank-{rank}")
 
     @property
     def distributions(self) -> Path:

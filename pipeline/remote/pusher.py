@@ -7,34 +7,29 @@ from pathlib import Path
 
 from pipeline.layout import TrialFolder
 from pipeline.remote.storage import StorageError
-from pipeline.remote.trial import (
-    Index,
-    RemoteTrial,
-    Stored,
-    checkpoints_in,
-    cut_in_pieces,
-    files_to_put,
-    metrics_in,
-    piece_name,
-)
+from pipeline.remote.trial import Index, RemoteAttempt, Stored, checkpoints_in, metrics_in, piece_name
+from pipeline.training.checkpoint import checkpoints
 
 AWAY_LIMIT_S = 300.0
+PIECE_BYTES = 2**16  # a piece of the metrics that is as long as this grows no further
 _RETRY_S = 2.0
 
 
 class Pusher:
-    """Keeps a storage up to date with a trial's folder, whose only writer this process is.
+    """Keeps what an attempt has put up to date with a worker's folder, whose only writer this process is.
 
-    While the storage is away training goes on; what was not put goes with a later push. The word that the trial is to
-    end early comes the other way.
+    The attempt has put nothing yet: the first push puts all that is in the folder, and removes what earlier attempts
+    have put. While the storage is away training goes on; what was not put goes with a later push. The word that the
+    trial is to end early comes the other way, and so does that another attempt has begun.
 
     Args:
-        index: what the storage has: `restore`'s value.
         limit_s: how long the storage may be away.
     """
 
-    def __init__(self, remote: RemoteTrial, folder: TrialFolder, index: Index, limit_s: float = AWAY_LIMIT_S) -> None:
-        self._remote, self._folder, self._index, self._limit_s = remote, folder, dict(index), limit_s
+    def __init__(self, remote: RemoteAttempt, folder: TrialFolder, limit_s: float = AWAY_LIMIT_S) -> None:
+        self._remote, self._folder, self._limit_s = remote, folder, limit_s
+        self._index: Index = {}
+        self._alone = False  # whether nothing of earlier attempts is left
         self._put: dict[str, tuple[int, int]] = {}  # size and time of what was put, by name
         self._wanted, self._closing = threading.Event(), threading.Event()
         self._away_since: float | None = None
@@ -47,6 +42,7 @@ class Pusher:
 
         Raises:
             StorageError: nothing could be put for longer than the limit.
+            Overtaken: another attempt has begun, and nothing has been put since that was seen.
         """
         self._check()
         self._wanted.set()
@@ -56,6 +52,7 @@ class Pusher:
 
         Raises:
             StorageError: it could not be put within the limit.
+            Overtaken: as `push`.
         """
         self._closing.set()
         self._wanted.set()
@@ -82,8 +79,12 @@ class Pusher:
         """Puts what is new; False when the storage is away."""
         try:
             push_once(self._remote, self._folder, self._index, self._put)
-            if not self._folder.prune.exists() and self._remote.prune_file.is_file():
-                self._remote.prune_file.download(self._folder.prune)
+            if self._index and not self._alone:
+                self._remote.remove_earlier()
+                self._alone = True
+            word = self._remote.trial.prune_file
+            if not self._folder.prune.exists() and word.is_file():
+                word.download(self._folder.prune)
         except StorageError as error:
             now = time.monotonic()
             self._away_since = self._away_since or now
@@ -91,25 +92,27 @@ class Pusher:
             if away >= self._limit_s:
                 self._error = StorageError(f"nothing could be put into the storage for {away:.0f} s: {error}")
             return False
-        except Exception as error:  # of the disk, or our own: told to whoever trains
+        except Exception as error:  # of the disk, or that this attempt is overtaken: told to whoever trains
             self._error = error
             return False
         self._away_since = None
         return True
 
 
-def push_once(remote: RemoteTrial, folder: TrialFolder, index: Index, put: dict[str, tuple[int, int]]) -> None:
+def push_once(remote: RemoteAttempt, folder: TrialFolder, index: Index, put: dict[str, tuple[int, int]]) -> None:
     """Puts what has changed in `folder`, and then the index; what the index no longer names is removed.
 
     The metrics go with or before the checkpoints that they lead up to, because the index names both.
 
     Args:
-        index: what the storage has; brought up to date when the storage is.
+        index: what this attempt has put; brought up to date when the storage is.
         put: size and time of the files that were put; brought up to date too.
 
     Raises:
         StorageError: the storage is away. What it has is what it had.
+        Overtaken: another attempt has begun. What counts is what counted.
     """
+    remote.check_ours()
     paths = files_to_put(folder)  # first: what is written meanwhile goes with the next push
     new = {**index, **_put_metrics(remote, folder, index)}
     torn: set[str] = set()
@@ -127,6 +130,7 @@ def push_once(remote: RemoteTrial, folder: TrialFolder, index: Index, put: dict[
         del new[name]
     if new == index:
         return
+    remote.check_ours()
     remote.put_index(new)
     index.clear()
     index.update(new)
@@ -144,7 +148,7 @@ def _gone(index: Index, here: set[str], torn: set[str]) -> list[str]:
     return [name for step, names in checkpoints_in(index).items() if step not in kept for name in names]
 
 
-def _put_metrics(remote: RemoteTrial, folder: TrialFolder, index: Index) -> Index:
+def _put_metrics(remote: RemoteAttempt, folder: TrialFolder, index: Index) -> Index:
     last = max(metrics_in(index), default=piece_name(0))
     start = int(last.split("/")[1].split(".")[0])
     if not folder.spool.exists():
@@ -164,3 +168,27 @@ def _put_metrics(remote: RemoteTrial, folder: TrialFolder, index: Index) -> Inde
 def _version(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns
+
+
+def files_to_put(folder: TrialFolder) -> list[Path]:
+    """What of a worker's folder goes into the storage beside the metrics. What is half written begins with a dot."""
+    elsewhere = {folder.spool, folder.prune, folder.evidence, folder.checkpoints}
+    places = [path for path in folder.root.glob("[!.]*") if path not in elsewhere]
+    places += checkpoints(folder.checkpoints)
+    found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
+    return [
+        path
+        for path in found
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder.root).parts)
+    ]
+
+
+def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:
+    """The metrics from byte `start` of the spool on, in pieces of whole lines; a last half line is left out."""
+    pieces = {}
+    raw = raw[: raw.rfind(b"\n") + 1]
+    while raw:
+        end = raw.find(b"\n", PIECE_BYTES - 1) + 1 or len(raw)
+        pieces[start] = raw[:end]
+        raw, start = raw[end:], start + end
+    return pieces

@@ -159,6 +159,15 @@ class Storage:
         with contextlib.suppress(FileNotFoundError), self._errors():
             self.filesystem.delete_file(self.path)
 
+    def remove_folder(self) -> None:
+        """Removes this folder and all that is in it, if it is there.
+
+        Raises:
+            StorageError: the storage is away, or refuses.
+        """
+        with contextlib.suppress(FileNotFoundError), self._errors():
+            self.filesystem.delete_dir(self.path)
+
     @contextlib.contextmanager
     def _putting(self) -> Iterator[Any]:
         whole = self.filesystem.type_name in _OBJECT_STORES

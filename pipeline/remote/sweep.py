@@ -16,7 +16,7 @@ from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.remote.lease import Lease
 from pipeline.remote.storage import PATIENCE_S, Storage, StorageError, Version, patiently
-from pipeline.remote.trial import Changed, Index, RemoteTrial, checkpoints_in, metrics_in
+from pipeline.remote.trial import Changed, Index, RemoteAttempt, RemoteTrial, checkpoints_in, key_of, metrics_in
 from pipeline.running.driver import Attempt, last_attempt, write_attempt
 
 _EVERY_S = 3.0
@@ -158,42 +158,43 @@ class RemoteSweep:
         self._fetch()
 
     def _fetch(self) -> None:
-        """Takes in what has changed: by one listing, and one request for each trial that has something new."""
+        """Takes in what has changed: by one listing, and two requests for each trial that has something new."""
         with self._lock:
             now = (self.storage / "trials").files()
             # Where times are whole seconds, what was put twice within one looks the same: look again at the newest.
             recent = max((version.mtime_ns for version in now.values()), default=0) - 2 * 10**9
-            new = {name for name, v in now.items() if self._seen.get(name) != v or v.mtime_ns >= recent}
-            done = list(self._pool.map(lambda key: self._take(key, new), self._trials))
-            for key, taken in zip(self._trials, done, strict=True):
-                if taken:
-                    self._seen |= {n: now[n] for n in (f"{key}.json", f"{key}~attempt.json") if n in now}
+            new = {key_of(name) for name, v in now.items() if self._seen.get(name) != v or v.mtime_ns >= recent}
+            keys = [key for key in self._trials if key in new]
+            taken = {key for key, whole in zip(keys, self._pool.map(self._take, keys), strict=True) if whole}
+            self._seen |= {name: version for name, version in now.items() if key_of(name) in taken}
 
-    def _take(self, key: str, new: set[str]) -> bool:
+    def _take(self, key: str) -> bool:
         remote, place = self._trials[key]
-        if remote.index_file.name in new:
-            have, index = self._have.get(key, {}), remote.index()
-            try:
-                take_in(remote, place, index, have)
-            except Changed:
-                return False  # it is being written: the next look finds it whole
-            self._have[key] = index
-        if remote.attempt_file.name in new:
-            self._take_attempt(remote, place)
+        said = remote.attempt()
+        part, index = remote.newest(said)
+        try:
+            take_in(part, place, index, self._have.get(key, {}))
+        except Changed:
+            return False  # it is being written: the next look finds it whole
+        self._have[key] = index
+        if said is not None:
+            self._take_attempt(remote, place, said)
         return True
 
-    def _take_attempt(self, remote: RemoteTrial, place: TrialFolder) -> None:
-        found = remote.attempt()
-        if found is None or (self._session is not None and found.get("session") != self._session):
+    def _take_attempt(self, remote: RemoteTrial, place: TrialFolder, found: dict[str, Any]) -> None:
+        if self._session is not None and found["session"] != self._session:
             return
         before = last_attempt(place)
+        if before is None or before.number < found["attempt"]:  # it was noted on another machine
+            with contextlib.suppress(FileNotFoundError):
+                remote.attempts_file.download(place.attempts)
         if before is None or before.number <= found["attempt"]:
             write_attempt(place, Attempt(found["attempt"], found["session"]))
             if found["failure"] is not None and not place.failure.exists():
                 write_whole(place.failure, found["failure"])
 
 
-def take_in(remote: RemoteTrial, place: TrialFolder, index: Index, have: Index) -> None:
+def take_in(part: RemoteAttempt, place: TrialFolder, index: Index, have: Index) -> None:
     """Brings into `place` what a driver looks at: metrics, prototypes, predictions, and last that it has ended.
 
     Raises:
@@ -202,11 +203,11 @@ def take_in(remote: RemoteTrial, place: TrialFolder, index: Index, have: Index) 
     """
     if index == have:
         return
-    remote.get_metrics(index, place, have)
+    part.get_metrics(index, place, have)
     skip = {*metrics_in(index), *(name for names in checkpoints_in(index).values() for name in names)}
     wanted = [name for name in index if name not in skip and index[name] != have.get(name)]
     for name in sorted(wanted, key=lambda name: name in (place.result.name, place.pruned.name)):
-        remote.get(name, index[name], place)
+        part.get(name, index[name], place)
 
 
 def _parsed(text: str, file: Storage) -> dict[str, Any]:

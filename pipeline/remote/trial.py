@@ -1,26 +1,33 @@
-"""One trial in a storage: its files, and an index of them that is put last and by which alone they are found.
+"""One trial in a storage: what each of its attempts has put there, and which of them counts.
 
-What the index names is one state of the trial, whole: a checkpoint, and at least the metrics up to it. Metrics lie in
-pieces of whole lines, `metrics/<offset>.jsonl`, so that what is put after a log stays small however long the run; the
-last piece grows, and the index says how much of it counts. Each file's sha256 is in the index and checked on the way
-back. Beside the index lies what the driver of the trial says of its last attempt.
+An attempt has files of its own and an index of them, which is put last and by which alone they are found. What the
+index names is one state of the trial, whole: a checkpoint, and at least the metrics up to it. The trial is what the
+index of its last attempt says, or that of the one before while the last has none. So a worker that has been overtaken
+and does not know it can spoil nothing: an object store cannot refuse what it puts, but nobody looks there any more.
+
+Metrics lie in pieces of whole lines, `metrics/<offset>.jsonl`, so that what is put after a log stays small however long
+the run; the last piece grows, and the index says how much of it counts. Each file's sha256 is in the index and checked
+on the way back.
+
+In the sweep's folder `trials`, for the trial KEY:
+
+    KEY~attempt.json    what the driver of the trial says of its last attempt
+    KEY~003.json        the index of attempt 3
+    KEY~prune.json      the word that the trial is to end early
+    KEY/003/...         the files of attempt 3
+    KEY/attempts.jsonl, KEY/evidence/..., KEY/absent-003/rank-0
 """
 
-import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.remote.storage import Storage
-from pipeline.training.checkpoint import checkpoints, newest_whole
 
-PIECE_BYTES = 2**16  # a piece of the metrics that is as long as this grows no further
 _METRICS, _CHECKPOINTS = "metrics/", "checkpoints/"
 _LAST = ("result.json", "pruned.json")
 
@@ -41,6 +48,10 @@ class Changed(Exception):
     """A file is not what the index says: it has been replaced meanwhile, or it is damaged."""
 
 
+class Overtaken(Exception):
+    """Another attempt has begun, and this one is to write no more."""
+
+
 @dataclass(frozen=True)
 class RemoteTrial:
     """The trial `key` among the trials of one sweep, which lie in `trials`."""
@@ -50,13 +61,8 @@ class RemoteTrial:
 
     @property
     def files(self) -> Storage:
-        """The folder of its files."""
+        """The folder of its attempts' files, and of what is the trial's own."""
         return self.trials / self.key
-
-    @property
-    def index_file(self) -> Storage:
-        """The index, as JSON."""
-        return self.trials / f"{self.key}.json"
 
     @property
     def attempt_file(self) -> Storage:
@@ -64,12 +70,101 @@ class RemoteTrial:
         return self.trials / f"{self.key}~attempt.json"
 
     @property
+    def attempts_file(self) -> Storage:
+        """A line for every attempt; see `TrialFolder.attempts`."""
+        return self.files / "attempts.jsonl"
+
+    @property
     def prune_file(self) -> Storage:
         """Where it is, the trial is to end early; its workers obey at a logged step soon after."""
         return self.trials / f"{self.key}~prune.json"
 
+    def part(self, attempt: int) -> "RemoteAttempt":
+        """What an attempt has put, or is to put."""
+        return RemoteAttempt(self, attempt)
+
+    def attempt(self) -> dict[str, Any] | None:
+        """What the trial's driver last put; None when it has not.
+
+        Raises:
+            UserError: it is damaged.
+            StorageError: the storage is away.
+        """
+        try:
+            found = json.loads(self.attempt_file.read_bytes())
+            return {"attempt": int(found["attempt"]), "session": found["session"], "failure": found["failure"]}
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{self.attempt_file}: is no record of an attempt ({error!r}). Remove all that begins with "
+                f"{self.key}~ beside it to start this trial anew."
+            ) from error
+
+    def put_attempt(self, number: int, session: str, failure: str | None = None) -> None:
+        """Says that an attempt has begun: from now on, no earlier one puts an index. Or why it has failed."""
+        self.attempt_file.write_bytes(json.dumps({"attempt": number, "session": session, "failure": failure}).encode())
+
+    def noted(self) -> str | None:
+        """What is in `attempts_file`; None when there is none.
+
+        Raises:
+            StorageError: the storage is away.
+        """
+        try:
+            return self.attempts_file.read_text()
+        except FileNotFoundError:
+            return None
+
+    def newest(self, said: dict[str, Any] | None) -> tuple["RemoteAttempt", Index]:
+        """The last attempt that has an index, and that; attempt 0 and an empty one when there is none yet.
+
+        Args:
+            said: `attempt()`.
+
+        Raises:
+            UserError, StorageError: as RemoteAttempt.index.
+        """
+        for number in range(said["attempt"] if said else 0, 0, -1):
+            index = self.part(number).index()
+            if index is not None:
+                return self.part(number), index
+        return self.part(0), {}
+
     def index(self) -> Index:
         """What there is; empty when nothing has been put yet.
+
+        Raises:
+            UserError: it is damaged.
+            StorageError: the storage is away.
+        """
+        return self.newest(self.attempt())[1]
+
+
+@dataclass(frozen=True)
+class RemoteAttempt:
+    """What the attempt `number` of a trial puts."""
+
+    trial: RemoteTrial
+    number: int
+
+    @property
+    def files(self) -> Storage:
+        """The folder of its files."""
+        return self.trial.files / f"{self.number:03d}"
+
+    @property
+    def index_file(self) -> Storage:
+        """Its index, as JSON."""
+        return self.trial.trials / f"{self.trial.key}~{self.number:03d}.json"
+
+    @property
+    def marks(self) -> Storage:
+        """Where its workers leave their marks when they have lost each other; see `naming_the_absent`."""
+        return self.trial.files / f"absent-{self.number:03d}"
+
+    def index(self) -> Index | None:
+        """What it has put; None when it has not.
 
         Raises:
             UserError: it is damaged.
@@ -79,7 +174,7 @@ class RemoteTrial:
             found = json.loads(self.index_file.read_bytes())
             return {name: Stored(int(size), str(sha256)) for name, (size, sha256) in found.items()}
         except FileNotFoundError:
-            return {}
+            return None
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{self.index_file}: is no index of a trial ({error}). Remove it to start anew.") from error
 
@@ -91,17 +186,30 @@ class RemoteTrial:
         """
         self.index_file.write_bytes(json.dumps({name: (s.size, s.sha256) for name, s in index.items()}).encode())
 
-    def attempt(self) -> dict[str, Any] | None:
-        """What the trial's driver last put; None when it has not."""
-        try:
-            found = json.loads(self.attempt_file.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+    def check_ours(self) -> None:
+        """Looks whether this is still the trial's last attempt.
 
-    def put_attempt(self, number: int, session: str, failure: str | None) -> None:
-        """Says that an attempt has begun, or why it has failed."""
-        self.attempt_file.write_bytes(json.dumps({"attempt": number, "session": session, "failure": failure}).encode())
+        An object store cannot make a put depend on another file, so a moment is left between this look and the put
+        that follows it. An index that is put in that moment is one that the next attempt may go on from or not; should
+        its workers go on from one each, the comparison of replicas tells. What later attempts put lies elsewhere.
+
+        Raises:
+            Overtaken: it is not.
+            UserError, StorageError: as RemoteTrial.attempt.
+        """
+        said = self.trial.attempt()
+        if said is not None and said["attempt"] != self.number:
+            raise Overtaken(f"attempt {self.number} has been overtaken: attempt {said['attempt']} is at work")
+
+    def remove_earlier(self) -> None:
+        """Removes what earlier attempts have put; for when this one has an index.
+
+        Raises:
+            StorageError: the storage is away.
+        """
+        for number in range(1, self.number):
+            self.trial.part(number).index_file.remove()
+            self.trial.part(number).files.remove_folder()
 
     def get(self, name: str, stored: Stored, folder: TrialFolder) -> None:
         """Writes one file into the trial's folder, checked; `metrics/...` are taken by `get_metrics`.
@@ -156,6 +264,11 @@ class RemoteTrial:
                 file.write(raw[max(0, file.tell() - start) :])
 
 
+def key_of(name: str) -> str:
+    """The key of the trial that a file directly in the sweep's folder is of."""
+    return name.partition("~")[0]
+
+
 def metrics_in(index: Mapping[str, Any]) -> list[str]:
     """The names of the pieces of the metrics."""
     return [name for name in index if name.startswith(_METRICS)]
@@ -173,62 +286,6 @@ def checkpoints_in(index: Mapping[str, Any]) -> dict[str, list[str]]:
 def has_ended(index: Mapping[str, Any]) -> bool:
     """Whether there is nothing left to run: the trial is finished, or pruned."""
     return any(name in index for name in _LAST)
-
-
-def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: bool) -> Index:
-    """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
-
-    A checkpoint that is damaged is taken as it is: `load_newest` tells of it and passes it over.
-
-    Args:
-        everything: all that there is: for the worker that goes on writing it.
-
-    Raises:
-        UserError: the metrics, or another file that no older one stands in for, are damaged.
-        StorageError: the storage is away.
-    """
-    shutil.rmtree(folder.root, ignore_errors=True)
-    folder.root.mkdir(parents=True)
-    index = remote.index()
-    try:
-        remote.get_metrics(index, folder, {})
-        steps = {name for names in checkpoints_in(index).values() for name in names}
-        for name in set(index) - steps - set(metrics_in(index)) if everything else ():
-            remote.get(name, index[name], folder)
-    except Changed as error:
-        raise UserError(f"{error}: it is damaged. Remove {remote.index_file} to start this trial anew.") from error
-    whole = False
-    for _, names in reversed(checkpoints_in(index).items()):
-        if not whole or everything:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    (remote.files / name).download(folder.root / name)
-            whole = whole or newest_whole(folder.checkpoints, digest) is not None
-    return index
-
-
-def files_to_put(folder: TrialFolder) -> list[Path]:
-    """What of a worker's folder goes into the storage beside the metrics. What is half written begins with a dot."""
-    elsewhere = {folder.spool, folder.prune, folder.evidence, folder.checkpoints}
-    places = [path for path in folder.root.glob("[!.]*") if path not in elsewhere]
-    places += checkpoints(folder.checkpoints)
-    found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-    return [
-        path
-        for path in found
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder.root).parts)
-    ]
-
-
-def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:
-    """The metrics from byte `start` of the spool on, in pieces of whole lines; a last half line is left out."""
-    pieces = {}
-    raw = raw[: raw.rfind(b"\n") + 1]
-    while raw:
-        end = raw.find(b"\n", PIECE_BYTES - 1) + 1 or len(raw)
-        pieces[start] = raw[:end]
-        raw, start = raw[end:], start + end
-    return pieces
 
 
 def piece_name(start: int) -> str:

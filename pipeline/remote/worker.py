@@ -7,11 +7,14 @@ from pathlib import Path
 
 import torch
 
+from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.remote.pusher import Pusher
 from pipeline.remote.storage import Storage, StorageError, patiently
-from pipeline.remote.trial import RemoteTrial, restore
+from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial, checkpoints_in, metrics_in
 from pipeline.settings.config import Experiment
+from pipeline.training.absent import naming_the_absent
+from pipeline.training.checkpoint import newest_whole
 from pipeline.training.evidence import TrainingStopped, agree
 
 Report = Callable[[int, float], None]
@@ -19,28 +22,32 @@ Report = Callable[[int, float], None]
 
 def train_remotely(
     experiment: Experiment,
-    remote: RemoteTrial,
-    scratch: TrialFolder,
+    remote: RemoteAttempt,
+    folder: TrialFolder,
     rank: int,
     device: torch.device,
-    train: Callable[[Report], object],
+    train: Callable[[TrialFolder, Report], object],
     report: Report,
 ) -> None:
-    """Fills `scratch` from the storage, trains there by `train`, and has rank 0 put what it writes into the storage.
+    """Trains what the storage has of a trial in a folder of this worker's own, and has rank 0 put what it writes back.
 
-    Every worker calls it, each with a scratch folder that no other uses; it is removed when the trial is finished.
+    Every worker of the attempt calls it. The worker's folder lies under `folder`, the trial's here, and is removed when
+    the trial is finished.
 
     Args:
-        train: trains in `scratch`, calling what it is given on every worker after every log.
+        train: trains in the folder that it is given, calling its second argument on every worker after every log.
         report: called there in turn.
 
     Raises:
-        TrainingStopped: as `train`, with the evidence put too; or the storage has been away for too long, on all
-            workers in the same step.
+        TrainingStopped: as `train`, with the evidence put too; or, on all workers in the same step, the storage has
+            been away for too long, or another attempt has begun.
+        RanksAbsent: some workers did not arrive where the others waited.
         StorageError: the storage is away at the start, or for too long at the end.
     """
-    index = patiently(lambda: restore(remote, scratch, experiment.digest(), everything=rank == 0))
-    pusher = Pusher(remote, scratch, index) if rank == 0 else None
+    scratch = folder.scratch(remote.number, rank)
+    _remove_before(scratch.root.parent)
+    patiently(lambda: restore(remote.trial, scratch, experiment.digest(), everything=rank == 0))
+    pusher = Pusher(remote, scratch) if rank == 0 else None
 
     def push_and_report(step: int, loss: float) -> None:
         stopped: TrainingStopped | None = None
@@ -49,24 +56,69 @@ def train_remotely(
                 pusher.push()
         except OSError as error:
             stopped = TrainingStopped(f"step {step}: {error}. Resume when it is back, and training goes on from there.")
+        except (Overtaken, UserError) as error:
+            stopped = TrainingStopped(f"step {step}: {error}")
         agree(stopped, device)
         report(step, loss)
 
     try:
-        train(push_and_report)
+        with naming_the_absent(remote.marks):
+            train(scratch, push_and_report)
     except TrainingStopped as error:
         if pusher:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, Overtaken, UserError):
                 pusher.close()
-        place = remote.files / scratch.evidence.name
+        place = remote.trial.files / scratch.evidence.name
         if _put_all(scratch.evidence, place):
             raise TrainingStopped(f"{error}. A copy is in {place}") from error
         raise
     if pusher:
-        pusher.close()
+        try:
+            pusher.close()
+        except Overtaken as error:
+            raise TrainingStopped(str(error)) from error
     shutil.rmtree(scratch.root)
-    with contextlib.suppress(OSError):  # other workers may still be in it
-        scratch.root.parent.rmdir()
+    for above in (scratch.root.parent, scratch.root.parent.parent):
+        with contextlib.suppress(OSError):  # other workers may still be in it
+            above.rmdir()
+
+
+def _remove_before(attempt: Path) -> None:
+    """Removes what workers of earlier attempts have left here."""
+    for path in attempt.parent.glob("attempt-*"):
+        if path.name < attempt.name:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: bool) -> None:
+    """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
+
+    A checkpoint that is damaged is taken as it is: `load_newest` tells of it and passes it over.
+
+    Args:
+        everything: all that there is: for the worker that goes on writing it.
+
+    Raises:
+        UserError: the metrics, or another file that no older one stands in for, are damaged.
+        StorageError: the storage is away.
+    """
+    shutil.rmtree(folder.root, ignore_errors=True)
+    folder.root.mkdir(parents=True)
+    part, index = remote.newest(remote.attempt())
+    try:
+        part.get_metrics(index, folder, {})
+        steps = {name for names in checkpoints_in(index).values() for name in names}
+        for name in set(index) - steps - set(metrics_in(index)) if everything else ():
+            part.get(name, index[name], folder)
+    except Changed as error:
+        raise UserError(f"{error}: it is damaged. Remove {part.index_file} to start this trial anew.") from error
+    whole = False
+    for _, names in reversed(checkpoints_in(index).items()):
+        if not whole or everything:
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    (part.files / name).download(folder.root / name)
+            whole = whole or newest_whole(folder.checkpoints, digest) is not None
 
 
 def _put_all(folder: Path, target: Storage) -> bool:

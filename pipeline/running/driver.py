@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
 from pipeline.remote.storage import StorageError, location, patiently
-from pipeline.remote.trial import RemoteTrial, has_ended
+from pipeline.remote.trial import Overtaken, RemoteTrial, has_ended
 from pipeline.running.provenance import note_attempt
 from pipeline.settings.config import Experiment
 
@@ -85,11 +86,11 @@ def run_trial(
             return
         except Exception as error:
             reason = explain(error)
-            if left and may_pass(error):
+            if left and may_pass(error) and not (remote and _is_overtaken(remote, attempt)):
                 write_whole(folder.survived(attempt), reason)
                 continue
             write_whole(folder.failure, reason)
-            if remote:
+            if remote and not _is_overtaken(remote, attempt):
                 with contextlib.suppress(StorageError):
                     patiently(partial(remote.put_attempt, attempt, session, reason))
             raise TrialFailed(reason) from None
@@ -98,13 +99,28 @@ def run_trial(
 def _begin_attempt(folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None) -> int:
     before = last_attempt(folder)
     attempt = 1 + (before.number if before else 0)
-    if remote:
-        said = patiently(remote.attempt)
-        attempt = max(attempt, 1 + int(said["attempt"])) if said else attempt
-        patiently(lambda: remote.put_attempt(attempt, session, None))
+    if remote is None:
+        write_attempt(folder, Attempt(attempt, session))
+        note_attempt(folder, attempt, session, experiment)
+        return attempt
+    said = patiently(remote.attempt)
+    attempt = max(attempt, 1 + said["attempt"]) if said else attempt
+    noted = note_attempt(folder, attempt, session, experiment, patiently(remote.noted))
+    patiently(lambda: remote.attempts_file.write_bytes(noted.encode()))
+    patiently(lambda: remote.put_attempt(attempt, session))
     write_attempt(folder, Attempt(attempt, session))
-    note_attempt(folder, attempt, session, experiment)
     return attempt
+
+
+def _is_overtaken(remote: RemoteTrial, attempt: int) -> bool:
+    """Whether another command has taken the trial up meanwhile; no, as long as the storage does not say so."""
+    try:
+        patiently(remote.part(attempt).check_ours)
+    except Overtaken:
+        return True
+    except (StorageError, UserError):
+        return False
+    return False
 
 
 def _fit(

@@ -27,8 +27,14 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def note_attempt(folder: TrialFolder, attempt: int, session: str, experiment: Experiment) -> None:
-    """Adds a line to folder.attempts."""
+def note_attempt(
+    folder: TrialFolder, attempt: int, session: str, experiment: Experiment, before: str | None = None
+) -> str:
+    """Adds a line to folder.attempts, and returns all of it.
+
+    Args:
+        before: what there is so far, where another place than the folder knows it.
+    """
     line = {
         "attempt": attempt,
         "session": session,
@@ -38,15 +44,22 @@ def note_attempt(folder: TrialFolder, attempt: int, session: str, experiment: Ex
         "settings": experiment.digest(),
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
-    write_whole(folder.attempts, "".join(json.dumps(each) + "\n" for each in [*attempts(folder), line]))
+    known = attempts(folder) if before is None else _parsed(before)
+    text = "".join(json.dumps(each) + "\n" for each in [*known, line])
+    write_whole(folder.attempts, text)
+    return text
 
 
 def attempts(folder: TrialFolder) -> list[dict[str, Any]]:
     """All that is noted of a trial, the oldest first; what is no JSON is left out."""
     if not folder.attempts.exists():
         return []
+    return _parsed(folder.attempts.read_text(encoding="utf-8", errors="replace"))
+
+
+def _parsed(text: str) -> list[dict[str, Any]]:
     found = []
-    for line in folder.attempts.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             found.append(json.loads(line))
         except ValueError:

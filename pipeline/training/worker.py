@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pipeline.layout import TrialFolder
 from pipeline.remote.opening import located, open_storage
 from pipeline.remote.storage import Place, patiently
 from pipeline.remote.trial import RemoteTrial
-from pipeline.remote.worker import train_remotely
+from pipeline.remote.worker import Report, train_remotely
 from pipeline.running.driver import last_attempt
 from pipeline.running.pruning import write_pruned
 from pipeline.settings.config import Experiment
@@ -69,13 +68,15 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
             raise TrainingStopped(f"attempt {attempt} has been overtaken: attempt {now.number} is at work")
 
     if settings["trials"] is None:
-        with naming_the_absent(folder.ray / f"absent-{attempt:03d}"):
+        with naming_the_absent(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
             run_training(experiment, folder, data, device, report, check_ours)
     else:
-        remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name)
-        scratch = folder.scratch(dist.get_rank())
-        train = partial(run_training, experiment, scratch, data, device)
-        train_remotely(experiment, remote, scratch, dist.get_rank(), device, train, report)
+        remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name).part(attempt)
+
+        def train(scratch: TrialFolder, push_and_report: Report) -> None:
+            run_training(experiment, scratch, data, device, push_and_report)
+
+        train_remotely(experiment, remote, folder, dist.get_rank(), device, train, report)
 
 
 def run_training(

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,14 @@ import torch
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.remote import pusher
-from pipeline.remote import trial as remote_trial
 from pipeline.remote.lease import Lease
-from pipeline.remote.pusher import Pusher, push_once
+from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
 from pipeline.remote.storage import StorageError
 from pipeline.remote.sweep import RemoteSweep, take_in
-from pipeline.remote.trial import Changed, RemoteTrial, checkpoints_in, cut_in_pieces, has_ended, piece_name, restore
-from pipeline.remote.worker import train_remotely
-from pipeline.running.driver import Attempt, last_attempt
+from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, Stored, checkpoints_in, has_ended, piece_name
+from pipeline.remote.worker import restore, train_remotely
+from pipeline.running.driver import Attempt, TrialFailed, last_attempt, run_trial
+from pipeline.running.provenance import attempts
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.training.evidence import TrainingStopped
@@ -55,16 +54,34 @@ def whole(data, tmp_path_factory):
     return folder
 
 
-def _train(remote, scratch, data, report=lambda step, loss: None):
+def _train(remote, folder, data, report=lambda step, loss: None, attempt=1):
+    """As one attempt of the trial `remote`, in the trial's folder `folder`."""
     experiment = small_experiment()
-    train = partial(run_training, experiment, scratch, data.folder, CPU)
-    train_remotely(experiment, remote, scratch, 0, CPU, train, report)
+
+    def train(scratch, push_and_report):
+        run_training(experiment, scratch, data.folder, CPU, push_and_report)
+
+    remote.put_attempt(attempt, "now")
+    train_remotely(experiment, remote.part(attempt), folder, 0, CPU, train, report)
 
 
-def _die_at(step):
+def _take_in(remote, folder, have=None):
+    part, index = remote.newest(remote.attempt())
+    take_in(part, folder, index, have or {})
+    return index
+
+
+def _until_put(remote, step):
+    deadline = time.monotonic() + 60
+    while f"step-{step:06d}" not in checkpoints_in(remote.index()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _die_at(step, remote):
     def report(done, loss):
         if done == step:
-            time.sleep(1.0)  # the pusher goes on meanwhile
+            _until_put(remote, step)
             raise KeyboardInterrupt
 
     return report
@@ -83,7 +100,7 @@ def _without_speed(folder):
 
 
 def test_metrics_are_cut_at_lines(monkeypatch):
-    monkeypatch.setattr(remote_trial, "PIECE_BYTES", 5)
+    monkeypatch.setattr(pusher, "PIECE_BYTES", 5)
     assert cut_in_pieces(b"", 7) == {}
     assert cut_in_pieces(b"half", 7) == {}
     assert cut_in_pieces(b"ab\ncd\nef\ngh", 100) == {100: b"ab\ncd\n", 106: b"ef\n"}
@@ -91,21 +108,23 @@ def test_metrics_are_cut_at_lines(monkeypatch):
 
 
 def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote_trial, "PIECE_BYTES", 2000)  # a few lines
+    monkeypatch.setattr(pusher, "PIECE_BYTES", 2000)  # a few lines
     with pytest.raises(KeyboardInterrupt):
-        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6))
+        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6, remote))
     index = remote.index()
     assert list(checkpoints_in(index)) == ["step-000002", "step-000004", "step-000006"]
     assert not has_ended(index)
     seen = []
-    _train(remote, TrialFolder(tmp_path / "trial").scratch(0), data, lambda step, loss: seen.append(step))
+    _train(remote, TrialFolder(tmp_path / "trial"), data, lambda step, loss: seen.append(step), attempt=2)
     assert seen == [8]
     assert list((tmp_path / "trial").iterdir()) == []  # all of it is in the storage
+    assert remote.part(1).index() is None
+    assert remote.part(1).files.files() == {}
     assert has_ended(remote.index())
     state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
     driver = TrialFolder(tmp_path / "driver")
-    take_in(remote, driver, remote.index(), {})
+    _take_in(remote, driver)
     assert _without_speed(driver) == _without_speed(whole)
     assert json.loads(driver.predictions.read_text()) == json.loads(whole.predictions.read_text())
     assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
@@ -120,14 +139,14 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
 
 def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6))
-    newest = remote.files / "checkpoints/step-000006/state.safetensors"
+        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6, remote))
+    newest = remote.part(1).files / "checkpoints/step-000006/state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"?")
     seen = []
-    _train(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step))
+    _train(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step), attempt=2)
     assert seen == [6, 8]
     driver = TrialFolder(tmp_path / "driver")
-    take_in(remote, driver, remote.index(), {})
+    _take_in(remote, driver)
     assert "sha256" in json.loads(driver.result.read_text())["checkpoint_problems"][0]
     state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
@@ -142,7 +161,7 @@ def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_p
     _train(remote, TrialFolder(tmp_path / "one"), data, report)
     assert has_ended(remote.index())
     driver = TrialFolder(tmp_path / "driver")
-    take_in(remote, driver, remote.index(), {})
+    _take_in(remote, driver)
     assert not driver.result.exists()
     ended = json.loads(driver.pruned.read_text())["step"]
     assert ended in (2, 4, 6)
@@ -157,7 +176,7 @@ def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, 
             if step == 2:
                 store.stop()
             if step == 8:
-                assert list((tmp_path / "one" / "checkpoints").iterdir())
+                assert list(TrialFolder(tmp_path / "one").scratch(1, 0).checkpoints.iterdir())
                 store.start()
 
         _train(remote, TrialFolder(tmp_path / "one"), data, report)
@@ -194,9 +213,10 @@ def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, mo
 
 
 def test_what_is_half_put_is_not_there(remote, tmp_path, monkeypatch):
-    folder, index = TrialFolder(tmp_path), {}
+    folder, index, part = TrialFolder(tmp_path), {}, remote.part(1)
+    remote.put_attempt(1, "now")
     Spool(folder.spool).write(1, {"a": 1.0})
-    push_once(remote, folder, index, {})
+    push_once(part, folder, index, {})
     first = dict(index)
     Spool(folder.spool).write(2, {"a": 2.0})
     folder.predictions.write_text("[]")
@@ -205,20 +225,89 @@ def test_what_is_half_put_is_not_there(remote, tmp_path, monkeypatch):
         raise StorageError("away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(RemoteTrial, "put_index", away)
+        broken.setattr(RemoteAttempt, "put_index", away)
         with pytest.raises(StorageError):
-            push_once(remote, folder, index, {})
+            push_once(part, folder, index, {})
     assert remote.index() == index == first
     driver = TrialFolder(tmp_path / "driver")
-    take_in(remote, driver, remote.index(), {})
+    _take_in(remote, driver)
     assert [line.step for line in read_spool(driver.spool)[0]] == [1]  # of a piece that has grown since
-    push_once(remote, folder, index, {})
-    take_in(remote, driver, remote.index(), first)
+    push_once(part, folder, index, {})
+    _take_in(remote, driver, first)
     assert [line.step for line in read_spool(driver.spool)[0]] == [1, 2]
     assert driver.predictions.exists()
-    (remote.files / "predictions.json").write_bytes(b"[1]")
+    (part.files / "predictions.json").write_bytes(b"[1]")
     with pytest.raises(Changed):
-        take_in(remote, TrialFolder(tmp_path / "late"), index, {})
+        _take_in(remote, TrialFolder(tmp_path / "late"))
+
+
+def test_an_overtaken_attempt_puts_no_more_and_stops(remote, data, tmp_path):
+    def report(step, loss):
+        if step == 4:
+            _until_put(remote, 4)
+            remote.put_attempt(2, "later")
+
+    with pytest.raises(TrainingStopped, match="attempt 1 has been overtaken: attempt 2 is at work"):
+        _train(remote, TrialFolder(tmp_path / "one"), data, report)
+    assert max(checkpoints_in(remote.index())) == "step-000004"
+    assert not has_ended(remote.index())
+
+
+def test_what_an_overtaken_attempt_puts_all_the_same_spoils_nothing(remote, data, whole, tmp_path, monkeypatch):
+    """Between its last look and what it puts another attempt begins, and even ends."""
+    with pytest.raises(KeyboardInterrupt):
+        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(4, remote))
+    index, scratch = dict(remote.index()), TrialFolder(tmp_path / "one").scratch(1, 0)
+    _train(remote, TrialFolder(tmp_path / "other"), data, attempt=2)
+    ended = remote.index()
+    scratch.spool.write_text(scratch.spool.read_text().replace("train/task_loss", "train/other"))
+    scratch.result.write_text("{}")
+    monkeypatch.setattr(RemoteAttempt, "check_ours", lambda self: None)
+    push_once(remote.part(1), scratch, index, {})
+    assert remote.part(1).index() == index
+    assert remote.index() == ended != index
+    driver = TrialFolder(tmp_path / "driver")
+    _take_in(remote, driver)
+    assert _without_speed(driver) == _without_speed(whole)
+    assert json.loads(driver.result.read_text())["steps"] == 8
+    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+
+
+def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more(remote, tmp_path, monkeypatch):
+    experiment = small_experiment()
+    ends = []
+
+    def fit(experiment, folder, data, train_fn, attempt, verbose, where):
+        ends.pop(0)(attempt)
+
+    def lose(attempt):
+        raise RuntimeError("the network is away")
+
+    def be_overtaken(attempt):
+        remote.put_attempt(attempt + 1, "elsewhere")
+        raise RuntimeError("the network is away")
+
+    def finish(attempt):
+        remote.part(attempt).put_index({"result.json": Stored(2, "0" * 64)})
+
+    def run(machine, session):
+        run_trial(experiment, TrialFolder(tmp_path / machine), "data", print, session, remote=remote)
+
+    monkeypatch.setattr("pipeline.running.driver._fit", fit)
+    ends += [lose, lose]
+    with pytest.raises(TrialFailed, match="the network is away"):
+        run("one", "first")
+    assert remote.attempt() == {"attempt": 2, "session": "first", "failure": "RuntimeError: the network is away"}
+    ends += [be_overtaken]
+    with pytest.raises(TrialFailed, match="the network is away"):
+        run("two", "second")  # not tried again, though it was the first time
+    assert remote.attempt() == {"attempt": 4, "session": "elsewhere", "failure": None}
+    ends += [finish]
+    run("one", "third")
+    noted = [(each["attempt"], each["session"]) for each in attempts(TrialFolder(tmp_path / "one"))]
+    assert noted == [(1, "first"), (2, "first"), (3, "second"), (5, "third")]
+    assert remote.attempts_file.read_text() == TrialFolder(tmp_path / "one").attempts.read_text()
 
 
 def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_path, monkeypatch):
@@ -229,11 +318,11 @@ def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_p
         (place / "manifest.json").write_bytes(b"y")
         return place
 
-    folder, index, put = TrialFolder(tmp_path), {}, {}
+    folder, index, put, part = TrialFolder(tmp_path), {}, {}, remote.part(1)
     saved(folder, 1).rename(tmp_path / "away")
-    push_once(remote, folder, index, put)
+    push_once(part, folder, index, put)
     (tmp_path / "away").rename(folder.checkpoints / "step-000001")
-    push_once(remote, folder, index, put)
+    push_once(part, folder, index, put)
     (folder.checkpoints / "step-000001").rename(tmp_path / "old")
     second = saved(folder, 2)
     upload = pusher.Stored
@@ -244,7 +333,7 @@ def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_p
         return upload(*found)
 
     monkeypatch.setattr(pusher, "Stored", replaced)
-    push_once(remote, folder, index, put)
+    push_once(part, folder, index, put)
     assert list(checkpoints_in(index)) == ["step-000001"]
     assert len(checkpoints_in(index)["step-000001"]) == 2
 
@@ -277,14 +366,15 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
         (Output(here).sweep("small") / "sweep.json").write_text('{"mine": 1}')
         shared.begin("now")
         scratch, index = TrialFolder(tmp_path / "scratch"), {}
+        remote.put_attempt(1, "now")
         Spool(scratch.spool).write(1, {"a": 1.0})
-        push_once(remote, scratch, index, {})
-        remote.put_attempt(1, "now", None)
+        push_once(remote.part(1), scratch, index, {})
         assert shared.catch_up(0.0) is None
         assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1]
         assert last_attempt(_folder(here, trial)) == Attempt(1, "now")
         Spool(scratch.spool).write(2, {"a": 2.0})
-        push_once(remote, scratch, index, {})
+        push_once(remote.part(1), scratch, index, {})
+        remote.attempts_file.write_bytes(b'{"attempt": 1, "sources": "abc"}\n')
         remote.put_attempt(1, "now", "out of memory")
         assert shared.catch_up(0.0) is None
         assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1, 2]
@@ -299,6 +389,7 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
         assert _folder(there, trial).run_id.read_text() == '{"creation_key": "k"}'
         assert _folder(there, trial).shipped.read_text() == '{"offset": 12}'
         assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
+        assert attempts(_folder(there, trial)) == [{"attempt": 1, "sources": "abc"}]
         assert not _folder(there, other).root.exists()
     (Output(there).sweep("small") / "sweep.json").write_text('{"mine": 2}')
     with pytest.raises(UserError, match="holds another sweep than"), _enter(sweep, there):
@@ -314,10 +405,15 @@ def test_a_sweep_whose_storage_is_away_is_refused_before_it_starts(tmp_path):
 
 
 def test_an_index_that_is_none_is_named(remote, tmp_path):
-    remote.index_file.write_bytes(b"[1]")
-    with pytest.raises(UserError, match=r"per_token-s0\.json: is no index"):
+    part = remote.part(2)
+    remote.put_attempt(2, "now")
+    part.index_file.write_bytes(b"[1]")
+    with pytest.raises(UserError, match=r"per_token-s0~002\.json: is no index"):
         remote.index()
-    remote.put_index({piece_name(0): remote_trial.Stored(3, "0" * 64)})
-    (remote.files / piece_name(0)).write_bytes(b"abc")
+    part.put_index({piece_name(0): Stored(3, "0" * 64)})
+    (part.files / piece_name(0)).write_bytes(b"abc")
     with pytest.raises(UserError, match=r"000\.jsonl: is not what the index says: it is damaged"):
         restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)
+    remote.attempt_file.write_bytes(b'{"attempt": "x"}')
+    with pytest.raises(UserError, match=r"per_token-s0~attempt\.json: is no record of an attempt"):
+        remote.index()

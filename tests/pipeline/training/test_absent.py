@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from pipeline.remote.opening import open_storage
+from pipeline.remote.storage import Storage
 from pipeline.training.absent import RanksAbsent, naming_the_absent
 
 TIMED_OUT = RuntimeError("callback:\n[/x/gloo/gloo/buffer.cc:81] Timed out waiting 10000ms\nException raised from: y")
@@ -18,33 +20,36 @@ def group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@pytest.fixture
+def marks(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "marks"))
+
+
 @pytest.mark.usefixtures("group")
-def test_who_has_left_no_mark_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    marks = tmp_path / "marks"
-    marks.mkdir()
-    (marks / "rank-2").touch()
+def test_who_has_left_no_mark_is_named(marks: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    (marks / "rank-2").write_bytes(b"here")
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
     monkeypatch.setattr("pipeline.training.absent._FOR_MARKS_S", 0.3)
     with pytest.raises(RanksAbsent) as caught, naming_the_absent(marks):
         raise TIMED_OUT
     assert str(caught.value) == "rank 1, 3 did not arrive where the others waited (Timed out waiting 10000ms)"
-    assert (marks / "rank-0").exists()
+    assert (marks / "rank-0").is_file()
 
 
 @pytest.mark.usefixtures("group")
-def test_when_all_were_there_nobody_is_blamed(tmp_path: Path) -> None:
-    with pytest.raises(RanksAbsent, match="though none was missing"), naming_the_absent(tmp_path / "marks"):
+def test_when_all_were_there_nobody_is_blamed(marks: Storage) -> None:
+    with pytest.raises(RanksAbsent, match="though none was missing"), naming_the_absent(marks):
         raise TIMED_OUT
 
 
 @pytest.mark.usefixtures("group")
-def test_other_errors_pass_as_they_are(tmp_path: Path) -> None:
+def test_other_errors_pass_as_they_are(marks: Storage) -> None:
     for error in (RuntimeError("shapes do not match"), ValueError("gloo")):
-        with pytest.raises(type(error), match=str(error)), naming_the_absent(tmp_path / "marks"):
+        with pytest.raises(type(error), match=str(error)), naming_the_absent(marks):
             raise error
-    assert not (tmp_path / "marks").exists()
+    assert marks.files() == {}
 
 
-def test_without_other_workers_nobody_can_be_absent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="gloo"), naming_the_absent(tmp_path / "marks"):
+def test_without_other_workers_nobody_can_be_absent(marks: Storage) -> None:
+    with pytest.raises(RuntimeError, match="gloo"), naming_the_absent(marks):
         raise TIMED_OUT

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 
 from pipeline.data.shards import prepare
 from pipeline.layout import TrialFolder
+from pipeline.remote.opening import open_storage
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.absent import naming_the_absent
@@ -64,7 +65,7 @@ def worker(rank: int, root: str, data: str) -> None:
         dist.barrier()
         way.folder = folder / "faults"
         try:
-            with naming_the_absent(folder / "absent"):
+            with naming_the_absent(open_storage(str(folder / "absent"))):
                 run_training(experiment(**training), TrialFolder(folder), Path(data), torch.device("cpu"))
             ended[name] = "finished"
         except Exception as error:
