@@ -72,7 +72,7 @@ def _take_in(remote, folder, have=None):
 
 
 def _until_put(remote, step):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while f"step-{step:06d}" not in checkpoints_in(remote.index()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
