@@ -22,7 +22,7 @@ from pipeline.settings.trials import Trial
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
 TRIAL_START_S = 17.0
 SWEEP_START_S = 25.0
-HELPERS_BYTES = 0.6e9  # the two processes that Ray adds to a trial: Tune's own, and Train's controller
+HELPERS_BYTES = 0.25e9  # the two processes that Ray adds to a trial: Tune's own, and the one for Train's barriers
 _RECORDS_BYTES = 2e6  # of a trial: spool, prototypes, figures
 
 
@@ -197,7 +197,7 @@ def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where:
             raise UserError(
                 f"memory: {at_once} trials at once of {kind.example.workers.count} workers, "
                 f"{kind.measured.peak_bytes / 1e9:.2f} GB each as measured ({kind.trials[0].key}), and "
-                f"{HELPERS_BYTES / 1e9:.1f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
+                f"{HELPERS_BYTES / 1e9:.2f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
                 f"{where} has {total_bytes / 1e9:.1f} GB. "
                 + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
                 + " or a smaller training.batch_tokens."

@@ -1,12 +1,14 @@
 """One trial: one Ray Train run, from its settings to its result or to the reason why it failed."""
 
 import contextlib
+import importlib
 import json
 import traceback
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
@@ -50,11 +52,21 @@ def write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
     write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))
 
 
+def name_of(train_fn: TrainFunction) -> str:
+    """The train function as `run_trial` takes it, "package.module:name"."""
+    return f"{train_fn.__module__}:{train_fn.__qualname__}"
+
+
+def held_by(folder: TrialFolder) -> Path:
+    """Notes what the trial holds of the cluster, so that it can be given back when its driver dies."""
+    return folder.ray / "held"
+
+
 def run_trial(
     experiment: Experiment,
     folder: TrialFolder,
     data: str,
-    train_fn: TrainFunction,
+    train_fn: str,
     session: str,
     verbose: bool = False,
     remote: RemoteTrial | None = None,
@@ -66,6 +78,7 @@ def run_trial(
     `may_pass` are survived `workers.max_failures` times.
 
     Args:
+        train_fn: by name, so that workers alone import it, and torch with it.
         session: names the command that this trial runs under.
         remote: where the trial lies, when it is in a storage: its result is looked for there.
 
@@ -127,22 +140,19 @@ def _fit(
     experiment: Experiment,
     folder: TrialFolder,
     data: str,
-    train_fn: TrainFunction,
+    train_fn: str,
     attempt: int,
     verbose: bool,
     remote: RemoteTrial | None,
 ) -> None:
-    from ray.train.v2._internal.callbacks import DatasetsCallback  # seconds of imports, only where trials run
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-    from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-    from pipeline.training.rendezvous import RoutedTorchConfig
+    from pipeline.running.trainer import LeanTrainer  # seconds of imports, only where trials run
+    from pipeline.training.rendezvous import Meeting
 
-    class LeanTrainer(TorchTrainer):
-        """A TorchTrainer without the process that serves Ray Data, which no trial uses: seconds less a trial."""
-
-        def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+    def train(settings: dict[str, Any]) -> None:
+        module, _, name = train_fn.partition(":")
+        getattr(importlib.import_module(module), name)(settings)
 
     workers = experiment.workers
     on_gpu = workers.gpus > 0
@@ -156,9 +166,10 @@ def _fit(
         "trials": None if remote is None else location(remote.trials),
     }
     LeanTrainer(
-        train_fn,
+        train,
         train_loop_config=settings,
-        torch_config=RoutedTorchConfig(
+        held=held_by(folder),
+        backend_config=Meeting(
             backend="nccl" if on_gpu and not share_a_gpu else "gloo",
             timeout_s=workers.timeout_s,
             placement=str(folder.placement),

@@ -17,7 +17,7 @@ from pipeline.remote.storage import PATIENCE_S, location
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.claim import claim
 from pipeline.running.cluster import HeadWatch, Room, connect, fit, local_resources
-from pipeline.running.driver import TrainFunction
+from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.interrupts import Interrupts
 from pipeline.running.live import LiveView
 from pipeline.running.lock import folder_lock
@@ -93,7 +93,8 @@ def run_sweep(
         pairs = list(zip(trials, places, strict=True))
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
         trials_at = location(shared.storage / "trials") if shared else None
-        job = TunerJob(folder, session, left, location(prepared.folder), train_fn, verbose, trials_at)
+        data, spread = location(prepared.folder), address is not None and shared is None
+        job = TunerJob(folder, session, left, data, name_of(train_fn), verbose, trials_at, spread)
         try:
             if left and interrupts.signal is None:
                 tell_start(experiment.name, progress, left, console)

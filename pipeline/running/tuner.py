@@ -9,9 +9,11 @@ from typing import Any
 from pipeline.layout import TrialFolder
 from pipeline.remote.opening import open_storage
 from pipeline.remote.trial import RemoteTrial
-from pipeline.running.driver import TrainFunction, TrialFailed, explain, run_trial, write_failure
+from pipeline.running.driver import TrialFailed, explain, held_by, run_trial, write_failure
 from pipeline.running.progress import Progress, State, state_of
 from pipeline.settings.config import Experiment
+
+DRIVER_BYTES = 256 * 2**20  # a running trial's own process and the one for its workers' barriers: 234 MB measured
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,10 @@ class TunerJob:
     session: str
     left: list[Progress]
     data: str
-    train_fn: TrainFunction
+    train_fn: str  # by name
     verbose: bool
     trials: str | None = None  # where they lie, when that is in a storage
+    spread: bool = False  # over all nodes, which then see `folder`; else all is driven from the head
 
     @property
     def stop(self) -> Path:
@@ -41,6 +44,8 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
     from ray import tune
     from ray.tune.progress_reporter import TrialProgressCallback
     from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    from pipeline.running.trainer import give_back
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
@@ -61,6 +66,14 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
 
         def display_result(self, *_: Any, **__: Any) -> None:
             pass
+
+    class GivesBack(tune.Callback):
+        """Gives back what a trial held whose process died, whether it is taken up again or not."""
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            give_back(held_by(TrialFolder(Path(folders[trial.config["trial"]]))))
+
+        on_trial_error = on_trial_recover
 
     survived = max(p.trial.experiment.workers.max_failures for p in job.left)
 
@@ -90,10 +103,11 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
             run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
 
     try:
-        # The head's own resource is there in every cluster, and Tune refuses a trainable that holds nothing at all.
-        held = tune.with_resources(trial, {"CPU": 0, "node:__internal_head__": 0.001})
+        # Tune refuses a trainable that holds nothing at all. Memory is what a node has that may have no CPU; the head's
+        # own resource is there in every cluster.
+        held = {"memory": DRIVER_BYTES} if job.spread else {"node:__internal_head__": 0.001}
         tune.Tuner(
-            held,
+            tune.with_resources(trial, {"CPU": 0, **held}),
             param_space={"trial": tune.grid_search(list(experiments))},
             tune_config=tune.TuneConfig(
                 search_alg=AsRoomAllows(),
@@ -105,7 +119,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
                 storage_path=str((job.folder / "ray").resolve()),
                 verbose=2 if verbose else 0,
                 stop=StopFile(),
-                callbacks=None if verbose else [Silent()],
+                callbacks=[GivesBack()] if verbose else [GivesBack(), Silent()],
                 failure_config=tune.FailureConfig(max_failures=survived),
             ),
         ).fit()

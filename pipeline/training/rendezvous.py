@@ -1,12 +1,14 @@
 """How a trial's workers find one another: over the interface by which their node joined the cluster.
 
 Left alone, gloo and NCCL take the address that a host's name resolves to, which is often loopback or another network:
-the workers then wait for one another until the time limit. Heavy imports: only where trials run.
+the workers then wait for one another until the time limit. Torch is imported in workers alone.
 """
 
+import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,57 +16,95 @@ from typing import Any
 
 import psutil
 import ray
-import torch.distributed as dist
+from ray.exceptions import GetTimeoutError
 from ray.train._internal.utils import get_address_and_port
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _set_torch_distributed_env_vars
+from ray.train.backend import Backend, BackendConfig
 
 from pipeline.files import write_whole
 
-_LOOPBACK = "127.0.0.1"
 _VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_PARTING_S = 30.0
 
 
 @dataclass
-class RoutedTorchConfig(TorchConfig):
-    """A TorchConfig whose workers agree on their interfaces first, and leave in `placement` who is where."""
+class Meeting(BackendConfig):
+    """What Ray Train's TorchConfig is, without torch in the process that asks for it.
 
-    placement: str = ""
+    Workers agree on their interfaces first, and leave in `placement` who is where. `backend` is gloo or nccl.
+    """
+
+    backend: str
+    timeout_s: int
+    placement: str
 
     @property
     def backend_cls(self) -> Any:
-        """Ray's own backend, with a step before it."""
-        return _RoutedBackend
+        """What brings the workers together."""
+        return _Rendezvous
+
+    @property
+    def train_func_context(self) -> Any:
+        """In which a worker trains."""
+        return on_its_device
 
 
-class _RoutedBackend(TorchConfig().backend_cls):  # type: ignore[misc]  # the one that this Ray has
-    def on_start(self, worker_group: Any, backend_config: RoutedTorchConfig) -> None:
+class _Rendezvous(Backend):
+    share_cuda_visible_devices = True  # of one node's workers, as NCCL needs it
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         places = worker_group.execute(choose_interface)
         ranks = [{"rank": rank, **place} for rank, place in enumerate(places)]
         write_whole(Path(backend_config.placement), json.dumps(ranks, indent=1))
-        if any(place["node"] != _LOOPBACK for place in places):
-            super().on_start(worker_group, backend_config)
-            return
-        # A cluster that only this machine can reach: so must the store be in which its workers meet, which torch would
-        # have listen on every address of the machine, to anybody.
-        _, port = worker_group.execute_single(0, get_address_and_port)
-        worker_group.execute(_set_torch_distributed_env_vars)
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        worker_group.execute(_tell_ranks)
         size, backend, limit_s = len(worker_group), backend_config.backend, backend_config.timeout_s
-        ray.get([worker_group.execute_single_async(r, join, backend, r, size, port, limit_s) for r in range(size)])
+        arguments = (size, address, port, limit_s)
+        ray.get([worker_group.execute_single_async(rank, join, backend, rank, *arguments) for rank in range(size)])
+
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        with contextlib.suppress(GetTimeoutError):
+            ray.get(worker_group.execute_async(_part, len(worker_group) > 1), timeout=_PARTING_S)
 
 
-def join(backend: str, rank: int, size: int, port: int, timeout_s: int) -> None:
-    """Makes this process one of the default process group; that of rank 0 holds the store, at 127.0.0.1:`port`."""
+def join(backend: str, rank: int, size: int, address: str, port: int, timeout_s: int) -> None:
+    """Makes this process one of the default process group; that of rank 0 holds the store, at `address`:`port`.
+
+    The store listens there alone: torch would have it listen on every address of the machine, to anybody.
+    """
+    import torch.distributed as dist
+
     listener = None
     if rank == 0:
-        with socket.socket() as door:
-            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            door.bind((_LOOPBACK, port))
-            door.listen(size + 16)
+        here = address if interface_of(address) else ""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.create_server((here, port), family=family, backlog=size + 16) as door:
             listener = door.detach()  # the store's from now on
+    if backend == "nccl":  # a collective that fails ends the process, rather than hang
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
     timeout = timedelta(seconds=timeout_s)
-    store = dist.TCPStore(_LOOPBACK, port, size, rank == 0, timeout, master_listen_fd=listener)
+    store = dist.TCPStore(address, port, size, rank == 0, timeout, master_listen_fd=listener)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+@contextlib.contextmanager
+def on_its_device() -> Iterator[None]:
+    """A worker's GPU, if it has one, is the one that torch takes by default."""
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
+
+
+def _tell_ranks() -> None:
+    from ray.train.torch.config import _set_torch_distributed_env_vars
+
+    _set_torch_distributed_env_vars()
+
+
+def _part(from_others: bool) -> None:
+    from ray.train.torch.config import _shutdown_torch
+
+    _shutdown_torch(destroy_process_group=from_others)
 
 
 def choose_interface() -> dict[str, Any]:

@@ -7,7 +7,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from pipeline.running.tuner import DRIVER_BYTES
 from tests.drills.faults import Fault
 from tests.drills.scene import STEPS, TRIAL, Scene, Skipped, all_gone, points, processes_under, same_result, until
 from tests.drills.survive import MIDDLE, NO_RETRY, ONE, attempts
@@ -129,27 +131,54 @@ def _memory() -> tuple[float, float]:
     return whole - free, whole
 
 
-def a_node_leaves(scene: Scene) -> str:
-    """Three machines of one CPU each; one of the two that hold a worker is ended in step 7."""
+@contextlib.contextmanager
+def _three_nodes(head_memory: float | None = None) -> Iterator[Any]:
+    """Ray's own cluster of three nodes with a CPU each, in processes of this machine; and the two that are no head."""
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    head = {"num_cpus": 1, "include_dashboard": False} | ({"memory": head_memory} if head_memory else {})
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        others = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        yield cluster, [cluster.add_node(num_cpus=1) for _ in range(2)]
+    finally:
+        cluster.shutdown()
+
+
+def _under(node: Any) -> dict[int, str]:
+    return processes_under(node.all_processes["raylet"][0].process.pid)
+
+
+def a_node_leaves(scene: Scene) -> str:
+    """Three machines of one CPU each; one of the two that hold a worker is ended in step 7."""
+    with _three_nodes() as (cluster, others):
         options = (*ONE, "--set", "workers.cpus=1", "--address", cluster.address)
         process = scene.start_with("train", *options, faults=[Fault("hold", step=MIDDLE)])
         workers = {scene.held(process, rank) for rank in range(2)}
-        raylets = [node.all_processes["raylet"][0].process.pid for node in others]
-        left = next(n for n, pid in zip(others, raylets, strict=True) if workers & processes_under(pid).keys())
+        left = next(node for node in others if workers & _under(node).keys())
         began = time.monotonic()
         cluster.remove_node(left)
         scene.wait(process).expect(0, "was taken up again")
         took = time.monotonic() - began
-    finally:
-        cluster.shutdown()
     same_result(scene)
     return f"taken up on the machines that are left, finished {took:.0f} s later, same result"
+
+
+def the_node_of_a_trials_driver_leaves(scene: Scene) -> str:
+    """The same, and it is the one whose process drives the trial; the head has no room for drivers."""
+    with _three_nodes(head_memory=DRIVER_BYTES / 2) as (cluster, others):
+        options = (*ONE, "--set", "workers.cpus=1", "--address", cluster.address)
+        process = scene.start_with("train", *options, faults=[Fault("hold", step=MIDDLE)])
+        scene.held(process)
+        drives = {node: [line for line in _under(node).values() if "ImplicitFunc" in line] for node in others}
+        assert sorted(map(len, drives.values())) == [0, 1], drives
+        left = next(node for node, found in drives.items() if found)
+        began = time.monotonic()
+        cluster.remove_node(left)
+        scene.wait(process).expect(0, "the process that drove the trial ended without a word")
+        took = time.monotonic() - began
+    same_result(scene)
+    return f"another machine drives it on, finished {took:.0f} s later: {attempts(scene)} attempts, same result"
 
 
 DRILLS = (
@@ -159,4 +188,5 @@ DRILLS = (
     the_head_is_killed,
     a_worker_takes_too_much_memory,
     a_node_leaves,
+    the_node_of_a_trials_driver_leaves,
 )

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,13 @@ import pipeline.running.cluster
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.running.cluster import Resources, Room, connect
+from pipeline.running.driver import name_of
 from pipeline.running.progress import Progress
-from pipeline.running.tuner import TunerJob, tune_trials
-from pipeline.settings.config import SweepConfig, WorkersConfig
+from pipeline.running.tuner import DRIVER_BYTES, TunerJob, tune_trials
+from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import trials_of
 from pipeline.training.rendezvous import interface_of
+from tests.drills.scene import processes_under
 from tests.pipeline.toy_training import toy_data, toy_experiment, toy_train
 
 PAIR = WorkersConfig(count=2, cpus=1.0)
@@ -53,7 +56,7 @@ def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: 
     experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)))
     places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
     left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
-    job = TunerJob(tmp_path, "session", left, toy_data(tmp_path / "data").folder, toy_train, False)
+    job = TunerJob(tmp_path, "session", left, str(toy_data(tmp_path / "data").folder), name_of(toy_train), False)
     faults: list[BaseException] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.running.cluster, "local_resources", lambda: Resources(2))
@@ -101,3 +104,44 @@ def test_a_trials_workers_lie_together_and_trials_apart(three_nodes: dict[str, s
         time.sleep(2.0)
         assert placement_group_table(third)["state"] == "PENDING"  # it holds nothing while it waits
     assert sorted(three_nodes[node] for home in homes for node in home) == ["one", "two"]
+
+
+@pytest.mark.slow
+def test_trials_are_driven_from_several_nodes(tmp_path: Path) -> None:
+    """Each trial's driver asks for memory, and goes to where there is most of it left."""
+    from ray.cluster_utils import Cluster
+
+    wish = json.dumps({"sleep_s": 0.2})
+    experiment = toy_experiment(
+        arms=("none",),
+        description=wish,
+        training=TrainingConfig(steps=1000, warmup_steps=1, batch_tokens=64),
+        sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)),
+    )
+    places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
+    left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
+    data = str(toy_data(tmp_path / "data").folder)
+    job = TunerJob(tmp_path, "session", left, data, name_of(toy_train), False, spread=True)
+    small = {"num_cpus": 1, "memory": 2 * DRIVER_BYTES, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "memory": 0.5 * DRIVER_BYTES})
+    try:
+        nodes = [cluster.head_node, *(cluster.add_node(**small) for _ in range(2))]
+        with connect(cluster.address):
+            thread = threading.Thread(target=tune_trials, args=(job, lambda: 3, []), daemon=True)
+            thread.start()
+            deadline = time.monotonic() + 120
+            while not all(place.spool.exists() for place in places):
+                assert thread.is_alive()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            drivers = [sum("ImplicitFunc" in line for line in _started_by(node).values()) for node in nodes]
+            job.stop.touch()
+            thread.join(timeout=30)
+    finally:
+        cluster.shutdown()
+    assert drivers[0] == 0  # no room there
+    assert sorted(drivers[1:]) == [1, 2]
+
+
+def _started_by(node: Any) -> dict[int, str]:
+    return processes_under(node.all_processes["raylet"][0].process.pid)
