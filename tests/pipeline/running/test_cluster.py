@@ -20,6 +20,8 @@ from pipeline.settings.config import WorkersConfig
         (WorkersConfig(count=1, cpus=0.5), (Resources(2),), 3, 3),
         (WorkersConfig(count=3, cpus=2.0), (Resources(3), Resources(5)), 4, 1),  # one worker there, two here
         (WorkersConfig(count=1, cpus=1.0, gpus=0.5), (Resources(8, 1), Resources(1, 2)), 9, 3),
+        (WorkersConfig(count=1, cpus=2.0), (Resources(8), Resources(1, 4)), 99, 4),  # none where the GPUs are
+        (WorkersConfig(count=1, cpus=0.25, gpus=1.0), (Resources(8), Resources(1, 4)), 99, 4),
     ],
 )
 def test_as_many_trials_as_fit(
