@@ -144,7 +144,7 @@ def test_the_lines_say_what_it_takes(data: Prepared) -> None:
         "6 trials to run, 3 have ended before; 2 at once on 1 machine with 2 CPUs",
         "Each trial has 1 worker of 1 CPU",
         "Tokens: 24,000 in all",
-        "Memory: 2.2 GB for all that run at once",
+        "Memory: 1.5 GB for all that run at once",
         "Time: about 2 min 13 s",
         "17 s a trial to start its workers",
     ):
