@@ -15,7 +15,8 @@ from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import newest_whole
-from pipeline.training.evidence import TrainingStopped, agree
+from pipeline.training.evidence import agree
+from pipeline.training.stopping import TrainingStopped
 
 Report = Callable[[int, float], None]
 

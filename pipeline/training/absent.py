@@ -8,12 +8,9 @@ from collections.abc import Iterator
 import torch.distributed as dist
 
 from pipeline.remote.storage import Storage
+from pipeline.training.stopping import RanksAbsent
 
 _FOR_MARKS_S = 5.0  # by when all whom a timeout has hit will have left theirs
-
-
-class RanksAbsent(RuntimeError):
-    """A collective operation failed for want of some ranks, which the message names."""
 
 
 @contextlib.contextmanager

@@ -10,22 +10,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data.batch import Batch
-from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.training.checkpoint import newest_whole, save_checkpoint
 from pipeline.training.replicas import ReplicasDiffer
 from pipeline.training.step import batch_loss
+from pipeline.training.stopping import TrainingStopped
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import gather_over_workers
 from tiny_onn.dynamics import LearningDynamics, NonFiniteStep
 from tiny_onn.layers import CallPoint
 
 _NAMED_TASKS = 3  # in the error; the evidence has them all
-
-
-class TrainingStopped(UserError):
-    """Training cannot go on. The message says why, and where the evidence and the last good state are."""
 
 
 def stop(

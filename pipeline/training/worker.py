@@ -32,11 +32,12 @@ from pipeline.training.absent import naming_the_absent
 from pipeline.training.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.evaluate import evaluate, exact_match, predict
-from pipeline.training.evidence import TrainingStopped, agree, disk_errors, stop
+from pipeline.training.evidence import agree, disk_errors, stop
 from pipeline.training.machine import environment, peak_memory_mib
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
 from pipeline.training.spool import Spool
 from pipeline.training.step import StepReport, train_step
+from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial_writer import TrialWriter, is_snapshot, metrics_at, step_metrics
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute, gather_over_workers

@@ -13,7 +13,7 @@ from pipeline.layout import TrialFolder
 from pipeline.remote.opening import open_storage
 from pipeline.remote.trial import RemoteTrial, checkpoints_in
 from pipeline.remote.worker import Report, train_remotely
-from pipeline.training.absent import RanksAbsent
+from pipeline.training.stopping import RanksAbsent
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import small_data, small_experiment

@@ -21,8 +21,8 @@ from pipeline.running.driver import Attempt, TrialFailed, last_attempt, run_tria
 from pipeline.running.provenance import attempts
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trials_of
-from pipeline.training.evidence import TrainingStopped
 from pipeline.training.spool import Spool, read_spool
+from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL, small_data, small_experiment

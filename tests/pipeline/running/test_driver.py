@@ -7,7 +7,7 @@ from ray.train import ControllerError, WorkerGroupError
 from pipeline.layout import TrialFolder
 from pipeline.running.driver import Attempt, TrialFailed, explain, last_attempt, may_pass, write_failure
 from pipeline.running.progress import State, state_of
-from pipeline.training.evidence import TrainingStopped
+from pipeline.training.stopping import TrainingStopped
 
 
 def test_a_failure_names_each_rank_and_its_error_first() -> None:

@@ -13,6 +13,7 @@ _IN_A_TRIALS_PROCESS = (
     "pipeline.running.tuner",
     "pipeline.running.trainer",
     "pipeline.training.rendezvous",
+    "pipeline.training.stopping",
     "ray.tune",
 )
 

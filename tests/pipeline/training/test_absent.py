@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from pipeline.remote.opening import open_storage
 from pipeline.remote.storage import Storage
-from pipeline.training.absent import RanksAbsent, naming_the_absent
+from pipeline.training.absent import naming_the_absent
+from pipeline.training.stopping import RanksAbsent
 
 TIMED_OUT = RuntimeError("callback:\n[/x/gloo/gloo/buffer.cc:81] Timed out waiting 10000ms\nException raised from: y")
 
