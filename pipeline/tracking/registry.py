@@ -1,6 +1,7 @@
 """MLflow's model registry: one registered model for each arm of a sweep, one version a run."""
 
 import re
+import threading
 from typing import TYPE_CHECKING
 
 from pipeline.tracking.describe import ARM, SEED, SWEEP, TRIAL
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL = "model"  # the artifact folder of a run that holds its model; `pipeline.tracking.registered` reads it
+
+_ONE_AFTER_ANOTHER = threading.Lock()  # MLflow numbers versions by trying, three times: two at once may both fail
 
 # What a server answers that keeps no models, or lets this user register none.
 _NO_REGISTRY = frozenset({"ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED", "PERMISSION_DENIED"})
@@ -35,17 +38,32 @@ def register_model(client: "MlflowClient", run_id: str) -> None:
     tags = {name: run.data.tags.get(name, "") for name in (SWEEP, ARM, SEED, TRIAL)}
     name = model_name(tags[SWEEP], tags[ARM])
     try:
-        if client.search_model_versions(f"run_id = '{run_id}'"):
-            return
-        _create(client, name, f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run.")
-        source = f"{run.info.artifact_uri}/{MODEL}"
-        client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
+        with _ONE_AFTER_ANOTHER:
+            if client.search_model_versions(f"run_id = '{run_id}'"):
+                _delete_twins(client, run_id, name)
+                return
+            told = f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run."
+            _create(client, name, told)
+            source = f"{run.info.artifact_uri}/{MODEL}"
+            client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
+            _delete_twins(client, run_id, name)
     except UnsupportedModelRegistryStoreURIException as error:
         client.set_tag(run_id, "model_not_registered", in_a_line(error))
     except MlflowException as error:
         if error.error_code not in _NO_REGISTRY:
             raise
         client.set_tag(run_id, "model_not_registered", in_a_line(error))
+
+
+def _delete_twins(client: "MlflowClient", run_id: str, name: str) -> None:
+    """A request for a version that was given up as lost may have been obeyed all the same: the first one stays.
+
+    Versions that are not ours, which have no such tag, are left alone.
+    """
+    found = client.search_model_versions(f"run_id = '{run_id}'")
+    ours = [version for version in found if version.name == name and TRIAL in version.tags]
+    for twin in sorted(ours, key=lambda version: int(version.version))[1:]:
+        client.delete_model_version(name, twin.version)
 
 
 def _create(client: "MlflowClient", name: str, description: str) -> None:

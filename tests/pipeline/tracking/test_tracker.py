@@ -12,6 +12,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.tracking import describe, shipping
+from pipeline.tracking.describe import TRIAL
 from pipeline.tracking.mlflow_run import flat_params, write_memory
 from pipeline.tracking.secrecy import mask
 from pipeline.tracking.store import open_store
@@ -139,6 +140,27 @@ def test_a_lost_answer_to_the_creation_makes_no_second_run(output, tracker, monk
     assert [run.info.run_id for run in _runs(output, "lost")] == [run_id]
     assert open_store(output.tracking_uri).get_run(run_id).data.params["seed"] == "0"
     again.end_trial(folder, "KILLED")
+
+
+def test_a_lost_answer_makes_no_second_version_of_a_model(output, tracker, monkeypatch):
+    trial, folder = _trial(output, "twice")
+    run_id = tracker.start_trial(folder, trial, "twice", EXTRA)
+    create = tracker._client.create_model_version
+
+    def obeyed_twice(name, source, run_id, **more):
+        create(name, source, run_id)  # somebody's own, by hand
+        create(name, source, run_id, **more)
+        return create(name, source, run_id, **more)
+
+    monkeypatch.setattr(tracker._client, "create_model_version", obeyed_twice)
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
+    folder.result.write_text("{}")
+    tracker.end_trial(folder, "FINISHED")
+    assert tracker.problem is None
+    versions = open_store(output.tracking_uri).search_model_versions(f"run_id = '{run_id}'")
+    found = sorted((int(version.version), TRIAL in version.tags) for version in versions)
+    assert found == [(1, False), (2, True)]
 
 
 def test_a_server_that_is_away_for_a_while_gets_everything_later(output, tracker, monkeypatch):
