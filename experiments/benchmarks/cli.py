@@ -232,7 +232,7 @@ def tracking(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Does one courier keep up with many trials, and what would it cost them to log by themselves?"""
+    """Does the courier keep up with many trials, and what would it cost them to log by themselves?"""
     from rich.console import Console
 
     from experiments.benchmarks import tracking as question

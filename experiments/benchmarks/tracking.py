@@ -1,12 +1,12 @@
-"""Does one courier keep up with a sweep of many trials, and what would it cost trials to log by themselves?
+"""Does the courier keep up with a sweep of many trials, and what would it cost trials to log by themselves?
 
 For each store: how long it takes to open the trials' runs; how many points a second the courier delivers when all have
-been logged before; how far behind it is when the trials log at their pace; and direct logging, a call for each step.
+been logged before; how far behind it is when the trials log at their pace; how long it takes to end the runs; and
+direct logging, a call for each step.
 """
 
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from pipeline.tracking.store import open_experiment, open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.spool import read_spool
 
-_EXTRA = {"data_name": "none", "data_hash": "0" * 64, "data_counts": "{}"}
+_EXTRA = {"data_name": "none", "data_hash": "0" * 64, "data_counts": "{}", "mlflow.source.git.commit": "0" * 40}
 _LOOK_S = 0.25
 
 
@@ -46,7 +46,7 @@ class TimedTracker(Tracker):
         if self.watching and sent:
             now, after = time.time(), shipped(folder, run.run_id)["offset"]
             lines = [line for line in read_spool(folder.spool, before)[0] if line.end <= after]
-            self.lags += [now - line.time_ms / 1000 for line in lines]
+            self.lags.extend([now - line.time_ms / 1000 for line in lines])
         return sent
 
 
@@ -75,15 +75,21 @@ def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
         f"{load.trials} trials, {POINTS} points a logged step, {load.steps} steps every {load.every_s:g} s: "
         f"{offered:,.0f} points a second are offered. server and postgres are MLflow servers on loopback with "
         f"{SERVER_WORKERS} processes, SQLite or PostgreSQL behind them. Everything shares this machine's cores.",
-        "open: until every trial has its run. points/s and CPU %: the courier's, in the driver, with all points logged "
-        "before. p50 s and p95 s: age of a logged step when the store has it, with trials that log at their pace.",
-        f"direct: a call for each step of each trial, from {load.processes} processes, and what a call takes.",
+        "open: until every trial has its run; close: until all have been ended. points/s and CPU %: the courier's, of "
+        "a core in the driver, with all points logged before. p50 s and p95 s: age of a logged step when the store has "
+        "it, with trials that log at their pace.",
+        f"direct: a call for each step of each trial, from {load.processes} processes; what they take of a core, "
+        "together, and what a call takes.",
         *(f"{name} was left out: {why}." for name, why in skipped.items()),
     ]
     return Result(
         question="tracking",
         title=f"Tracking {load.trials} trials at once",
-        columns=["what", "open s", "points/s", "CPU %", "p50 s", "p95 s", "direct points/s", "p50 ms", "p95 ms"],
+        columns=[
+            "what",
+            *("open s", "points/s", "CPU %", "p50 s", "p95 s", "close s"),
+            *("direct points/s", "direct CPU %", "p50 ms", "p95 ms"),
+        ],
         rows=[_row(name, each) for name, each in found.items()],
         plot_label="points a second",
         series={
@@ -106,21 +112,21 @@ def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
     opened = time.monotonic() - began
 
     write_spools(folders, load)
-    cpu, began, before = _cpu_of("courier"), time.monotonic(), tracker.sent
+    cpu, began, before = _cpu_of_others(), time.monotonic(), tracker.sent
     _wait(lambda: tracker.sent >= load.points)
     drained = time.monotonic() - began
     found = {
         "open_seconds": opened,
         "courier_points_per_second": (load.points - before) / drained,
-        "courier_driver_cpu": (_cpu_of("courier") - cpu) / drained,
+        "courier_driver_cpu": (_cpu_of_others() - cpu) / drained,
     }
 
     tracker.watching = True
     with writing(folders, load) as written:
-        cpu, began = _cpu_of("courier"), time.monotonic()
+        cpu, began = _cpu_of_others(), time.monotonic()
         late = max(written.get())
         lasted, behind = time.monotonic() - began, 2 * load.points - tracker.sent
-        share = (_cpu_of("courier") - cpu) / lasted
+        share = (_cpu_of_others() - cpu) / lasted
         _wait(lambda: tracker.sent >= 2 * load.points)
     lags = sorted(tracker.lags)
     assert len(lags) == load.trials * load.steps, len(lags)
@@ -153,6 +159,7 @@ def _direct(uri: str, root: Path, load: Load) -> dict[str, Any]:
     seconds = sorted(calls.seconds)
     return {
         "direct_points_per_second": load.points / calls.wall_s,
+        "direct_cpu": calls.cpu_s / calls.wall_s,
         "call_p50": statistics.median(seconds),
         "call_p95": seconds[int(0.95 * len(seconds))],
     }
@@ -176,16 +183,17 @@ def _row(name: str, found: dict[str, Any]) -> list[str]:
         f"{100 * found['courier_driver_cpu']:.0f}",
         f"{found['lag_p50']:.1f}",
         f"{found['lag_p95']:.1f}",
+        f"{found['close_seconds']:.1f}",
         f"{found['direct_points_per_second']:,.0f}",
+        f"{100 * found['direct_cpu']:.0f}",
         f"{1e3 * found['call_p50']:.0f}",
         f"{1e3 * found['call_p95']:.0f}",
     ]
 
 
-def _cpu_of(thread: str) -> float:
-    """Seconds of CPU that a thread of this process has had."""
-    (found,) = (each for each in threading.enumerate() if each.name == thread)
-    return time.clock_gettime(time.pthread_getcpuclockid(found.ident))  # type: ignore[arg-type]
+def _cpu_of_others() -> float:
+    """Seconds of CPU that the other threads of this process have had: the courier's, those that have ended included."""
+    return time.process_time() - time.thread_time()
 
 
 def _wait(until: Callable[[], bool]) -> None:

@@ -41,10 +41,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Calls:
-    """Of calls to a tracker: how long each took, and how long all of them."""
+    """Of calls to a tracker: how long each took, how long all of them, and the CPU time of those who called."""
 
     seconds: list[float]
     wall_s: float
+    cpu_s: float
 
 
 def write_spools(folders: Sequence[Path], load: Load) -> None:
@@ -71,8 +72,9 @@ def log_directly(uri: str, run_ids: Sequence[str], load: Load) -> Calls:
         parts = [(uri, list(run_ids[number :: load.processes]), load.steps) for number in range(load.processes)]
         pool.starmap(_log, [(uri, [], 0)] * load.processes)  # imports
         began = time.monotonic()
-        found: list[list[float]] = pool.starmap(_log, parts)
-        return Calls([seconds for part in found for seconds in part], time.monotonic() - began)
+        found: list[tuple[list[float], float]] = pool.starmap(_log, parts)
+        wall = time.monotonic() - began
+        return Calls([seconds for calls, _ in found for seconds in calls], wall, sum(cpu for _, cpu in found))
 
 
 def _wake(_: int) -> None:
@@ -94,17 +96,18 @@ def _write_at_pace(folders: list[Path], load: Load) -> float:
     return late
 
 
-def _log(uri: str, run_ids: list[str], steps: int) -> list[float]:
+def _log(uri: str, run_ids: list[str], steps: int) -> tuple[list[float], float]:
+    """How long each call took, and the CPU time of all."""
     from mlflow.entities import Metric
 
     from pipeline.tracking.store import open_store
 
     client: Any = open_store(uri)
-    seconds = []
+    seconds, cpu = [], time.process_time()
     for step in range(1, steps + 1):
         for run_id in run_ids:
             points = [Metric(name, value, int(time.time() * 1000), step) for name, value in metrics(step).items()]
             began = time.monotonic()
             client.log_batch(run_id, metrics=points)
             seconds.append(time.monotonic() - began)
-    return seconds
+    return seconds, time.process_time() - cpu
