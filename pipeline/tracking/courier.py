@@ -1,8 +1,9 @@
-"""Ships trials to the tracker from a thread of its own, so that a slow tracker holds up nothing."""
+"""Ships trials to the tracker from threads of its own, so that a slow tracker holds up nothing."""
 
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from pipeline.layout import TrialFolder
 from pipeline.running.progress import State
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.tracking.crew import Crew
 from pipeline.tracking.secrecy import mask
 
 _EVERY_S = 3.0
@@ -21,7 +23,12 @@ STATUS = {State.FINISHED: "FINISHED", State.PRUNED: "FINISHED", State.FAILED: "F
 
 
 class Tracker(Protocol):
-    """What a sweep needs of a tracker. Called from one thread at a time; starting and shipping again does no harm."""
+    """What a sweep needs of a tracker. Starting and shipping again does no harm.
+
+    Calls for different trials, and for the summary, may be under way together, for one trial never. `close` comes last.
+    """
+
+    at_once: int  # how many trials it takes at a time
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
@@ -44,8 +51,24 @@ class Tracker(Protocol):
         """Ends what is still open as `status`; returns the folders of what could not be delivered, and why."""
 
 
+@dataclass
+class _Parcel:
+    """A trial in the courier's hands. Its own thread makes it `busy`, only ever one that is not, and gives it away; the
+    thread that has it makes it not `busy` as its last deed, and is the only one to touch the rest until then."""
+
+    trial: Trial
+    folder: TrialFolder
+    busy: bool = False
+    started: bool = False
+    ended: bool = False
+
+
 class Courier:
-    """Takes the trials' states from `see`, and tells the tracker of them in its own thread until `finish`."""
+    """Takes the trials' states from `see`, and tells the tracker of them until `finish`.
+
+    Its own thread goes around all trials, and has as many of them told of at a time as the tracker takes. A trial whose
+    last call is still under way is passed over, so that its calls come in order.
+    """
 
     def __init__(
         self,
@@ -57,13 +80,13 @@ class Courier:
         extra: Mapping[str, str],
     ) -> None:
         self._tracker, self._sweep, self._folder, self._experiment = tracker, sweep, folder, experiment
-        self._trials = {trial.key: (trial, place) for trial, place in trials}
+        self._parcels = {trial.key: _Parcel(trial, place) for trial, place in trials}
+        self._crew = Crew(tracker.at_once, "courier-crew")
         self._extra = dict(extra)
         self._states: dict[str, State] = {}
-        self._started: set[str] = set()
-        self._ended: set[str] = set()
         self._summary_open = experiment.sweep is None  # one run alone has no summary
-        self._problems: dict[str, str] = {}
+        self._problems: dict[str, str] = {}  # shared by all threads
+        self._lock = threading.Lock()  # guards it
         self._moved = time.monotonic()
         self._closing = threading.Event()
         self._status = "KILLED"
@@ -100,51 +123,67 @@ class Courier:
             now = time.monotonic()
             left = min(self._moved + _STUCK_S, end or float("inf")) - now
             if left <= 0:
-                self._problems["wait"] = f"the tracker was still busy after {wait_s or now - began:.3g} s"
+                self._note("wait", f"the tracker was still busy after {wait_s or now - began:.3g} s")
                 break
             self._thread.join(min(left, 0.5))
-        return list(self._problems.values())
+        with self._lock:
+            return list(self._problems.values())
 
     def _work(self) -> None:
         while not self._closing.wait(_EVERY_S):
             self._round()
-        self._round()
+        while self._round():  # who was passed over has not had a last call
+            self._crew.wait()
+        self._crew.wait()
         if self._experiment.sweep is not None and self._summary_open:
             files = self._attempt("report", self._make_report) if self._make_report else []
             self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
         undelivered: dict[Path, str] = self._attempt("close", lambda: self._tracker.close(self._status)) or {}
         for why in dict.fromkeys(undelivered.values()):
             names = ", ".join(folder.name for folder, reason in undelivered.items() if reason == why)
-            self._problems[f"close {why}"] = f"the tracker has not taken all of {names}" + (f" ({why})" if why else "")
+            self._note(f"close {why}", f"the tracker has not taken all of {names}" + (f" ({why})" if why else ""))
 
-    def _round(self) -> None:
+    def _round(self) -> bool:
+        """Has every trial told of that is not still being told of; whether there was one."""
         if not self._summary_open:
             opened = self._attempt("summary", lambda: self._tracker.start_summary(self._folder, self._experiment))
             self._summary_open = opened is not None
+        passed_over = False
         for key, state in self._states.items():
-            if key in self._ended:
-                self._attempt(key, partial(self._tracker.ship, self._trials[key][1]))
-            elif state is not State.WAITING:
-                self._attempt(key, partial(self._ship, key, state))
+            parcel = self._parcels[key]
+            if parcel.busy:
+                passed_over = True
+            elif parcel.ended or state is not State.WAITING:
+                parcel.busy = True
+                self._crew.give(partial(self._tell, parcel, state))
+        return passed_over
 
-    def _ship(self, key: str, state: State) -> None:
-        trial, folder = self._trials[key]
-        if key not in self._started:
-            self._tracker.start_trial(folder, trial, self._sweep, self._extra, STATUS.get(state))
-            self._started.add(key)
-        self._tracker.ship(folder)
-        if state in STATUS:
-            self._tracker.end_trial(folder, STATUS[state])
-            self._ended.add(key)
+    def _tell(self, parcel: _Parcel, state: State) -> None:
+        self._attempt(parcel.trial.key, partial(self._ship, parcel, state))
+        parcel.busy = False
+
+    def _ship(self, parcel: _Parcel, state: State) -> None:
+        if not parcel.started:
+            self._tracker.start_trial(parcel.folder, parcel.trial, self._sweep, self._extra, STATUS.get(state))
+            parcel.started = True
+        self._tracker.ship(parcel.folder)
+        if state in STATUS and not parcel.ended:
+            self._tracker.end_trial(parcel.folder, STATUS[state])
+            parcel.ended = True
 
     def _attempt(self, what: str, call: Callable[[], Any]) -> Any:
         """The call's value. Its error is kept for the end of the sweep: no tracker may stop a training run."""
         try:
             value = call()
         except Exception as error:
-            self._problems[what] = mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}")
+            self._note(what, mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}"))
             return None
         finally:
             self._moved = time.monotonic()
-        self._problems.pop(what, None)
+        with self._lock:
+            self._problems.pop(what, None)
         return value
+
+    def _note(self, what: str, problem: str) -> None:
+        with self._lock:
+            self._problems[what] = problem

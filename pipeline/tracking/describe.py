@@ -29,7 +29,7 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
         SEED: seed,
         TRIAL: trial.key,
         "mlflow.runColor": arm_colour(arm),
-        "mlflow.source.git.commit": git_commit(),
+        "mlflow.source.git.commit": extra.get("mlflow.source.git.commit") or git_commit(),
         "mlflow.source.name": "tiny-onn",
         "mlflow.note.content": _trial_note(experiment, sweep),
         **{name: value for name, value in extra.items() if not name.startswith("data_")},

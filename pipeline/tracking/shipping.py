@@ -1,6 +1,7 @@
 """Sends what a trial's folder holds to its MLflow run: each point and each figure once, in order."""
 
 import math
+import threading
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FIGURE = "prototype_distribution"
 _POINTS_PER_CALL = 1000  # MLflow's limit
+_DRAWING = threading.Lock()  # matplotlib is not made for several threads
 _LARGEST = 1.7976931348623157e308
 
 
@@ -130,7 +132,8 @@ def draw(path: Path) -> "Image":
     from pipeline.reporting.plots import prototype_distribution
 
     buffer = BytesIO()
-    prototype_distribution(path).savefig(buffer, format="png")
+    with _DRAWING:
+        prototype_distribution(path).savefig(buffer, format="png")
     return pillow.open(buffer)
 
 

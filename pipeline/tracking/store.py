@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-_MAY_COME_BACK = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")  # schemes of stores that can be away
+_SERVERS = ("http", "https", "postgresql", "mysql", "mssql")  # schemes of stores that take several calls at a time
+_MAY_COME_BACK = (*_SERVERS, "sqlite")  # schemes of stores that can be away
+_CALLS_AT_ONCE = 4  # that a server is asked to answer
 _CREATION_LIMIT_S = 60.0
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _KNOCK_S = 5.0
@@ -56,6 +58,11 @@ def open_store(uri: str) -> "MlflowClient":
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         return client
+
+
+def calls_at_once(uri: str) -> int:
+    """How many calls at a time get through to a store the fastest: to a SQLite file, which has one writer, one."""
+    return _CALLS_AT_ONCE if uri.partition("://")[0].partition("+")[0] in _SERVERS else 1
 
 
 def _knock(uri: str) -> None:

@@ -16,6 +16,7 @@ from pipeline.running.lock import folder_lock
 from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trial_key, trials_of
+from pipeline.tracking.crew import Crew
 from pipeline.tracking.destination import recall
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
 
@@ -82,12 +83,14 @@ def sync(
         trials = _trials(settings)
         done = Delivery(sweep, total=len(trials))
         tracker = Tracker(store, destination.experiment, artifacts)
+        crew = Crew(tracker.at_once, "sync")
         for trial in over(trials):
             place = output.trial(sweep, trial.key)
             status = _status(place)
             if status is not None:
                 done.statuses[trial.key] = status
-                tracker.start_trial(place, trial, sweep, tags, status)
+                crew.give(partial(tracker.start_trial, place, trial, sweep, tags, status))
+        crew.wait()
         left = tracker.close(KILLED)
         done.sent, done.ended = tracker.sent, len(tracker.ended)
         if settings.sweep is not None and not left:

@@ -56,7 +56,7 @@ def test_no_file_table_log_or_line_has_it(tmp_path, proxy, store, caplog, capfd)
     leave(other, second, "FAILED")
     for fault in ("pass", "error", "lose", "stall", "down"):
         proxy.be(fault)
-        tracker._pause.until = 0.0
+        tracker._server.end_pause()
         tracker.start_summary(output.sweep("secret"), experiment("secret"))
         tracker.start_trial(folder, trial, "secret", EXTRA)
         told.append(str(tracker.problem))

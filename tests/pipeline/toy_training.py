@@ -97,7 +97,8 @@ class RecordingTracker:
 
     problem = None
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, at_once: int = 1) -> None:
+        self.at_once = at_once
         self.calls: list[tuple[str, ...]] = []
         self.threads: set[str] = set()
         self._log = log

@@ -9,8 +9,10 @@ import pytest
 import pipeline.tracking.courier
 from pipeline.layout import TrialFolder
 from pipeline.running.progress import State
+from pipeline.settings.config import SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
+from tests.pipeline.mlflow_server import wait_for
 from tests.pipeline.toy_training import RecordingTracker, toy_experiment
 
 
@@ -37,8 +39,44 @@ class StuckTracker(RecordingTracker):
         return 0
 
 
-def courier_of(tracker: RecordingTracker, folder: Path) -> Courier:
-    experiment = toy_experiment()
+class WatchedTracker(RecordingTracker):
+    """Takes three trials at a time, and notes how many it was told of together, in all and of one trial."""
+
+    def __init__(self) -> None:
+        super().__init__(at_once=3)
+        self.most = self.most_of_one = 0
+        self.held = threading.Event()  # while it is not set, the first trial's metrics are held up
+        self._under_way: list[str] = []
+        self._guard = threading.Lock()
+
+    def _call(self, key: str) -> None:
+        with self._guard:
+            self._under_way.append(key)
+            self.most = max(self.most, len(self._under_way))
+            self.most_of_one = max(self.most_of_one, self._under_way.count(key))
+        time.sleep(0.005)
+        with self._guard:
+            self._under_way.remove(key)
+
+    def start_trial(
+        self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
+    ) -> str:
+        self._call(trial.key)
+        return super().start_trial(folder, trial, sweep, extra, ending)
+
+    def ship(self, folder: TrialFolder) -> int:
+        self._call(folder.root.name)
+        if folder.root.name == "per_token-s0":
+            self.held.wait(20)
+        return super().ship(folder)
+
+    def end_trial(self, folder: TrialFolder, status: str) -> None:
+        self._call(folder.root.name)
+        super().end_trial(folder, status)
+
+
+def courier_of(tracker: RecordingTracker, folder: Path, seeds: int = 1) -> Courier:
+    experiment = toy_experiment(sweep=SweepConfig(arms=("per_token", "aggregated", "none"), seeds=tuple(range(seeds))))
     pairs = [(trial, TrialFolder(folder / trial.key)) for trial in trials_of(experiment)]
     return Courier(tracker, "toy", folder, experiment, pairs, {"data_name": "toy"})
 
@@ -86,3 +124,44 @@ def test_a_stuck_tracker_does_not_hold_up_the_end(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
     assert problems == ["the tracker was still busy after 0.2 s"]
     tracker.release.set()
+
+
+def test_trials_are_told_of_together_and_each_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
+    tracker = WatchedTracker()
+    tracker.held.set()
+    courier = courier_of(tracker, tmp_path, seeds=4)
+    keys = [f"{arm}-s{seed}" for arm in ("per_token", "aggregated", "none") for seed in range(4)]
+    courier.see(dict.fromkeys(keys, State.RUNNING))
+    wait_for(lambda: all(tracker.calls.count(("ship", key)) >= 2 for key in keys))
+    courier.see(dict.fromkeys(keys, State.FINISHED))
+    assert courier.finish("FINISHED", None, None) == []
+    assert (tracker.most, tracker.most_of_one) == (3, 1)
+    for key in keys:
+        mine = [call[0] for call in tracker.calls if call[1] == key]
+        ended = mine.index("end")
+        assert mine[0] == "start"
+        assert mine[1:ended] == ["ship"] * (ended - 1)
+        assert set(mine[ended + 1 :]) <= {"ship"}
+    assert tracker.calls[-2:] == [("end_summary", "FINISHED"), ("close", "FINISHED")]
+
+
+def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
+    tracker = WatchedTracker()
+    courier = courier_of(tracker, tmp_path, seeds=2)
+    others = ["per_token-s1", "aggregated-s0", "aggregated-s1", "none-s0", "none-s1"]
+    courier.see(dict.fromkeys(["per_token-s0", *others], State.RUNNING))
+    wait_for(lambda: all(tracker.calls.count(("ship", key)) >= 3 for key in others))
+    courier.see(dict.fromkeys(["per_token-s0", *others], State.FINISHED))
+    ending = threading.Thread(target=lambda: problems.extend(courier.finish("FINISHED", None, None)))
+    problems: list[str] = []
+    ending.start()
+    wait_for(lambda: len(tracker.ended()) == len(others))  # with the slow one still held up
+    assert ("start", "per_token-s0", "toy", "toy") in tracker.calls
+    assert "per_token-s0" not in tracker.ended()
+    tracker.held.set()
+    ending.join(20)
+    assert problems == []
+    assert tracker.ended() == dict.fromkeys(["per_token-s0", *others], "FINISHED")
+    assert [call for call in tracker.calls if call[1] == "per_token-s0"].count(("ship", "per_token-s0")) >= 2

@@ -1,0 +1,78 @@
+"""One MLflow run on its way: what is wanted of it, and what of that has been done."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.layout import TrialFolder
+from pipeline.reporting.filing import file_on_run
+from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
+from pipeline.tracking.outage import Pause
+from pipeline.tracking.shipping import has_all, ship_figures, ship_files, ship_metrics, shipped
+from pipeline.training.spool import DamagedSpool
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+@dataclass
+class OpenRun:
+    """For one thread at a time. What is wanted is set at once; what is done follows when the server lets it."""
+
+    memory: Path
+    description: Description
+    folder: TrialFolder | None
+    ending: str | None = None
+    artifacts: list[Path] = field(default_factory=list)
+    run_id: str = ""
+    unsure: bool = True  # points may be there that we do not remember having sent
+    sent: int = 0  # points
+    pause: Pause = field(default_factory=Pause)
+    problem: str = ""
+    damage: str = ""  # of the spool: what comes after it is never sent
+    ended: bool = False  # by us
+    over: bool = False  # nothing is outstanding, nor will be
+
+
+def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
+    """Does all that is outstanding for a run, in order; returns whether there was anything, and the server was asked.
+
+    Raises:
+        MlflowException, OSError, UserError: as far as it has come is kept in `run` and in the trial's folder.
+    """
+    folder, news = run.folder, not run.run_id
+    if not run.run_id:
+        found = find_run(client, experiment_id, run.memory)
+        if found is not None and folder is not None and run.ending is not None:
+            run_id, status = found.info.run_id, found.info.status
+            if status == run.ending and has_all(folder, run_id, run.ending):
+                run.run_id, run.over = run_id, True
+                return True
+        run.run_id = begin_run(client, experiment_id, run.memory, run.description, found)
+        run.unsure = found is not None
+        if folder is not None:
+            write_memory(folder.shipped, {**shipped(folder, run.run_id), "ended": None})
+    if folder is not None:
+        memory = shipped(folder, run.run_id)
+        try:
+            run.sent += ship_metrics(client, run.run_id, folder, run.unsure)
+        except DamagedSpool as error:
+            run.damage = str(error)
+        ship_figures(client, run.run_id, folder, run.unsure)
+        news |= shipped(folder, run.run_id) != memory
+    run.unsure = False
+    if run.ending is not None:
+        _end(client, experiment_id, run, run.ending)
+    return news or run.over
+
+
+def _end(client: "MlflowClient", experiment_id: str, run: OpenRun, status: str) -> None:
+    folder = run.folder
+    if folder is not None:
+        ship_files(client, run.run_id, folder)
+    file_on_run(client, run.run_id, run.artifacts)
+    find_run(client, experiment_id, run.memory)  # a twin may have come late
+    client.set_terminated(run.run_id, status)
+    if folder is not None and not run.damage:
+        write_memory(folder.shipped, {**shipped(folder, run.run_id), "ended": status})
+    run.ended = run.over = True

@@ -1,0 +1,64 @@
+"""Several calls at a time: so many and no more, and nothing of it holds up the end of a process."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pipeline.tracking.crew import Crew
+
+
+def test_so_many_at_a_time_and_no_more() -> None:
+    crew, lock, under_way, most = Crew(3, "crew"), threading.Lock(), [0], [0]
+    meeting = threading.Barrier(3, timeout=10)  # passes three calls that are under way together, and no fewer
+
+    def call() -> None:
+        with lock:
+            under_way[0] += 1
+            most[0] = max(most[0], under_way[0])
+        meeting.wait()
+        with lock:
+            under_way[0] -= 1
+
+    for _ in range(12):
+        crew.give(call)
+    crew.wait()
+    assert (under_way, most) == ([0], [3])
+
+
+def test_alone_it_works_where_it_is_called() -> None:
+    threads: list[threading.Thread] = []
+    crew = Crew(1, "crew")
+    crew.give(lambda: threads.append(threading.current_thread()))
+    assert threads == [threading.current_thread()]
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_error_is_told_when_all_is_done(size: int) -> None:
+    crew, done = Crew(size, "crew"), []
+    for number in range(4):
+        crew.give(lambda number=number: done.append(12 // number))
+    with pytest.raises(ZeroDivisionError):
+        crew.wait()
+    assert sorted(done) == [4, 6, 12]
+    crew.wait()  # it is told once
+
+
+def test_a_machine_without_threads_does_one_call_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    crew, done = Crew(2, "crew"), []
+    for number in range(4):
+        crew.give(lambda number=number: done.append(number))
+    crew.wait()
+    assert done == [0, 1, 2, 3]
+
+
+def test_a_stuck_call_holds_no_process() -> None:
+    script = "import threading; from pipeline.tracking.crew import Crew\n"
+    script += "crew = Crew(2, 'crew'); crew.give(threading.Event().wait); print('given')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == "given\n"
