@@ -3,14 +3,15 @@
 import json
 import os
 import statistics
-import subprocess
+import time
 
+from pipeline.layout import Output
 from tests.drills.faults import EVERY, Fault
-from tests.drills.scene import Scene, processes_under
+from tests.drills.scene import NAME, Scene, processes_under
 
 _STEPS, _EVERY, _FIRST = 5000, 50, 1000
 _MOST_BYTES_A_STEP = 500.0
-_TRIALS = 50
+_TRIALS, _AT_ONCE, _MOST_MORE = 50, 4, 4
 
 
 def memory_of_a_worker(scene: Scene) -> str:
@@ -38,40 +39,55 @@ def median_slope(points: list[tuple[float, float]]) -> float:
 
 
 def descriptors_and_threads(scene: Scene) -> str:
-    """50 trials of one step each: open files and threads of the sweep's process and of those in which Tune runs trials.
+    """50 trials of two steps: open files and threads of the sweep's process, Tune's and Ray's, and how many they are.
 
-    Counted as each trial ends. The most of the last ten may lie two above the most of trials 11 to 20.
+    Counted as each trial ends. The median of the last ten counts may lie 4 above that of the first ten: what one trial
+    in ten would leave behind. Ray's and Tune's own pools are still filling in the first ten.
     """
-    process = scene.start_toys(_TRIALS)
-    seen: dict[str, dict[int, tuple[int, int]]] = {"the sweep": {}, "Tune's": {}}
+    more = ("steps=2", "warmup_steps=1", "log_every=1", "evaluate_every=2", "checkpoint_every=2", "generate_tasks=0")
+    sweep = (f"sweep.seeds={list(range(_TRIALS))}", f"sweep.max_concurrent={_AT_ONCE}", "workers.count=1")
+    options = [word for each in (*(f"training.{m}" for m in more), *sweep) for word in ("--set", each)]
+    process = scene.start_with("ablate", *options)
+    trials = Output(scene.output).sweep(NAME) / "trials"
+    seen: dict[str, list[int]] = {}
+    done = 0
     while process.poll() is None:
-        done = len(list((scene.output / "sweeps" / "toy" / "trials").glob("*/result.json")))
-        seen["the sweep"][done] = _count(process.pid)
-        tune = [_count(pid) for pid, line in processes_under(process.pid).items() if "ImplicitFunc" in line]
-        seen["Tune's"][done] = max(tune, default=(0, 0))
-        try:
-            process.wait(0.5)
-        except subprocess.TimeoutExpired:
-            continue
+        now = len(list(trials.glob("*/result.json")))
+        if now > done:
+            done = now
+            for what, count in _counts(process.pid).items():
+                seen.setdefault(what, []).append(count)
+        time.sleep(0.1)
     scene.wait(process).expect(0)
-    return "; ".join(_flat(name, counts) for name, counts in seen.items())
-
-
-def _flat(name: str, counts: dict[int, tuple[int, int]]) -> str:
     told = []
-    for what, place in (("open files", 0), ("threads", 1)):
-        early = max(count[place] for done, count in counts.items() if 10 <= done < 20)
-        late = max(count[place] for done, count in counts.items() if _TRIALS - 10 <= done < _TRIALS)
-        assert late <= early + 2, f"{name}: {what} {early} at first, {late} at last: {counts}"
-        told.append(f"{early} {what} at first, {late} at last")
-    return f"{name}: {', '.join(told)}"
+    for what, counts in seen.items():
+        early, late = statistics.median(counts[:10]), statistics.median(counts[-10:])
+        assert late <= early + _MOST_MORE, f"{what}: {early:g} at first, {late:g} at last: {counts}"
+        told.append(f"{what} {early:g}, {late:g}")
+    return f"medians of the first and the last ten of {len(seen['processes'])} counts: {'; '.join(told)}"
 
 
-def _count(pid: int) -> tuple[int, int]:
+def _counts(pid: int) -> dict[str, int]:
+    """Of the sweep's process `pid` and those that it has started; of several with one task, the most."""
+    below = processes_under(pid)
+    found = {"processes": len(below)}
+    for name, mark in (
+        ("the sweep", ""),
+        ("Tune's", "ImplicitFunc"),
+        ("GCS", "/gcs_server"),
+        ("raylet", "/raylet/raylet"),
+    ):
+        pids = [pid] if not mark else [each for each, line in below.items() if mark in " ".join(line.split()[:2])]
+        for what, folder in (("files", "fd"), ("threads", "task")):
+            found[f"{name}, {what}"] = max((_entries(f"/proc/{each}/{folder}") for each in pids), default=0)
+    return found
+
+
+def _entries(folder: str) -> int:
     try:
-        return len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
-    except OSError:
-        return 0, 0
+        return len(os.listdir(folder))
+    except OSError:  # the process has ended
+        return 0
 
 
 DRILLS = (memory_of_a_worker, descriptors_and_threads)

@@ -95,15 +95,8 @@ class Scene:
     def start(self, command: str, *options: str) -> subprocess.Popen[str]:
         """`tiny-onn command`, in a process of its own."""
         words = [command, str(self.output / "drill.yaml"), "--output", str(self.output), *options]
-        return self._start("tests.drills.command", *words)
-
-    def start_toys(self, trials: int) -> subprocess.Popen[str]:
-        """A sweep of trials that take no time."""
-        return self._start("tests.drills.toys", str(self.output), str(trials))
-
-    def _start(self, module: str, *words: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *words],
+            [sys.executable, "-m", "tests.drills.command", *words],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
