@@ -1,9 +1,12 @@
 """Faults planted in the way of the real train function, inside the worker processes."""
 
 import contextlib
+import ctypes
+import gc
 import json
 import os
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,10 +158,39 @@ class Way:
             case "measure":
                 if self.step % int(fault.value) == 0:
                     with (self.folder / f"memory-{rank}.jsonl").open("a") as file:
-                        file.write(json.dumps({"step": self.step, "bytes": own_memory()}) + "\n")
+                        file.write(json.dumps({"step": self.step, **memory()}) + "\n")
 
 
-def own_memory() -> int:
-    """Bytes that this process alone holds in memory, files that it reads left out."""
+def memory() -> dict[str, int]:
+    """What this process holds, once Python's garbage is collected.
+
+    bytes: in memory, files that it reads left out. used: what it has had of malloc and not given back; the rest of
+    what malloc holds is waiting to be used again. blocks: Python's small objects, which malloc knows nothing of.
+    """
+    gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(status["RssAnon"].split()[0]) * 1024
+    found = ctypes.CDLL(None).mallinfo2
+    found.restype = _Mallinfo
+    told = found()
+    held = int(status["RssAnon"].split()[0]) * 1024
+    return {"bytes": held, "used": told.uordblks + told.hblkhd, "blocks": sys.getallocatedblocks()}
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
