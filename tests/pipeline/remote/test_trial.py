@@ -292,7 +292,7 @@ def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more
         remote.part(attempt).put_index({"result.json": Stored(2, "0" * 64)})
 
     def run(machine, session):
-        run_trial(experiment, TrialFolder(tmp_path / machine), "data", print, session, remote=remote)
+        run_trial(experiment, TrialFolder(tmp_path / machine), "data", "a:train", session, remote=remote)
 
     monkeypatch.setattr("pipeline.running.driver._fit", fit)
     ends += [lose, lose]
