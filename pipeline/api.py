@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.data.manifest import Prepared
     from pipeline.planning.forecast import Forecast
     from pipeline.reporting.report import Report
-    from pipeline.running.run import Outcome
+    from pipeline.run import Outcome
     from pipeline.settings.config import Experiment
     from pipeline.settings.trials import Trial
 
@@ -159,7 +159,7 @@ def prepare(
 ) -> "Prepared":
     """Turns ARC tasks into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
     from pipeline.data.preparing import prepare_and_tell
-    from pipeline.remote.opening import checked_storage
+    from pipeline.storage.opening import checked_storage
 
     experiment, place = read(config, changes, scale), checked_storage(storage)
     return prepare_and_tell(experiment.data, Output(Path(output)).data, console, place and place / "data")
@@ -182,14 +182,14 @@ def report(
     Raises:
         UserError: the store cannot be used, or has no trial of the sweep.
     """
-    from pipeline.running.run import file_report
+    from pipeline.run import file_report
     from pipeline.settings.config import check_name
 
     check_name(sweep, "SWEEP")
     uri = tracking_uri or local_store(Path(output), sweep)
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console)
     if file:
-        from pipeline.reporting.filing import file_on_summary
+        from pipeline.tracking.filing import file_on_summary
 
         file_on_summary(uri, mlflow_experiment, sweep, paths)
     return made
@@ -234,7 +234,7 @@ def _run(
     mlflow_experiment: str,
     **options: Any,
 ) -> "Outcome":
-    from pipeline.running.run import run
+    from pipeline.run import run
     from pipeline.tracking.destination import Destination
 
     destination = Destination(tracking_uri or None, mlflow_experiment)

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
+from pipeline.cli_cluster import COMMANDS as _ON_A_CLUSTER
+from pipeline.cli_tracker import COMMANDS as _WITH_A_TRACKER
 from pipeline.errors import UserError
 from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI
-from pipeline.submission.cli import COMMANDS as _ON_A_CLUSTER
-from pipeline.tracking.cli import COMMANDS as _WITH_A_TRACKER
+from pipeline.settings.changes import parse_changes
 
 
 def _running(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,19 +188,6 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
     from pipeline import api
 
     api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment, file=not no_file)
-
-
-def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that --set replaces, by their dotted names."""
-    from pipeline.settings.yaml_file import parse_value
-
-    values = {}
-    for change in changes:
-        field, equals, text = change.partition("=")
-        if not equals:
-            raise UserError(f"--set {change}: expected FIELD=VALUE, for example --set training.steps=100")
-        values[field.strip()] = parse_value(text, f"--set {field.strip()}")
-    return values
 
 
 for each in (*_WITH_A_TRACKER, *_ON_A_CLUSTER):

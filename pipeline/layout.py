@@ -102,7 +102,7 @@ class TrialFolder:
 
     @property
     def model(self) -> Path:
-        """The trained model as MLflow keeps it: a folder, see `pipeline.tracking.registered`."""
+        """The trained model as MLflow keeps it: a folder, see `pipeline.training.model_file`."""
         return self.root / "model"
 
     @property

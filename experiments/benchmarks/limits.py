@@ -13,17 +13,17 @@ from experiments.benchmarks.measure import peak_since_reset, reset_peak
 from experiments.benchmarks.report import Progress, Result
 from experiments.benchmarks.tracking_load import metrics
 from pipeline.data.plan import plan_epoch
+from pipeline.data.published import publish
 from pipeline.data.shards import prepare
 from pipeline.layout import Output
-from pipeline.remote.opening import open_storage
-from pipeline.remote.published import publish
-from pipeline.remote.storage import Storage
-from pipeline.running.driver import Attempt, write_attempt
+from pipeline.records.attempts import Attempt, write_attempt
+from pipeline.records.spool import Spool
 from pipeline.running.progress import Progress as TrialProgress
 from pipeline.running.sweep import look
 from pipeline.settings.config import DataConfig, Experiment, SweepConfig
 from pipeline.settings.trials import trials_of
-from pipeline.training.spool import Spool
+from pipeline.storage.opening import open_storage
+from pipeline.storage.storage import Storage
 
 _LOOKS = 5
 _LONGEST, _BUDGET = 512, 2048  # tokens of a row, and of a rank's batch

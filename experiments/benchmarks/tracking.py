@@ -17,14 +17,14 @@ from experiments.benchmarks.report import Progress, Result
 from experiments.benchmarks.tracking_load import POINTS, Load, log_directly, write_spools, writing
 from experiments.benchmarks.tracking_stores import SERVER_WORKERS, NotHere, store
 from pipeline.layout import Output, TrialFolder
-from pipeline.running.progress import State
+from pipeline.records.spool import read_spool
+from pipeline.records.state import State
 from pipeline.settings.config import Experiment, SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.shipping import shipped
 from pipeline.tracking.store import open_experiment, open_store
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.spool import read_spool
 
 _EXTRA = {"data_name": "none", "data_hash": "0" * 64, "data_counts": "{}", "mlflow.source.git.commit": "0" * 40}
 _LOOK_S = 0.25

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import TrialFolder
-from pipeline.training.spool import Spool
+from pipeline.records.spool import Spool
 
 LAYERS = 6  # of the ablation's model, whose logged steps have so many points
 

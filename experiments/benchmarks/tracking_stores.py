@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.running.interrupts import Interrupts
+from pipeline.interrupts import Interrupts
 from pipeline.tracking.mlflow_process import LOOPBACK, free_port, mlflow_server
 from pipeline.tracking.store import open_store
 

@@ -15,9 +15,9 @@ import click
 import matplotlib as mpl
 
 from pipeline import measures
+from pipeline.colours import arm_colour
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.reporting.colours import arm_colour
 from pipeline.reporting.figures import STYLE, legend_of_arms, name_of, new_figure, row_layers
 from pipeline.reporting.results import Results, Row, Trial, read_results
 from pipeline.tracking.destination import EXPERIMENT

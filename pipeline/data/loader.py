@@ -11,11 +11,11 @@ import numpy as np
 from pipeline.data.batch import Batch, collate
 from pipeline.data.manifest import Prepared, Split
 from pipeline.data.plan import Address, PlannedBatch, UnequalSteps, plan_epoch
+from pipeline.data.published import lengths_of
 from pipeline.data.rows import read_footer, read_group
 from pipeline.data.tokens import Sequence
 from pipeline.errors import UserError
-from pipeline.remote.published import lengths_of
-from pipeline.remote.storage import Place, patiently
+from pipeline.storage.storage import Place, patiently
 
 _READERS = 8  # of a storage, at a time
 _FOOTERS = 64  # of shards in a storage, kept: a footer may be larger than what is read of the shard

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.files import write_whole
-from pipeline.remote.storage import Place
 from pipeline.settings.config import DataConfig
+from pipeline.storage.storage import Place
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1

@@ -6,11 +6,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pipeline.data.manifest import MANIFEST, Prepared, SplitCounts
+from pipeline.data.published import publish
 from pipeline.data.shards import prepare
 from pipeline.errors import UserError
-from pipeline.remote.published import publish
-from pipeline.remote.storage import Storage, StorageError
 from pipeline.settings.config import DataConfig
+from pipeline.storage.storage import Storage, StorageError
 
 _SHOWN = 10  # refused files, and leaks, that are named
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.data.augment import View
 from pipeline.data.tokens import COORDINATE_RANGE, VOCABULARY_SIZE, Sequence
 from pipeline.errors import UserError
-from pipeline.remote.storage import Place, Storage, StorageError, parquet_source
+from pipeline.storage.storage import Place, Storage, StorageError, parquet_source
 
 SCHEMA = pa.schema(
     [

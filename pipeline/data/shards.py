@@ -26,8 +26,8 @@ from pipeline.data.rows import check_file, read_group
 from pipeline.data.shard_writer import Progress, write_data_set
 from pipeline.data.tokens import Sequence
 from pipeline.errors import UserError
-from pipeline.remote.storage import Place, Storage, StorageError
 from pipeline.settings.config import DataConfig
+from pipeline.storage.storage import Place, Storage, StorageError
 
 _log = logging.getLogger(__name__)
 

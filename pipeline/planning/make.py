@@ -15,10 +15,10 @@ from pipeline.planning.calibration import timed
 from pipeline.planning.forecast import Forecast, Kind
 from pipeline.planning.forecast_view import print_forecast
 from pipeline.planning.preflight import check_data, check_start
-from pipeline.remote.storage import location
 from pipeline.running.cluster import connect, local_resources
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.storage.storage import location
 
 
 def forecast(

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.storage import StorageError
 from pipeline.remote.trial import Index, RemoteAttempt, Stored, checkpoints_in, metrics_in, piece_name
+from pipeline.storage.storage import StorageError
 from pipeline.training.checkpoint import checkpoints
 
 AWAY_LIMIT_S = 300.0

@@ -14,10 +14,10 @@ from typing import Any, Self
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.remote.lease import Lease
-from pipeline.remote.storage import PATIENCE_S, Storage, StorageError, Version, patiently
+from pipeline.records.attempts import Attempt, last_attempt, write_attempt
 from pipeline.remote.trial import Changed, Index, RemoteAttempt, RemoteTrial, checkpoints_in, key_of, metrics_in
-from pipeline.running.driver import Attempt, last_attempt, write_attempt
+from pipeline.storage.lease import Lease
+from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
 
 _EVERY_S = 3.0
 _REMEMBER_EVERY_S = 10.0

@@ -26,7 +26,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
-from pipeline.remote.storage import Storage
+from pipeline.storage.storage import Storage
 
 _METRICS, _CHECKPOINTS = "metrics/", "checkpoints/"
 _LAST = ("result.json", "pruned.json")

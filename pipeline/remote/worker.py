@@ -10,9 +10,9 @@ import torch
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.remote.pusher import Pusher
-from pipeline.remote.storage import Storage, StorageError, patiently
 from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial, checkpoints_in, metrics_in
 from pipeline.settings.config import Experiment
+from pipeline.storage.storage import Storage, StorageError, patiently
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import newest_whole
 from pipeline.training.evidence import agree

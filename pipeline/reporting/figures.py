@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from pipeline import measures
-from pipeline.reporting.colours import arm_colour
+from pipeline.colours import arm_colour
 from pipeline.reporting.filed import Filed
 from pipeline.reporting.plots import over_seeds
 from pipeline.reporting.results import Results, Row, Trial

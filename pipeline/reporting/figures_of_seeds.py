@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline import measures
-from pipeline.reporting.colours import arm_colour
+from pipeline.colours import arm_colour
 from pipeline.reporting.columns import Column
 from pipeline.reporting.figures import MOST_ROWS, STYLE, name_of, new_figure
 from pipeline.reporting.results import Results, Row

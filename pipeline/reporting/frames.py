@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.records.spool import read_spool
 from pipeline.reporting.columns import COLUMNS
 from pipeline.reporting.results import Results
 from pipeline.settings.wrong_settings import did_you_mean
-from pipeline.training.spool import read_spool
 
 
 def results_frame(results: Results) -> pd.DataFrame:

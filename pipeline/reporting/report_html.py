@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from pipeline import measures
+from pipeline.colours import arm_colour
 from pipeline.reporting import figures, figures_of_seeds
 from pipeline.reporting.arc_grids import grid_svg, verdict
-from pipeline.reporting.colours import arm_colour
 from pipeline.reporting.columns import Column
 from pipeline.reporting.comparisons import note
 from pipeline.reporting.findings import CONTROL

@@ -2,54 +2,27 @@
 
 import contextlib
 import importlib
-import json
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_whole
+from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.remote.storage import StorageError, location, patiently
+from pipeline.records.attempts import Attempt, last_attempt, write_attempt
 from pipeline.remote.trial import Overtaken, RemoteTrial, has_ended
 from pipeline.running.provenance import note_attempt
 from pipeline.settings.config import Experiment
+from pipeline.storage.storage import StorageError, location, patiently
 
 TrainFunction = Callable[[dict[str, Any]], None]
 
 
 class TrialFailed(Exception):
     """A trial did not finish. The message names each failed rank and its error."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """The last time that a trial was taken up: its number, from 1, and the session that did it."""
-
-    number: int
-    session: str
-
-
-def last_attempt(folder: TrialFolder) -> Attempt | None:
-    """None when the trial has never been taken up."""
-    found = read_json(folder.ray / "attempt.json")
-    return None if found is None else Attempt(found["attempt"], found["session"])
-
-
-def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
-    """Says for a trial that could not say so itself why it ended in `session`."""
-    before = last_attempt(folder)
-    write_attempt(folder, Attempt(before.number if before else 0, session))
-    write_whole(folder.failure, reason)
-
-
-def write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
-    """Says that a trial is taken up."""
-    write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))
 
 
 def name_of(train_fn: TrainFunction) -> str:

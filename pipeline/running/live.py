@@ -13,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.records.state import State
 from pipeline.running.notebook import NotebookArea
-from pipeline.running.progress import Progress, State, all_left
+from pipeline.running.progress import Progress, all_left
 
 _COLOURS = {
     State.WAITING: "dim",

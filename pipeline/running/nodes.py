@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.submission.pins import disagreements, installed
+from pipeline.running.pins import disagreements, installed
 
 _THAT_MATTER = ("ray", "torch", "numpy", "pyarrow", "pydantic", "safetensors")
 _ANSWER_S = 90.0  # a node starts a Python process for this first

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from pipeline.files import read_json
-from pipeline.running.progress import Progress, State
+from pipeline.records.state import State
+from pipeline.running.progress import Progress
 from pipeline.running.provenance import with_other_code
 
 _NAMED = 3

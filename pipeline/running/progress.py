@@ -3,39 +3,14 @@
 import math
 import time
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
-from pipeline.running.driver import last_attempt
+from pipeline.records.spool import DamagedSpool, Line, read_spool
+from pipeline.records.state import State
 from pipeline.settings.trials import Trial
-from pipeline.training.spool import DamagedSpool, Line, read_spool
-
-
-class State(StrEnum):
-    """Where a trial is in its life. A pruned one was ended early, a stopped one when the sweep was interrupted."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-    PRUNED = "pruned"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
 
 _DONE = (State.FINISHED, State.PRUNED)
-
-
-def state_of(folder: TrialFolder, session: str) -> State:
-    """The trial's state in the command `session`: what earlier commands began and did not finish is waiting."""
-    if folder.result.exists():
-        return State.FINISHED
-    if folder.pruned.exists():
-        return State.PRUNED
-    attempt = last_attempt(folder)
-    if attempt is None or attempt.session != session:
-        return State.WAITING
-    return State.FAILED if folder.failure.exists() else State.RUNNING
 
 
 @dataclass

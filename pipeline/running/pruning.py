@@ -12,10 +12,10 @@ from typing import Any
 
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.search import AshaConfig
 from pipeline.settings.trials import Trial
-from pipeline.training.spool import DamagedSpool, Line, read_spool
 
 _WORST = 1e30  # stands for what is not finite: percentiles of an infinity are not numbers
 
@@ -94,23 +94,6 @@ def stratum_of(trial: Trial, sweep: SweepConfig) -> str:
         group, _, name = field.rpartition(".")
         del settings[group][name]
     return json.dumps(settings, sort_keys=True)
-
-
-def settle(folder: TrialFolder) -> None:
-    """Ends a trial that was to be pruned when its sweep was interrupted."""
-    if folder.prune.exists() and not folder.ended:
-        lines, _ = read_spool(folder.spool)
-        write_pruned(folder, max((line.step for line in lines), default=0))
-
-
-def write_pruned(folder: TrialFolder, step: int) -> None:
-    """Written last: with it, the trial has ended, at `step`."""
-    write_whole(folder.pruned, json.dumps({"step": step}))
-
-
-def pruned_at(folder: TrialFolder) -> int | None:
-    """The step at which the trial was pruned; None where it was not."""
-    return int(json.loads(folder.pruned.read_text())["step"]) if folder.pruned.exists() else None
 
 
 def _scheduler(asha: AshaConfig, steps: int) -> Any:

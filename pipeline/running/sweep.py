@@ -12,23 +12,25 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.data.manifest import Prepared
+from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
-from pipeline.remote.storage import PATIENCE_S, location
+from pipeline.records.lock import folder_lock
+from pipeline.records.pruned import settle
+from pipeline.records.state import State, state_of
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.claim import claim
 from pipeline.running.cluster import HeadWatch, Room, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
-from pipeline.running.interrupts import Interrupts
 from pipeline.running.live import LiveView
-from pipeline.running.lock import folder_lock
 from pipeline.running.nodes import check_nodes
 from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end, tell_start
-from pipeline.running.progress import Progress, State, state_of
-from pipeline.running.pruning import Pruner, settle
+from pipeline.running.progress import Progress
+from pipeline.running.pruning import Pruner
 from pipeline.running.quiet import chatter_to
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.storage.storage import PATIENCE_S, location
 from pipeline.tracking.courier import Courier, Tracker
 from pipeline.tracking.describe import git_commit
 from pipeline.tracking.destination import Destination, remember

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.opening import open_storage
+from pipeline.records.attempts import write_failure
+from pipeline.records.state import State, state_of
 from pipeline.remote.trial import RemoteTrial
-from pipeline.running.driver import TrialFailed, explain, held_by, run_trial, write_failure
-from pipeline.running.progress import Progress, State, state_of
+from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
+from pipeline.running.progress import Progress
 from pipeline.settings.config import Experiment
+from pipeline.storage.opening import open_storage
 
 DRIVER_BYTES = 256 * 2**20  # a running trial's own process and the one for its workers' barriers: 234 MB measured
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.submission.pins import disagreements, installed, read_pins, requirements
+from pipeline.running.pins import disagreements, installed, read_pins, requirements
 
 FOLDER = "submitted"
 CONFIG, CONSTRAINTS = f"{FOLDER}/experiment.json", f"{FOLDER}/constraints.txt"

@@ -16,11 +16,11 @@ from types import FrameType
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.running.pins import pinned_requirements, read_pins, requirements
 from pipeline.settings.config import Experiment
 from pipeline.submission import on_cluster
 from pipeline.submission.jobs import NAME_KEY, Job, JobServer, Unreachable
 from pipeline.submission.package import files_to_send, write_package
-from pipeline.submission.pins import pinned_requirements, read_pins, requirements
 from pipeline.tracking.describe import COMMIT_SENT, git_commit
 
 _STOPPING_S = 60  # that a job gets to end its runs, before it is killed

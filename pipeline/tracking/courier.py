@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
-from pipeline.running.progress import State
+from pipeline.records.state import State
+from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.crew import Crew
-from pipeline.tracking.secrecy import mask
 
 _EVERY_S = 3.0
 _STUCK_S = 120.0  # for one trial to be shipped; a tracker that takes longer is given up

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from pipeline.reporting.colours import arm_colour
+from pipeline.colours import arm_colour
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import DataInput, Description, flat_params

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
 from pipeline.layout import Output
-from pipeline.tracking.secrecy import environment_words, public
+from pipeline.secrecy import environment_words, public
 
 EXPERIMENT = "tiny-onn"
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from pipeline.errors import UserError
-from pipeline.running.interrupts import Interrupts
-from pipeline.tracking.secrecy import public
+from pipeline.interrupts import Interrupts
+from pipeline.secrecy import public
 
 START_LIMIT_S = 60.0
 LOOPBACK = "127.0.0.1"

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.layout import TrialFolder
-from pipeline.reporting.filing import file_on_run
+from pipeline.records.spool import DamagedSpool
+from pipeline.tracking.filing import file_on_run
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.outage import Pause
 from pipeline.tracking.shipping import has_all, ship_figures, ship_files, ship_metrics, shipped
-from pipeline.training.spool import DamagedSpool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

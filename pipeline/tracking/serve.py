@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.running.interrupts import Interrupts
+from pipeline.interrupts import Interrupts
+from pipeline.secrecy import mask, public
 from pipeline.tracking.leaderboard import links, report_links, share_leaderboard
 from pipeline.tracking.mlflow_process import LOOPBACK, mlflow_server, watch
-from pipeline.tracking.secrecy import mask, public
 from pipeline.tracking.store import find_experiment, open_store
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import TrialFolder
-from pipeline.running.pruning import pruned_at
+from pipeline.records.pruned import pruned_at
+from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED
 from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.registry import MODEL, register_model
-from pipeline.training.spool import DamagedSpool, Line, read_spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -129,7 +129,7 @@ def draw(path: Path) -> "Image":
     """The prototype distribution in a snapshot, as an image."""
     from PIL import Image as pillow  # matplotlib and its kin, only where something is drawn
 
-    from pipeline.reporting.plots import prototype_distribution
+    from pipeline.tracking.prototypes import prototype_distribution
 
     buffer = BytesIO()
     with _DRAWING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
-from pipeline.tracking.secrecy import mask
+from pipeline.secrecy import mask
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

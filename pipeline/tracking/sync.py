@@ -11,8 +11,8 @@ from rich.progress import track
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
-from pipeline.running.driver import last_attempt
-from pipeline.running.lock import folder_lock
+from pipeline.records.attempts import last_attempt
+from pipeline.records.lock import folder_lock
 from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trial_key, trials_of

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
+from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.crew import Crew
@@ -16,7 +17,6 @@ from pipeline.tracking.describe import describe_summary, describe_trial
 from pipeline.tracking.mlflow_run import find_run
 from pipeline.tracking.open_run import OpenRun, deliver
 from pipeline.tracking.outage import Outage, Pause
-from pipeline.tracking.secrecy import mask
 from pipeline.tracking.store import StoreUnreachable, calls_at_once, in_a_line, open_experiment, open_store
 
 if TYPE_CHECKING:

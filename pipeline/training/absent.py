@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch.distributed as dist
 
-from pipeline.remote.storage import Storage
+from pipeline.storage.storage import Storage
 from pipeline.training.stopping import RanksAbsent
 
 _FOR_MARKS_S = 5.0  # by when all whom a timeout has hit will have left theirs

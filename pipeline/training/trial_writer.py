@@ -11,10 +11,10 @@ import torch
 from pipeline import measures
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.records.spool import Spool, read_spool
 from pipeline.settings.config import TrainingConfig
 from pipeline.training.checkpoint import write_tensors
 from pipeline.training.distributions import add_distributions
-from pipeline.training.spool import Spool, read_spool
 from pipeline.training.step import StepReport
 from tiny_onn.dynamics import LearningDynamics
 from tiny_onn.layers import sparse_layers

@@ -20,22 +20,17 @@ from pipeline.data.shards import open_prepared, read_rows
 from pipeline.data.tokens import Sequence
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.remote.opening import located, open_storage
-from pipeline.remote.storage import Place, patiently
-from pipeline.remote.trial import RemoteTrial
-from pipeline.remote.worker import Report, train_remotely
-from pipeline.running.driver import last_attempt
-from pipeline.running.pruning import write_pruned
+from pipeline.records.pruned import write_pruned
+from pipeline.records.spool import Spool
 from pipeline.settings.config import Experiment
-from pipeline.tracking.registered import save_model
-from pipeline.training.absent import naming_the_absent
+from pipeline.storage.storage import Place, patiently
 from pipeline.training.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.evaluate import evaluate, exact_match, predict
 from pipeline.training.evidence import agree, disk_errors, stop
 from pipeline.training.machine import environment, peak_memory_mib
+from pipeline.training.model_file import save_model
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
-from pipeline.training.spool import Spool
 from pipeline.training.step import StepReport, train_step
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial_writer import TrialWriter, is_snapshot, metrics_at, step_metrics
@@ -44,40 +39,6 @@ from tiny_onn.distributed import distribute, gather_over_workers
 from tiny_onn.dynamics import NonFiniteStep
 
 MOST_SKIPPED_IN_A_ROW = 10
-
-
-def train_fn_per_worker(settings: dict[str, Any]) -> None:
-    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None}."""
-    import ray.train
-    import ray.train.torch
-
-    experiment = Experiment.model_validate_json(settings["experiment"])
-    # Kernels are compiled in this process: a pool of compilers beside every worker would cost more than it saves.
-    torch._inductor.config.compile_threads = 1
-    if experiment.workers.gpus == 0:
-        torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
-    folder, attempt = TrialFolder(Path(settings["folder"])), settings["attempt"]
-    data = located(settings["data"])
-    device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
-
-    def report(step: int, loss: float) -> None:
-        ray.train.report({"step": step, "loss": loss})
-
-    def check_ours() -> None:
-        now = last_attempt(folder)
-        if now and now.number != attempt:
-            raise TrainingStopped(f"attempt {attempt} has been overtaken: attempt {now.number} is at work")
-
-    if settings["trials"] is None:
-        with naming_the_absent(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
-            run_training(experiment, folder, data, device, report, check_ours)
-    else:
-        remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name).part(attempt)
-
-        def train(scratch: TrialFolder, push_and_report: Report) -> None:
-            run_training(experiment, scratch, data, device, push_and_report)
-
-        train_remotely(experiment, remote, folder, dist.get_rank(), device, train, report)
 
 
 def run_training(

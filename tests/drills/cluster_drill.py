@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.layout import Output, TrialFolder
-from pipeline.training.spool import read_spool
+from pipeline.records.spool import read_spool
 from tests.drills.namespaces import Network, why_not
 from tests.drills.scene import Scene, Skipped
 from tests.pipeline.ray_nodes import ROOT, RayNode, cluster_environment, own_disk, start_node

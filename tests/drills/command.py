@@ -5,5 +5,5 @@ from pipeline.cli import main
 from tests.drills.faults import train_with_faults
 
 if __name__ == "__main__":
-    pipeline.training.worker.train_fn_per_worker = train_with_faults
+    pipeline.running.entry.train_fn_per_worker = train_with_faults
     main(prog_name="tiny-onn")

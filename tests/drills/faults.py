@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import pipeline.training.step
 import pipeline.training.worker
 from pipeline.layout import TrialFolder
-from pipeline.training.worker import train_fn_per_worker
+from pipeline.running.entry import train_fn_per_worker
 
 Moment = Literal["entry", "step", "forward", "report"]
 Deed = Literal["kill", "stop", "hold", "sleep", "nan", "nan_gradient", "drift", "forget", "hoard", "measure"]

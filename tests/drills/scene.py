@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pipeline.layout import Output, TrialFolder
-from pipeline.training.spool import read_spool
+from pipeline.records.spool import read_spool
 from tests.drills.faults import Fault, plant
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from pipeline.running.driver import last_attempt
+from pipeline.records.attempts import last_attempt
 from pipeline.training.checkpoint import checkpoints
 from tests.drills.faults import EVERY, Fault
 from tests.drills.scene import TRIAL, Scene, all_gone, points, processes_under, result, same_result, summary_status

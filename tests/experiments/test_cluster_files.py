@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from pipeline.cli import main
+from pipeline.running.pins import read_pins
 from pipeline.submission.on_cluster import ANY_VERSIONS
-from pipeline.submission.pins import read_pins
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "cluster"

@@ -6,8 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.attempts import write_failure
 from pipeline.running.claim import claim
-from pipeline.running.driver import write_failure
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.destination import Destination, remember

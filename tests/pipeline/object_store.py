@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
-from pipeline.remote.opening import open_storage
-from pipeline.remote.storage import Storage
+from pipeline.storage.opening import open_storage
+from pipeline.storage.storage import Storage
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_EC2_METADATA_DISABLED": "true"}
 

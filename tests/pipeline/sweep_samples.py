@@ -7,9 +7,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.spool import Spool
 from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig
 from pipeline.settings.trials import Trial, trials_of
-from pipeline.training.spool import Spool
 
 ARMS = ("per_token", "aggregated", "none")
 SEEDS = (0, 1, 2)

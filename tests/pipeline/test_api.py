@@ -13,15 +13,15 @@ from rich.console import Console
 
 from pipeline import api
 from pipeline.errors import UserError
+from pipeline.interrupts import Interrupts
 from pipeline.layout import Output
+from pipeline.records.spool import Spool
 from pipeline.reporting.frames import curves_frame, results_frame
 from pipeline.reporting.results import read_results
+from pipeline.run import Outcome
 from pipeline.running import sweep
-from pipeline.running.interrupts import Interrupts
-from pipeline.running.run import Outcome
 from pipeline.settings.trials import trials_of
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.spool import Spool
 from tests.pipeline import sweep_samples
 from tests.pipeline.samples import write_config
 

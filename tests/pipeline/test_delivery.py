@@ -9,7 +9,7 @@ from mlflow.entities import ViewType
 
 from pipeline.cli import main
 from pipeline.layout import Output
-from pipeline.running.progress import State
+from pipeline.records.state import State
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.destination import Destination
 from pipeline.tracking.mlflow_run import read_memory

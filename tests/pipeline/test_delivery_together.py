@@ -6,7 +6,7 @@ import pytest
 
 import pipeline.tracking.courier
 from pipeline.layout import Output
-from pipeline.running.progress import State
+from pipeline.records.state import State
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.destination import Destination
 from pipeline.tracking.registry import model_name

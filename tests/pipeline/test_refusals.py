@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.data.shards import prepare
 from pipeline.layout import Output
+from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
-from pipeline.running.lock import folder_lock
 from pipeline.settings.experiment_file import read_experiment
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.toy_training import RecordingTracker

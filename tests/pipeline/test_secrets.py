@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.layout import Output
+from pipeline.secrecy import environment_words, mask, public
 from pipeline.tracking.destination import Destination
-from pipeline.tracking.secrecy import environment_words, mask, public
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import assert_whole, begin, leave
 from tests.pipeline.secret_samples import SECRET, USER_AND_SECRET, assert_no_secret

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.spool import read_spool
 from pipeline.tracking.mlflow_run import read_memory
-from pipeline.training.spool import read_spool
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.delivery_samples import files_of, statuses
 from tests.pipeline.mlflow_server import MlflowServer, wait_for

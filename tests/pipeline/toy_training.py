@@ -12,10 +12,10 @@ from pipeline.data.manifest import Manifest, Prepared
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
-from pipeline.running.pruning import write_pruned
+from pipeline.records.pruned import write_pruned
+from pipeline.records.spool import Spool
 from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import Trial
-from pipeline.training.spool import Spool
 
 
 def toy_train(settings: dict[str, Any]) -> None:

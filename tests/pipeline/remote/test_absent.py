@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.opening import open_storage
 from pipeline.remote.trial import RemoteTrial, checkpoints_in
 from pipeline.remote.worker import Report, train_remotely
+from pipeline.storage.opening import open_storage
 from pipeline.training.stopping import RanksAbsent
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store

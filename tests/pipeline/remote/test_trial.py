@@ -10,18 +10,19 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.attempts import Attempt, last_attempt
+from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import pusher
-from pipeline.remote.lease import Lease
 from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
-from pipeline.remote.storage import StorageError
 from pipeline.remote.sweep import RemoteSweep, take_in
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, Stored, checkpoints_in, has_ended, piece_name
 from pipeline.remote.worker import restore, train_remotely
-from pipeline.running.driver import Attempt, TrialFailed, last_attempt, run_trial
+from pipeline.running.driver import TrialFailed, run_trial
 from pipeline.running.provenance import attempts
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trials_of
-from pipeline.training.spool import Spool, read_spool
+from pipeline.storage.lease import Lease
+from pipeline.storage.storage import StorageError
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store

@@ -5,9 +5,10 @@ import pytest
 from matplotlib.colors import to_hex
 from safetensors.numpy import save_file
 
+from pipeline.colours import BAD, GOOD, INACTIVE, arm_colour
 from pipeline.errors import UserError
-from pipeline.reporting.colours import BAD, GOOD, INACTIVE, arm_colour
-from pipeline.reporting.plots import activation_by_layer, prototype_distribution
+from pipeline.reporting.plots import activation_by_layer
+from pipeline.tracking.prototypes import prototype_distribution
 
 
 def _snapshot(path, with_good=True, layers=2, experts=4):

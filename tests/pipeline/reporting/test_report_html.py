@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.colours import arm_colour
 from pipeline.layout import Output
 from pipeline.reporting import figures
 from pipeline.reporting.arc_grids import PALETTE, grid_svg, verdict
-from pipeline.reporting.colours import arm_colour
 from pipeline.reporting.comparisons import compare, note
 from pipeline.reporting.filed import Drawn, read_filed
 from pipeline.reporting.report import make_report

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
+from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
-from pipeline.running.lock import folder_lock
 from pipeline.settings.config import SweepConfig, TrainingConfig
 from tests.pipeline.toy_training import toy_experiment
 
@@ -67,7 +67,7 @@ def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, signal, sys\nfrom pipeline.running.lock import folder_lock\n"
+        "import os, pathlib, signal, sys\nfrom pipeline.records.lock import folder_lock\n"
         "with folder_lock(pathlib.Path(sys.argv[1])):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[3], check=False)

@@ -5,8 +5,9 @@ from pathlib import Path
 from ray.train import ControllerError, WorkerGroupError
 
 from pipeline.layout import TrialFolder
-from pipeline.running.driver import Attempt, TrialFailed, explain, last_attempt, may_pass, write_failure
-from pipeline.running.progress import State, state_of
+from pipeline.records.attempts import Attempt, last_attempt, write_failure
+from pipeline.records.state import State, state_of
+from pipeline.running.driver import TrialFailed, explain, may_pass
 from pipeline.training.stopping import TrainingStopped
 
 

@@ -13,12 +13,13 @@ from rich.console import Console
 import pipeline.running.live
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.records.spool import Spool
+from pipeline.records.state import State
 from pipeline.running.live import LiveView, clock, duration
 from pipeline.running.notebook import as_html
-from pipeline.running.progress import Progress, State, all_left
+from pipeline.running.progress import Progress, all_left
 from pipeline.settings.config import ModelConfig, SweepConfig, TrainingConfig
 from pipeline.settings.trials import trials_of
-from pipeline.training.spool import Spool
 from tests.pipeline.toy_training import toy_experiment
 
 

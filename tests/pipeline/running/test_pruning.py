@@ -10,15 +10,16 @@ import torch
 
 from pipeline.layout import Output, TrialFolder
 from pipeline.measures import EVAL_LOSS
+from pipeline.records.pruned import pruned_at, settle, write_pruned
+from pipeline.records.spool import Spool, read_spool
+from pipeline.records.state import State, state_of
 from pipeline.reporting.report import make_report, markdown
-from pipeline.running.progress import State, state_of
-from pipeline.running.pruning import Pruner, pruned_at, settle, stratum_of, write_pruned
+from pipeline.running.pruning import Pruner, stratum_of
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.spool import Spool, read_spool
 from pipeline.training.worker import run_training
 from tests.pipeline import sweep_samples
 from tests.pipeline.samples import small_data, small_experiment

@@ -16,7 +16,7 @@ from rich.console import Console
 import pipeline.running.sweep
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
-from pipeline.running.driver import last_attempt
+from pipeline.records.attempts import last_attempt
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.settings.config import Experiment, SweepConfig, WorkersConfig
 from pipeline.settings.trials import Trial, trials_of

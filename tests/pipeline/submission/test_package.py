@@ -8,8 +8,8 @@ import pytest
 
 import pipeline.submission.package
 from pipeline.errors import UserError
+from pipeline.running.pins import disagreements, installed, pinned_requirements, read_pins, requirements
 from pipeline.submission.package import files_to_send, write_package
-from pipeline.submission.pins import disagreements, installed, pinned_requirements, read_pins, requirements
 
 STAYS = (
     "runs/sweeps/a/metrics.jsonl",

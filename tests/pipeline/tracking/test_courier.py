@@ -8,7 +8,7 @@ import pytest
 
 import pipeline.tracking.courier
 from pipeline.layout import TrialFolder
-from pipeline.running.progress import State
+from pipeline.records.state import State
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier

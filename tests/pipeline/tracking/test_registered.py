@@ -14,12 +14,13 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.registered import load_model, open_model, save_model
+from pipeline.tracking.registered import load_model
 from pipeline.tracking.registry import model_name, register_model
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_model
 from pipeline.training.distributions import last_distributions
+from pipeline.training.model_file import open_model, save_model
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_experiment
 from tests.pipeline.sweep_samples import EXTRA

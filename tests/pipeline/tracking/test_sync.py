@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.running.lock import folder_lock
+from pipeline.records.lock import folder_lock
 from pipeline.tracking.destination import Destination, recall, remember
 from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.store import open_store

@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.records.spool import Spool
+from pipeline.secrecy import mask
 from pipeline.tracking import describe, shipping
 from pipeline.tracking.describe import TRIAL
 from pipeline.tracking.mlflow_run import flat_params, write_memory
-from pipeline.tracking.secrecy import mask
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.spool import Spool
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_snapshot, write_spool
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from pipeline.remote.opening import open_storage
-from pipeline.remote.storage import Storage
+from pipeline.storage.opening import open_storage
+from pipeline.storage.storage import Storage
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.stopping import RanksAbsent
 

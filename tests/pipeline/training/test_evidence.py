@@ -12,12 +12,12 @@ import torch.multiprocessing as mp
 
 from pipeline.data.shards import prepare
 from pipeline.layout import TrialFolder
-from pipeline.remote.opening import open_storage
+from pipeline.records.spool import read_spool
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
+from pipeline.storage.opening import open_storage
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import read_checkpoint
-from pipeline.training.spool import read_spool
 from pipeline.training.worker import MOST_SKIPPED_IN_A_ROW, run_training
 from tests.drills.faults import EVERY, Fault, Way, plant
 from tests.pipeline.samples import SMALL

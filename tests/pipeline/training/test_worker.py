@@ -11,12 +11,12 @@ from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.data.shards import read_rows
 from pipeline.layout import TrialFolder
+from pipeline.records.spool import read_spool
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate, exact_match, predict
-from pipeline.training.spool import read_spool
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_data, small_experiment

@@ -73,10 +73,10 @@ def submit(
           --name wide --set model.hidden=128 --set workers.count=4 --output /mnt/shared/tiny-onn --detach
     """
     from pipeline.api import read
-    from pipeline.cli import parse_changes
+    from pipeline.secrecy import public
+    from pipeline.settings.changes import parse_changes
     from pipeline.submission.submit import Submission, follow, how_to_go_on
     from pipeline.submission.submit import submit as send
-    from pipeline.tracking.secrecy import public
 
     if name is not None:
         changes = (*changes, f"name={name}")

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from pipeline.data.loader import Loader
+from pipeline.data.published import publish
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.errors import UserError
-from pipeline.remote.lease import Lease
-from pipeline.remote.opening import check_storage, located, open_storage
-from pipeline.remote.published import publish
-from pipeline.remote.storage import StorageError, location, patiently
 from pipeline.settings.config import DataConfig
+from pipeline.storage.lease import Lease
+from pipeline.storage.opening import check_storage, located, open_storage
+from pipeline.storage.storage import StorageError, location, patiently
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import small_data

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.training.spool import Spool, read_spool
+from pipeline.records.spool import Spool, read_spool
 
 
 def _steps(path):

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import UserError
-from pipeline.remote.storage import Storage, StorageError
+from pipeline.storage.storage import Storage, StorageError
 
 BEAT_S = 5.0
 LAPSE_S = 4 * BEAT_S  # without a sign of life

@@ -10,9 +10,9 @@ import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.errors import UserError
-from pipeline.remote.storage import Place, Storage, in_a_line
+from pipeline.secrecy import mask
 from pipeline.settings.wrong_settings import did_you_mean
-from pipeline.tracking.secrecy import mask
+from pipeline.storage.storage import Place, Storage, in_a_line
 
 _PROBE_S = 10.0
 _S3_OPTIONS = ("region", "scheme", "endpoint_override", "allow_bucket_creation")

@@ -12,7 +12,7 @@ from pipeline.data.manifest import MANIFEST, SPLITS, Prepared, Split
 from pipeline.data.rows import read_by_arrow, read_lengths
 from pipeline.data.shards import open_prepared
 from pipeline.errors import UserError
-from pipeline.remote.storage import Place, Storage, parquet_source
+from pipeline.storage.storage import Place, Storage, parquet_source
 
 Progress = Callable[[int, int], None]
 _COLUMNS = pa.schema([pa.field(name, pa.int32(), nullable=False) for name in ("shard", "group", "length")])

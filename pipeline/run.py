@@ -81,9 +81,9 @@ def run(
     """
     from pipeline.data.preparing import prepare_and_tell
     from pipeline.planning.preflight import check_data, check_start, open_tracker
-    from pipeline.remote.opening import checked_storage
     from pipeline.remote.sweep import RemoteSweep
-    from pipeline.training.worker import train_fn_per_worker
+    from pipeline.running.entry import train_fn_per_worker
+    from pipeline.storage.opening import checked_storage
 
     where, console = Output(output), console or Console()
     place = checked_storage(storage)

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from pipeline.tracking.secrecy import mask
+from pipeline.secrecy import mask
 
 PATIENCE_S = 60.0  # less than the other workers wait for one in a collective
 _CHUNK = 2**22

@@ -107,7 +107,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
       tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
     """
     from pipeline.layout import Output
-    from pipeline.running.run import file_report
+    from pipeline.run import file_report
     from pipeline.tracking.sync import sync_and_tell
 
     def report(uri: str, experiment: str, name: str) -> list[Path]:

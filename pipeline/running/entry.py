@@ -1,0 +1,53 @@
+"""What Ray Train starts in every worker of a trial."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config
+import torch.distributed as dist
+
+from pipeline.layout import TrialFolder
+from pipeline.records.attempts import last_attempt
+from pipeline.remote.trial import RemoteTrial
+from pipeline.remote.worker import Report, train_remotely
+from pipeline.settings.config import Experiment
+from pipeline.storage.opening import located, open_storage
+from pipeline.training.absent import naming_the_absent
+from pipeline.training.stopping import TrainingStopped
+from pipeline.training.worker import run_training
+
+
+def train_fn_per_worker(settings: dict[str, Any]) -> None:
+    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None}."""
+    import ray.train
+    import ray.train.torch
+
+    experiment = Experiment.model_validate_json(settings["experiment"])
+    # Kernels are compiled in this process: a pool of compilers beside every worker would cost more than it saves.
+    torch._inductor.config.compile_threads = 1
+    if experiment.workers.gpus == 0:
+        torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
+    folder, attempt = TrialFolder(Path(settings["folder"])), settings["attempt"]
+    data = located(settings["data"])
+    device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
+
+    def report(step: int, loss: float) -> None:
+        ray.train.report({"step": step, "loss": loss})
+
+    def check_ours() -> None:
+        now = last_attempt(folder)
+        if now and now.number != attempt:
+            raise TrainingStopped(f"attempt {attempt} has been overtaken: attempt {now.number} is at work")
+
+    if settings["trials"] is None:
+        with naming_the_absent(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
+            run_training(experiment, folder, data, device, report, check_ours)
+    else:
+        remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name).part(attempt)
+
+        def train(scratch: TrialFolder, push_and_report: Report) -> None:
+            run_training(experiment, scratch, data, device, push_and_report)
+
+        train_remotely(experiment, remote, folder, dist.get_rank(), device, train, report)

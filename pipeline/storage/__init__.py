@@ -1,0 +1,1 @@
+"""Places that all machines reach: an object store, or a shared folder."""

@@ -1,0 +1,113 @@
+"""A trained model as a folder: safetensors and JSON, no pickle.
+
+It holds `weights.safetensors`, `model.json` (the experiment, and the sha256 of the weights) and `MLmodel`, by which
+`mlflow.pyfunc.load_model` finds `_load_pyfunc` below.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.data.manifest import file_hash
+from pipeline.data.task import Task
+from pipeline.data.tokens import encode_task
+from pipeline.errors import UserError
+from pipeline.settings.config import Experiment, replace
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.training.build import build_model
+from pipeline.training.checkpoint import write_tensors
+from pipeline.training.evaluate import Grid, draw, prompt_of
+from tiny_onn.model import GridTransformer
+
+SCHEMA_VERSION = 1
+_WEIGHTS, _CARD, _MLMODEL = "weights.safetensors", "model.json", "MLmodel"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """A model, ready to draw, and the experiment that it was trained by."""
+
+    model: GridTransformer
+    experiment: Experiment
+
+    def predict(self, task: Task | Mapping[str, Any], pair: int = 0) -> Grid | None:
+        """The grid that the model draws for a test pair of an ARC task, or None where what it draws is no grid.
+
+        Args:
+            task: a Task, or one as ARC's JSON has it: {"train": [{"input": [[0, 1], ...], "output": ...}, ...],
+                "test": [{"input": ...}, ...]}. The answer of a test pair need not be there, and is not looked at.
+
+        Raises:
+            UserError: the task is malformed, has no such pair, or leaves no room for an answer.
+        """
+        known = task if isinstance(task, Task) else _parsed(task)
+        if not 0 <= pair < len(known.test):
+            raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")
+        prompt, limit = prompt_of(encode_task(known, pair)), self.experiment.data.max_tokens
+        if len(prompt) >= limit:
+            raise UserError(
+                f"task {known.task_id}: its prompt has {len(prompt)} tokens, but the model was trained on tasks of at "
+                f"most {limit}, the answer included"
+            )
+        return draw(self.model, [prompt], limit)[0]
+
+
+def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> None:
+    """Writes the folder that `open_model` reads, in the place of one that is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_tensors(folder / _WEIGHTS, weights)
+    card = {
+        "schema_version": SCHEMA_VERSION,
+        "experiment": experiment.model_dump(mode="json"),
+        "sha256": {_WEIGHTS: file_hash(folder / _WEIGHTS)},
+    }
+    (folder / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    flavours = {"python_function": {"loader_module": __name__, "data": ".", "python_version": python_version()}}
+    # MLflow reads YAML, of which JSON is a part.
+    (folder / _MLMODEL).write_text(json.dumps({"flavors": flavours}, indent=1), encoding="utf-8")
+
+
+def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
+    """The model in a folder that `save_model` wrote, verified.
+
+    Raises:
+        UserError: a file is missing, altered, or of another version.
+    """
+    try:
+        card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        version, expected = card["schema_version"], card["sha256"][_WEIGHTS]
+        if version != SCHEMA_VERSION:
+            raise UserError(f"{folder / _CARD}: schema version {version!r}, expected {SCHEMA_VERSION}")
+        experiment = validate_experiment(card["experiment"], str(folder / _CARD))
+        actual = file_hash(folder / _WEIGHTS)
+        if actual != expected:
+            raise UserError(f"{folder / _WEIGHTS}: sha256 {actual[:12]}, expected {expected[:12]}; it has been altered")
+        # Arms differ in how they learn, not in what they compute: an arm of one's own need not be importable here.
+        model = build_model(replace(experiment, {"training.arm": "none", "training.engine": "auto"}, str(folder)))
+        model.load_state_dict(load_file(folder / _WEIGHTS))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: not a readable model ({type(error).__name__}: {error})") from error
+    return TrainedModel(model.to(device).eval(), experiment)
+
+
+def _load_pyfunc(path: str) -> TrainedModel:
+    """For mlflow.pyfunc.load_model, whose result's `predict` takes a task as ARC's JSON has it."""
+    return open_model(Path(path))
+
+
+def _parsed(value: Any) -> Task:
+    try:
+        return parse_task(dict(value), "given", "task", for_prediction=True)
+    except RefusedTask as error:
+        raise UserError(str(error)) from error
