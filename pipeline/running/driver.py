@@ -120,7 +120,7 @@ def _fit(
 ) -> None:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
-    from pipeline.running.trainer import LeanTrainer  # seconds of imports, only where trials run
+    from pipeline.running.trainer import new_trainer  # seconds of imports, only where trials run
     from pipeline.training.rendezvous import Meeting
 
     def train(settings: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def _fit(
         "attempt": attempt,
         "trials": None if remote is None else location(remote.trials),
     }
-    LeanTrainer(
+    new_trainer(
         train,
         train_loop_config=settings,
         held=held_by(folder),
