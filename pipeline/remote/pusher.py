@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.trial import Index, RemoteAttempt, Stored, checkpoints_in, metrics_in, piece_name
+from pipeline.remote.index import Index, Stored, checkpoints_in, metrics_in, piece_name, piece_start
+from pipeline.remote.trial import RemoteAttempt
 from pipeline.storage.storage import StorageError
 from pipeline.training.checkpoint import checkpoints
 
@@ -149,8 +150,7 @@ def _gone(index: Index, here: set[str], torn: set[str]) -> list[str]:
 
 
 def _put_metrics(remote: RemoteAttempt, folder: TrialFolder, index: Index) -> Index:
-    last = max(metrics_in(index), default=piece_name(0))
-    start = int(last.split("/")[1].split(".")[0])
+    start = max(map(piece_start, metrics_in(index)), default=0)
     if not folder.spool.exists():
         return {}
     with folder.spool.open("rb") as file:

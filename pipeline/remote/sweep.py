@@ -15,7 +15,8 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, write_attempt
-from pipeline.remote.trial import Changed, Index, RemoteAttempt, RemoteTrial, checkpoints_in, key_of, metrics_in
+from pipeline.remote.index import Index, checkpoints_in, metrics_in
+from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of
 from pipeline.storage.lease import Lease
 from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
 

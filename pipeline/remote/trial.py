@@ -3,7 +3,7 @@
 An attempt has files of its own and an index of them, which is put last and by which alone they are found. What the
 index names is one state of the trial, whole: a checkpoint, and at least the metrics up to it. The trial is what the
 index of its last attempt says, or that of the one before while the last has none. So a worker that has been overtaken
-and does not know it can spoil nothing: an object store cannot refuse what it puts, but nobody looks there any more.
+and does not know it can spoil nothing: what it puts is not refused, but nobody looks there any more.
 
 Metrics lie in pieces of whole lines, `metrics/<offset>.jsonl`, so that what is put after a log stays small however long
 the run; the last piece grows, and the index says how much of it counts. Each file's sha256 is in the index and checked
@@ -20,28 +20,13 @@ In the sweep's folder `trials`, for the trial KEY:
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
+from pipeline.remote.index import Index, Stored, metrics_in, piece_start
 from pipeline.storage.storage import Storage
-
-_METRICS, _CHECKPOINTS = "metrics/", "checkpoints/"
-_LAST = ("result.json", "pruned.json")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """How many bytes of a file count, and their sha256."""
-
-    size: int
-    sha256: str
-
-
-Index = dict[str, Stored]
-"""By the file's path in the trial's folder."""
 
 
 class Changed(Exception):
@@ -189,9 +174,9 @@ class RemoteAttempt:
     def check_ours(self) -> None:
         """Looks whether this is still the trial's last attempt.
 
-        An object store cannot make a put depend on another file, so a moment is left between this look and the put
-        that follows it. An index that is put in that moment is one that the next attempt may go on from or not; should
-        its workers go on from one each, the comparison of replicas tells. What later attempts put lies elsewhere.
+        pyarrow's filesystems know no put on a condition, so a moment is left between this look and the put that
+        follows it. An index that is put in that moment is one that the next attempt may go on from or not; should its
+        workers go on from one each, the comparison of replicas tells. What later attempts put lies elsewhere.
 
         Raises:
             Overtaken: it is not.
@@ -238,7 +223,7 @@ class RemoteAttempt:
         Raises:
             Changed, StorageError: as `get`.
         """
-        pieces = {int(name[len(_METRICS) :].split(".")[0]): (name, index[name]) for name in sorted(metrics_in(index))}
+        pieces = {piece_start(name): (name, index[name]) for name in sorted(metrics_in(index))}
         offset = 0
         new: list[tuple[int, bytes]] = []
         for start, (name, stored) in pieces.items():
@@ -267,27 +252,3 @@ class RemoteAttempt:
 def key_of(name: str) -> str:
     """The key of the trial that a file directly in the sweep's folder is of."""
     return name.partition("~")[0]
-
-
-def metrics_in(index: Mapping[str, Any]) -> list[str]:
-    """The names of the pieces of the metrics."""
-    return [name for name in index if name.startswith(_METRICS)]
-
-
-def checkpoints_in(index: Mapping[str, Any]) -> dict[str, list[str]]:
-    """For each checkpoint, oldest first, the names of its files."""
-    found: dict[str, list[str]] = {}
-    for name in index:
-        if name.startswith(_CHECKPOINTS):
-            found.setdefault(name.split("/")[1], []).append(name)
-    return dict(sorted(found.items()))
-
-
-def has_ended(index: Mapping[str, Any]) -> bool:
-    """Whether there is nothing left to run: the trial is finished, or pruned."""
-    return any(name in index for name in _LAST)
-
-
-def piece_name(start: int) -> str:
-    """The name of the piece that begins at byte `start` of the spool."""
-    return f"{_METRICS}{start:015d}.jsonl"

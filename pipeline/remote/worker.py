@@ -9,8 +9,9 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
+from pipeline.remote.index import checkpoints_in, metrics_in
 from pipeline.remote.pusher import Pusher
-from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial, checkpoints_in, metrics_in
+from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
 from pipeline.training.absent import naming_the_absent

@@ -13,7 +13,8 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, write_attempt
-from pipeline.remote.trial import Overtaken, RemoteTrial, has_ended
+from pipeline.remote.index import has_ended
+from pipeline.remote.trial import Overtaken, RemoteTrial
 from pipeline.running.provenance import note_attempt
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import StorageError, location, patiently

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.remote.trial import RemoteTrial, checkpoints_in, has_ended
+from pipeline.remote.index import checkpoints_in, has_ended
+from pipeline.remote.trial import RemoteTrial
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.trial import RemoteTrial, checkpoints_in
+from pipeline.remote.index import checkpoints_in
+from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import Report, train_remotely
 from pipeline.storage.opening import open_storage
 from pipeline.training.stopping import RanksAbsent

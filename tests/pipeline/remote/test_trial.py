@@ -13,9 +13,10 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import pusher
+from pipeline.remote.index import Stored, checkpoints_in, has_ended, piece_name
 from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
 from pipeline.remote.sweep import RemoteSweep, take_in
-from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, Stored, checkpoints_in, has_ended, piece_name
+from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial
 from pipeline.remote.worker import restore, train_remotely
 from pipeline.running.driver import TrialFailed, run_trial
 from pipeline.running.provenance import attempts
