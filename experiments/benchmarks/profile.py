@@ -1,5 +1,6 @@
 """Where does the time of a step go? What torch's profiler sees of each variant, by kind of work."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def by_kind(step: Callable[[], object], steps: int, device: torch.device) -> tup
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     whole = []
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # or the profiler tells of its start and stop on stderr
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             started = time.perf_counter()
@@ -82,21 +84,23 @@ def measure(size: Size, repeats: int, threads: int, names: tuple[str, ...], prog
 def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> Result:
     """The benchmark over several sizes; the first variant is what the others are compared with."""
     cells = [(size, measure(size, repeats, threads, names, progress)) for size in sizes]
+    shown = list(cells[0][1])
+    base = shown[0]
     rows, series = [], {}
     for size, cell in cells:
-        base = next(iter(cell))
-        for name, kinds in cell.items():
-            row = [str(size.hidden), str(size.seq), name]
-            for kind in (*KINDS, "whole step"):
-                more = kinds[kind] - cell[base][kind]
-                row.append(milliseconds(kinds[kind]) + ("" if name == base else f" ({more * 1e3:+.1f})"))
+        for kind in (*KINDS, "whole step"):
+            row = [str(size.hidden), str(size.seq), kind]
+            for name in shown:
+                more = "" if name == base else f" ({1e3 * (cell[name][kind] - cell[base][kind]):+.1f})"
+                row.append(milliseconds(cell[name][kind]) + more)
             rows.append(row)
-            series[f"{name}, {size.hidden} / {size.seq}"] = {kind: 1e3 * kinds[kind] for kind in KINDS}
+        for name in shown:
+            series[f"{name}, {size.hidden} / {size.seq}"] = {kind: 1e3 * cell[name][kind] for kind in KINDS}
     first = cells[0][0]
     return Result(
         question="profile",
         title=f"Milliseconds of a step by kind of work, {first.layers} layers, {threads} threads, {first.device}",
-        columns=["hidden", "tokens", "variant", *KINDS, "whole step"],
+        columns=["hidden", "tokens", "what", *shown],
         rows=rows,
         plot_label="ms",
         series=series,
@@ -106,5 +110,5 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
             "device": first.device,
             "sizes": [{"hidden": size.hidden, "seq": size.seq, "seconds": cell} for size, cell in cells],
         },
-        notes=[f"In brackets: more, or less, than {names[0]}. Profiling itself slows a step, small ones most."],
+        notes=[f"In brackets: more, or less, than {base}. Profiling itself slows a step, small ones most."],
     )
