@@ -7,6 +7,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
+import click
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -64,6 +65,8 @@ def measure(size: Size, repeats: int, threads: int, names: tuple[str, ...], prog
     torch.set_num_threads(threads)
     device = torch.device(size.device)
     steps = {name: Step(name, size) for name in names if not (name in COMPILED and compiler_problem(device))}
+    if not steps:
+        raise click.UsageError(f"none of {', '.join(names)} can run here: {compiler_problem(device)}")
     progress.begin(f"hidden {size.hidden}, {size.seq} tokens", len(steps) * (repeats + 1))
     for name, step in steps.items():
         progress.step(f"{name}, warm-up")
