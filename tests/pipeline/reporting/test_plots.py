@@ -9,6 +9,7 @@ from pipeline.colours import BAD, GOOD, INACTIVE, arm_colour
 from pipeline.errors import UserError
 from pipeline.reporting.plots import activation_by_layer
 from pipeline.tracking.prototypes import prototype_distribution
+from tiny_onn.learning_cost import learning_cost_names
 
 
 def _snapshot(path, with_good=True, layers=2, experts=4):
@@ -92,3 +93,10 @@ def test_arms_keep_their_colours_and_the_known_ones_differ():
     known = ["per_token", "aggregated", "metric_only", "none"]
     assert len({arm_colour(arm) for arm in known}) == 4
     assert arm_colour("mine.costs:relative") == arm_colour("mine.costs:relative")
+
+
+def test_arms_that_are_compared_have_colours_of_their_own() -> None:
+    study = ("experiments.study.hybrids:SUMMED_COST", "experiments.study.hybrids:NO_COST")
+    arms = (*learning_cost_names(), *study)
+    assert len({arm_colour(arm) for arm in arms}) == len(arms)
+    assert arm_colour("my.costs:ANY") == arm_colour("my.costs:ANY")
