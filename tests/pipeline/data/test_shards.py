@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -162,8 +163,9 @@ def test_a_damaged_data_set_is_written_anew_and_says_so(prepared, config, tmp_pa
 
 
 def test_two_processes_may_prepare_at_once(config, tmp_path):
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        first, second = pool.starmap(prepare, [(config, tmp_path / "data")] * 2)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may wait for ever for a lock
+    with ProcessPoolExecutor(2, context) as pool:
+        first, second = pool.map(prepare, [config] * 2, [tmp_path / "data"] * 2)
     assert first == second == open_prepared(first.folder)
 
 
