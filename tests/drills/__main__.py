@@ -29,7 +29,7 @@ def main(names: tuple[str, ...], keep: Path | None, listing: bool) -> None:
         raise click.UsageError(f"no such drill: {', '.join(unknown)}; there are: {', '.join(DRILLS)}")
     if listing:
         for name, drill in DRILLS.items():
-            print(f"{name}: {drill.__doc__}")
+            print(f"{name}: {(drill.__doc__ or name).splitlines()[0]}")
         return
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="drills-") as folder:
