@@ -11,7 +11,8 @@ from tests.drills.scene import NAME, Scene, processes_under
 
 _STEPS, _EVERY, _FIRST = 5000, 50, 1000
 _MOST_A_STEP = {"bytes": 500.0, "used": 50.0, "blocks": 0.1}
-_TRIALS, _AT_ONCE, _MOST_MORE = 50, 4, 4
+_TRIALS, _AT_ONCE = 50, 4
+_MOST_MORE, _MOST_MORE_OF_GCS = 4, 10
 
 
 def memory_of_a_worker(scene: Scene) -> str:
@@ -45,7 +46,8 @@ def descriptors_and_threads(scene: Scene) -> str:
     """50 trials of two steps: open files and threads of the sweep's process, Tune's and Ray's, and how many they are.
 
     Counted as each trial ends. The median of the last ten counts may lie 4 above that of the first ten: what one trial
-    in ten would leave behind. Ray's and Tune's own pools are still filling in the first ten.
+    in ten would leave behind. Ray's head keeps a socket, already closed, of every seventh trial or so: of its files,
+    one trial in four may leave one.
     """
     more = ("steps=2", "warmup_steps=1", "log_every=1", "evaluate_every=2", "checkpoint_every=2", "generate_tasks=0")
     sweep = (f"sweep.seeds={list(range(_TRIALS))}", f"sweep.max_concurrent={_AT_ONCE}", "workers.count=1")
@@ -62,12 +64,15 @@ def descriptors_and_threads(scene: Scene) -> str:
                 seen.setdefault(what, []).append(count)
         time.sleep(0.1)
     scene.wait(process).expect(0)
-    told = []
-    for what, counts in seen.items():
-        early, late = statistics.median(counts[:10]), statistics.median(counts[-10:])
-        assert late <= early + _MOST_MORE, f"{what}: {early:g} at first, {late:g} at last: {counts}"
-        told.append(f"{what} {early:g}, {late:g}")
-    return f"medians of the first and the last ten of {len(seen['processes'])} counts: {'; '.join(told)}"
+    ends = {what: (statistics.median(counts[:10]), statistics.median(counts[-10:])) for what, counts in seen.items()}
+    told = "; ".join(f"{what} {early:g}, {late:g}" for what, (early, late) in ends.items())
+    grown = {what: seen[what] for what, (early, late) in ends.items() if late > early + _most_more(what)}
+    assert not grown, f"{told}: {grown}"
+    return f"medians of the first and the last ten of {len(seen['processes'])} counts: {told}"
+
+
+def _most_more(what: str) -> int:
+    return _MOST_MORE_OF_GCS if what == "GCS, files" else _MOST_MORE
 
 
 def _counts(pid: int) -> dict[str, int]:
