@@ -1,6 +1,6 @@
 """A cluster of three nodes on one machine, each in a network namespace of its own; a fourth joins, one is killed.
 
-python -m tests.drills.cluster_drill [--keep FOLDER]
+python -m tests.drills a_node_is_killed_and_another_joins
 """
 
 import json

@@ -27,14 +27,19 @@ class Network:
         for name in reversed(self._made):
             subprocess.run(["ip", "netns", "del", name], check=False)
 
-    def add(self, name: str, number: int) -> tuple[str, list[str]]:
-        """A namespace with an address, joined to the others; returns the address, and the words to run a command by."""
+    def add(self, name: str, number: int, gateway: bool = False) -> tuple[str, list[str]]:
+        """A namespace with an address, joined to the others; returns the address, and the words to run a command by.
+
+        With `gateway` it has a way out, which leads nowhere: machines tell by it which address is theirs.
+        """
         hub, own, address = self._made[0], self._namespace(name), f"{_SUBNET}.{number}"
         _ip("link", "add", "lan0", "netns", own, "type", "veth", "peer", "name", f"port{number}", "netns", hub)
         _ip("-n", hub, "link", "set", f"port{number}", "master", "bridge0", "up")
         _ip("-n", own, "addr", "add", f"{address}/24", "dev", "lan0")
         _ip("-n", own, "link", "set", "lan0", "up")
         _ip("-n", own, "link", "set", "lo", "up")
+        if gateway:
+            _ip("-n", own, "route", "add", "default", "via", self.nowhere(), "dev", "lan0")
         return address, ["ip", "netns", "exec", own]
 
     def nowhere(self) -> str:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.drills import cluster_drill, flat, machines, stop, survive
+from tests.drills import cluster_drill, flat, machines, ray_up_drill, stop, survive
 from tests.drills.scene import Scene, Skipped
 
 __all__ = ["DRILLS", "Skipped", "rehearse", "run_drill"]
@@ -13,7 +13,9 @@ Drill = Callable[[Scene], str]
 
 
 DRILLS: dict[str, Drill] = {
-    drill.__name__: drill for module in (survive, stop, machines, flat, cluster_drill) for drill in module.DRILLS
+    drill.__name__: drill
+    for module in (survive, stop, machines, flat, cluster_drill, ray_up_drill)
+    for drill in module.DRILLS
 }
 
 
