@@ -8,6 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,7 @@ class Drill:
     """Nodes by name, and what is measured."""
 
     place: Path
+    ray_folder: Path  # a short path: Ray makes sockets under it, whose paths the system holds to 107 bytes
     network: Network
     seconds: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, RayNode] = field(default_factory=dict)
@@ -76,11 +78,9 @@ class Drill:
         shared = {"TINY_ONN_OUTPUT": str(self.place / "shared")}
         options = [f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0"]
         options.append("--object-store-memory=100000000")
-        ray_folder = self.place / "ray"
-        ray_folder.mkdir(exist_ok=True)
-        inside = [*inside, *own_disk(ray_folder, self.place / f"disk-{name}")]
+        inside = [*inside, *own_disk(self.ray_folder, self.place / f"disk-{name}")]
         if name == "head":
-            options += ["--head", "--port=6379", f"--dashboard-host={address}", f"--temp-dir={ray_folder}"]
+            options += ["--head", "--port=6379", f"--dashboard-host={address}", f"--temp-dir={self.ray_folder}"]
         else:
             options.append(f"--address={self.addresses['head']}:6379")
         environment = cluster_environment(self.token, **shared)
@@ -150,8 +150,8 @@ def rehearse(place: Path) -> str:
     (place / "wrong").write_text(secrets.token_hex(16))
     config = place / "experiment.yaml"
     config.write_text(yaml.safe_dump(EXPERIMENT))
-    with Network() as network:
-        drill = Drill(place, network)
+    with Network() as network, tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
+        drill = Drill(place, Path(ray_folder), network)
         try:
             return _rehearse(drill, config)
         finally:
