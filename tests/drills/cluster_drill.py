@@ -197,7 +197,6 @@ def _rehearse(drill: Drill, config: Path) -> str:
     printed, _ = job.communicate(timeout=60)
     assert job.returncode == 130, printed
     assert "tiny-onn jobs stop" in printed, printed
-    assert "The cluster has room for 1 trials at once now; before, for 2." in printed, printed
     job = drill.laptop("jobs", "logs", NAME, "--address", drill.url)
     drill.wait("the struck trial goes on", lambda: drill.placement(across[0]) == {0: "far", 1: "far"}, job)
     drill.lap("detached; the struck trial has moved to `far`")
@@ -209,7 +208,9 @@ def _rehearse(drill: Drill, config: Path) -> str:
     printed_by_job, _ = job.communicate(timeout=400)
     drill.lap("the job ended")
     assert job.returncode == 0, printed_by_job
-    assert "The cluster has room for 2 trials at once now; before, for 1." in printed_by_job, printed_by_job
+    # Ray takes some seconds to notice that a node is gone: all that the job said shows it, not what came until Ctrl-C.
+    for room in ("for 1 trials at once now; before, for 2.", "for 2 trials at once now; before, for 1."):
+        assert f"The cluster has room {room}" in printed_by_job, printed_by_job
     results = {key: json.loads(drill.trial(key).result.read_text()) for key in drill.steps()}
     assert {result["steps"] for result in results.values()} == {200}, results
     attempts = drill.laptop("jobs", "status", NAME, "--address", drill.url)
