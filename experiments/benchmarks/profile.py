@@ -2,13 +2,13 @@
 
 import os
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
 import click
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from experiments.benchmarks.report import Progress, Result, milliseconds
@@ -24,22 +24,21 @@ _COMPILED = ("Compiled", "compiled", "AOTDispatcher", "fused_")
 def kind_of(name: str) -> str:
     """The kind of work, one of KINDS, of an operator by the name that the profiler gives it."""
     lowered = name.lower()
+    if lowered.startswith("triton"):  # named after all that was fused into it
+        return "compiled between them"
     if "attention" in lowered or "flash" in lowered:
         return "attention"
     if any(word in name for word in _OF_OPTIMISERS):
         return "optimisers and clipping"
     if name.startswith(_PRODUCTS) or "gemm" in lowered or "cutlass" in lowered:
         return "matrix products"
-    if any(word in name for word in _COMPILED) or lowered.startswith("triton"):
+    if any(word in name for word in _COMPILED):
         return "compiled between them"
     return "all else"
 
 
 def by_kind(step: Callable[[], object], steps: int, device: torch.device) -> tuple[dict[str, float], float]:
-    """Seconds of one step by kind, and in all by the clock; `all else` is what no operator accounts for, too.
-
-    An operator's time is its own, without that of those that it calls: on a GPU the device's, else the CPU's.
-    """
+    """Seconds of one step by kind, and in all by the clock; `all else` is what no operator accounts for, too."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     whole = []
@@ -51,13 +50,23 @@ def by_kind(step: Callable[[], object], steps: int, device: torch.device) -> tup
             if on_gpu:
                 torch.cuda.synchronize(device)
             whole.append(time.perf_counter() - started)
-    found: dict[str, float] = defaultdict(float)
-    for each in profiler.key_averages():
-        took = each.self_device_time_total if on_gpu else each.self_cpu_time_total
-        found[kind_of(each.key)] += took / 1e6 / steps
+    found = {kind: took / steps for kind, took in seconds_of(profiler.key_averages(), on_gpu=on_gpu).items()}
     total = sum(whole) / steps
     found["all else"] += max(0.0, total - sum(found.values()))
     return {kind: found[kind] for kind in KINDS}, total
+
+
+def seconds_of(operators: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Seconds by kind of what the profiler saw: FunctionEventAvg.
+
+    An operator's time is its own, without that of those that it calls: on a GPU the device's, else the CPU's. A kernel
+    on the device is there twice, as itself and as part of the operator that launched it; the operator's name tells more.
+    """
+    found: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    for each in operators:
+        if each.device_type == DeviceType.CPU:
+            found[kind_of(each.key)] += (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6
+    return found
 
 
 def measure(size: Size, repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> dict[str, Any]:

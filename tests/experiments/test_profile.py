@@ -1,13 +1,15 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.autograd import DeviceType
 
 from experiments.benchmarks.cli import bench
-from experiments.benchmarks.profile import KINDS, by_kind, kind_of
+from experiments.benchmarks.profile import KINDS, by_kind, kind_of, seconds_of
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,8 @@ from experiments.benchmarks.profile import KINDS, by_kind, kind_of
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
         ("CompiledFunctionBackward", "compiled between them"),
         ("triton_poi_fused_add_0", "compiled between them"),
+        ("triton_per_fused_linalg_vector_norm_mul_0", "compiled between them"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_clone_1", "compiled between them"),
         ("aten::_fused_adamw_", "optimisers and clipping"),
         ("Optimizer.step#AdamW.step", "optimisers and clipping"),
         ("aten::mul", "all else"),
@@ -38,6 +42,22 @@ def test_all_time_is_accounted_for() -> None:
     assert found["matrix products"] > 0
     assert found["all else"] > 0.019
     assert sum(found.values()) == pytest.approx(whole, rel=0.05)  # the profiler's own bookkeeping
+
+
+def test_a_kernel_on_a_gpu_counts_once() -> None:
+    def seen(key: str, kind: DeviceType, on_cpu: float, on_device: float) -> SimpleNamespace:
+        return SimpleNamespace(key=key, device_type=kind, self_cpu_time_total=on_cpu, self_device_time_total=on_device)
+
+    operators = [
+        seen("aten::mm", DeviceType.CPU, 20.0, 3e6),
+        seen("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NNT", DeviceType.CUDA, 0.0, 3e6),
+        seen("aten::_fused_adamw_", DeviceType.CPU, 10.0, 1e6),
+        seen("multi_tensor_apply_kernel", DeviceType.CUDA, 0.0, 1e6),
+        seen("Optimizer.step#AdamW.step", DeviceType.CUDA, 0.0, 1e6),  # a range on the device's time line, no work
+        seen("cudaLaunchKernel", DeviceType.CPU, 40.0, 0.0),
+    ]
+    found = {kind: seconds for kind, seconds in seconds_of(operators, on_gpu=True).items() if seconds}
+    assert found == {"matrix products": 3.0, "optimisers and clipping": 1.0}
 
 
 def test_it_tells_of_every_variant_what_it_adds(tmp_path: Path) -> None:
