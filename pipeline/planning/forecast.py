@@ -20,7 +20,7 @@ from pipeline.settings.trials import Trial
 
 # Both on a machine of two cores, from the ablation's twelve trials, two at a time: the median from a trial's beginning
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
-TRIAL_START_S = 17.0
+TRIAL_START_S = 6.0
 SWEEP_START_S = 25.0
 HELPERS_BYTES = 0.25e9  # the two processes that Ray adds to a trial: Tune's own, and the one for Train's barriers
 _RECORDS_BYTES = 2e6  # of a trial: spool, prototypes, figures

@@ -99,7 +99,7 @@ def test_too_much_is_refused_with_what_is_large(tmp_path: Path, monkeypatch: pyt
 PYPROJECT = """
 [project]
 name = "mine"
-dependencies = ["Torch>=2.9", "ray[train,tune] >= 2.54", "some_thing", "click>=8.1,<9; python_version > '3'"]
+dependencies = ["Torch>=2.9", "ray[train,tune] >= 2.58", "some_thing", "click>=8.1,<9; python_version > '3'"]
 """
 
 
