@@ -60,7 +60,7 @@ def seconds_of(operators: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
     """Seconds by kind of what the profiler saw: FunctionEventAvg.
 
     An operator's time is its own, without that of those that it calls: on a GPU the device's, else the CPU's. A kernel
-    on the device is there twice, as itself and as part of the operator that launched it; the operator's name tells more.
+    on the device is there twice, as itself and as part of the operator that launched it, whose name tells more.
     """
     found: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     for each in operators:

@@ -71,9 +71,15 @@ class RemoteSweep:
         if self._thread.is_alive():
             self._thread.join()
         self._pool.shutdown()
-        with contextlib.suppress(StorageError):  # the tracker is asked what it has when the sweep goes on
-            patiently(self.remember, 10.0)
+        if self.taken_by is None:
+            with contextlib.suppress(StorageError):  # the tracker is asked what it has when the sweep goes on
+                patiently(self.remember, 10.0)
         self._lease.__exit__(None, None, None)
+
+    @property
+    def taken_by(self) -> str | None:
+        """The process that drives the sweep now, where that is another, because this one was silent for too long."""
+        return self._lease.lost
 
     def begin(self, session: str) -> None:
         """The folder has been claimed, for the command `session`; from here on it is kept up to date."""
@@ -137,7 +143,7 @@ class RemoteSweep:
 
     def _work(self) -> None:
         remembered = time.monotonic()
-        while not self._left.wait(_EVERY_S):
+        while not self._left.wait(_EVERY_S) and self.taken_by is None:
             try:
                 self._fetch()
                 self._tell_pruned()

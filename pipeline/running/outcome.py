@@ -16,13 +16,14 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it."""
+    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it; `taken_by` drives it now."""
 
     finished: int
     total: int
     failures: dict[str, str] = field(default_factory=dict)
     signal: int | None = None
     pruned: int = 0
+    taken_by: str | None = None
 
     @property
     def failed(self) -> int:
@@ -42,11 +43,11 @@ class SweepOutcome:
         return 0 if self.finished + self.pruned == self.total else 1
 
 
-def outcome_of(progress: Sequence[Progress], stopped_by: int | None) -> SweepOutcome:
+def outcome_of(progress: Sequence[Progress], stopped_by: int | None, taken_by: str | None = None) -> SweepOutcome:
     """What the trials' states, now settled, come to."""
     failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
     count = {state: sum(p.state is state for p in progress) for state in State}
-    return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED])
+    return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED], taken_by)
 
 
 def tell_start(name: str, progress: Sequence[Progress], left: Sequence[Progress], console: Console) -> None:
@@ -70,6 +71,10 @@ def tell_end(
     sync: str,
 ) -> None:
     """What failed, what was survived and what was not delivered; `command` goes on, `sync` delivers."""
+    if outcome.taken_by:
+        why = "this command had given no sign of life for too long"
+        say(console, f"The sweep was taken over by {outcome.taken_by}, as {why}. It goes on there.", "bold red")
+        return
     for trial in ran:
         for survived in trial.folder.survived_files():
             say(console, f"{trial.trial.key} was taken up again after: {_first_line(survived.read_text())}", "yellow")

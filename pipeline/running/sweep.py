@@ -59,7 +59,8 @@ def run_sweep(
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
-    A trial that fails does not stop the others. Ctrl-C and SIGTERM stop all within seconds; runs end as KILLED.
+    A trial that fails does not stop the others. Ctrl-C and SIGTERM stop all within seconds; runs end as KILLED. When
+    another command has taken the sweep over in the storage, all stops likewise, and its runs are left to that one.
 
     Args:
         trials: `trials_of(experiment)`, or one trial alone when the experiment has no `sweep`.
@@ -105,13 +106,17 @@ def run_sweep(
         finally:
             states = _settled(progress, session, interrupts.signal)
             courier.see(states)
-            outcome = outcome_of(progress, interrupts.signal)
-            problems = courier.finish(
-                "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
-                None if outcome.interrupted or not outcome.finished else report,
-                _STOPPING_S if outcome.interrupted else None,
-                lambda: interrupts.signal is not None,
-            )
+            outcome = outcome_of(progress, interrupts.signal, shared.taken_by if shared else None)
+            problems: list[str] = []
+            if outcome.taken_by:
+                courier.let_go()
+            else:
+                problems = courier.finish(
+                    "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
+                    None if outcome.interrupted or not outcome.finished else report,
+                    _STOPPING_S if outcome.interrupted else None,
+                    lambda: interrupts.signal is not None,
+                )
     tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
     return outcome
 
@@ -155,7 +160,7 @@ def _run(
             thread.start()
         with LiveView(experiment.name, progress, console, room.at_once, job.verbose) as view:
             watch = HeadWatch(cluster.head)
-            while thread.is_alive() and interrupts.signal is None:
+            while thread.is_alive() and interrupts.signal is None and not (shared and shared.taken_by):
                 if lost := watch.look():
                     faults.append(lost)
                     break
@@ -169,11 +174,14 @@ def _run(
         if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
             job.stop.touch()
             thread.join(timeout=5)
-    away = shared.catch_up(_STOPPING_S if interrupts.signal else PATIENCE_S) if shared else None
-    if away:
-        console.print(f"Not all that the trials left can be seen: {away}", style="red", highlight=False, markup=False)
-    if interrupts.signal is None:
-        account_for(job, faults)
+    if not (shared and shared.taken_by):
+        away = shared.catch_up(_STOPPING_S if interrupts.signal else PATIENCE_S) if shared else None
+        if away:
+            console.print(
+                f"Not all that the trials left can be seen: {away}", style="red", highlight=False, markup=False
+            )
+        if interrupts.signal is None:
+            account_for(job, faults)
     job.stop.unlink(missing_ok=True)
     shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
 

@@ -21,6 +21,9 @@ LAPSE_S = 4 * BEAT_S  # without a sign of life
 class Lease:
     """Held between entering and leaving. A holder that died is found out by its silence: no clocks are compared.
 
+    One that was silent for too long and lives on, on a machine that slept or lost its network, finds another's name in
+    its place: `lost` then says whose, and it writes no more.
+
     Raises:
         UserError: on entering: another process holds it; names its pid and host.
         StorageError: on entering: the storage is away.
@@ -34,6 +37,7 @@ class Lease:
             "host": socket.gethostname(),
             "beats": 0,
         }
+        self._lost: str | None = None
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
 
@@ -55,6 +59,11 @@ class Lease:
             if found and found.get("token") == self._me["token"]:
                 self._file.remove()
 
+    @property
+    def lost(self) -> str | None:
+        """Who has it now, where this process has it no longer."""
+        return self._lost
+
     def _wait_for_silence(self) -> None:
         first = found = self._read()
         deadline = time.monotonic() + self._lapse_s
@@ -69,6 +78,10 @@ class Lease:
     def _beat(self) -> None:
         while not self._left.wait(self._beat_s):
             with contextlib.suppress(StorageError):  # whoever works with the storage tells of it
+                found = self._read()
+                if found and found.get("token") != self._me["token"]:
+                    self._lost = _holder(found)
+                    return
                 self._write()
 
     def _write(self) -> None:
@@ -84,9 +97,13 @@ class Lease:
 
     def _taken(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"{self._file}: in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}. Wait until it ends, "
-            "stop it with Ctrl-C, or use another --storage."
+            f"{self._file}: in use by {_holder(owner)}. Wait until it ends, stop it with Ctrl-C, or use another "
+            "--storage."
         )
+
+
+def _holder(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:

@@ -89,6 +89,7 @@ class Courier:
         self._lock = threading.Lock()  # guards it
         self._moved = time.monotonic()
         self._closing = threading.Event()
+        self._let_go = False
         self._status = "KILLED"
         self._make_report: Callable[[], list[Path]] | None = None
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
@@ -97,6 +98,12 @@ class Courier:
     def see(self, states: Mapping[str, State]) -> None:
         """The trials' states as they are now."""
         self._states = dict(states)
+
+    def let_go(self) -> None:
+        """Tells the tracker nothing more, not even that runs have ended: another process goes on with them."""
+        self._let_go = True
+        self._closing.set()
+        self._thread.join(_HURRY_S)
 
     def finish(
         self,
@@ -132,6 +139,8 @@ class Courier:
     def _work(self) -> None:
         while not self._closing.wait(_EVERY_S):
             self._round()
+        if self._let_go:
+            return
         while self._round():  # who was passed over has not had a last call
             self._crew.wait()
         self._crew.wait()

@@ -1,4 +1,4 @@
-"""A whole sweep in an object store: a worker is killed, the driver stopped, and an empty folder goes on from there."""
+"""Whole sweeps in a storage: a worker is killed, a driver stopped or asleep, and an empty folder goes on from there."""
 
 import json
 import os
@@ -13,11 +13,27 @@ import yaml
 
 from pipeline.remote.index import checkpoints_in, has_ended
 from pipeline.remote.trial import RemoteTrial
+from pipeline.storage.opening import open_storage
+from pipeline.tracking.store import open_store
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
 
 ROOT = Path(__file__).parents[2]
 ARMS = ("per_token", "none")
+
+
+def _config(folder: Path, arms: tuple[str, ...], steps: int) -> Path:
+    training = {"steps": steps, "batch_tokens": 2048, "log_every": 4, "evaluate_every": 120, "checkpoint_every": 20}
+    experiment = {
+        **SMALL,
+        "data": {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4},
+        "training": {**SMALL["training"], **training},
+        "workers": {"count": 2, "cpus": 0.5, "timeout_s": 60},
+        "sweep": {"arms": list(arms), "seeds": [0], "max_concurrent": 1},
+    }
+    config = folder / "small.yaml"
+    config.write_text(yaml.safe_dump(experiment))
+    return config
 
 
 def _command(config: Path, output: Path, *more: str) -> list[str]:
@@ -53,16 +69,7 @@ def _wait(what: str, look, process: subprocess.Popen[str], limit_s: float = 240.
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path: Path) -> None:
-    training = {"steps": 240, "batch_tokens": 2048, "log_every": 4, "evaluate_every": 120, "checkpoint_every": 20}
-    experiment = {
-        **SMALL,
-        "data": {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4},
-        "training": {**SMALL["training"], **training},
-        "workers": {"count": 2, "cpus": 0.5, "timeout_s": 60},
-        "sweep": {"arms": list(ARMS), "seeds": [0], "max_concurrent": 1},
-    }
-    config = tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(experiment))
+    config = _config(tmp_path, ARMS, steps=240)
     with object_store() as store:
         storage = store.storage()
         trials = [RemoteTrial(storage / "sweeps" / "small" / "trials", f"{arm}-s0") for arm in ARMS]
@@ -107,8 +114,6 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         state = tmp_path / "reference" / place / "checkpoints" / "step-000240" / "state.safetensors"
         assert put[f"{arm}-s0"] == state.read_bytes()
         assert not (tmp_path / "there" / place / "checkpoints").exists()
-    from pipeline.tracking.store import open_store
-
     for output in ("there",):  # an MLflow of its own, which now has every point once
         client = open_store(f"sqlite:///{tmp_path / output / 'mlflow.db'}")
         found = client.get_experiment_by_name("tiny-onn")
@@ -116,3 +121,41 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         for run in client.search_runs([found.experiment_id], "tags.arm = 'per_token'"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/task_loss")]
             assert steps == list(range(4, 241, 4))
+
+
+@pytest.mark.slow
+def test_a_driver_that_slept_leaves_the_sweep_to_the_one_that_took_it_over(tmp_path: Path) -> None:
+    config = _config(tmp_path, ("per_token",), steps=2000)
+    storage = tmp_path / "storage"
+    trial = RemoteTrial(open_storage(str(storage)) / "sweeps" / "small" / "trials", "per_token-s0")
+    mlflow = ("--storage", str(storage), "--tracking-uri", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    sleeper = _start(_command(config, tmp_path / "here", *mlflow))
+    _wait("a checkpoint", lambda: checkpoints_in(trial.index()), sleeper)
+    sleeper.send_signal(signal.SIGSTOP)
+    heir = _start(_command(config, tmp_path / "there", *mlflow, "--resume"))
+    try:
+        _wait("its attempt", lambda: (trial.attempt() or {})["attempt"] == 2, heir)
+        sleeper.send_signal(signal.SIGCONT)
+        said = sleeper.communicate(timeout=120)[0]
+        assert sleeper.returncode == 1, said
+        assert f"The sweep was taken over by process {heir.pid} on " in " ".join(said.split())
+        assert "--resume" not in said
+        assert heir.poll() is None
+        told = heir.communicate(timeout=400)[0]
+        assert heir.returncode == 0, told
+    finally:
+        for process in (sleeper, heir):
+            if process.poll() is None:
+                process.kill()
+    client = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    found = client.get_experiment_by_name("tiny-onn")
+    assert found is not None
+    runs = client.search_runs([found.experiment_id])
+    assert sorted((run.data.tags["role"], run.info.status) for run in runs) == [
+        ("summary", "FINISHED"),
+        ("trial", "FINISHED"),
+    ]
+    (run,) = [run for run in runs if run.data.tags["role"] == "trial"]
+    steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/task_loss")]
+    assert sorted(set(steps)) == list(range(4, 2001, 4))
+    assert len(steps) == len(set(steps))

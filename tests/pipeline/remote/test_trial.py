@@ -3,44 +3,28 @@
 import contextlib
 import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.layout import Output, TrialFolder
-from pipeline.records.attempts import Attempt, last_attempt
+from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import pusher
 from pipeline.remote.index import Stored, checkpoints_in, has_ended, piece_name
 from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
-from pipeline.remote.sweep import RemoteSweep, take_in
+from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial
 from pipeline.remote.worker import restore, train_remotely
 from pipeline.running.driver import TrialFailed, run_trial
 from pipeline.running.provenance import attempts
-from pipeline.settings.experiment_file import validate_experiment
-from pipeline.settings.trials import Trial, trials_of
-from pipeline.storage.lease import Lease
 from pipeline.storage.storage import StorageError
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
-from tests.pipeline.samples import SMALL, small_data, small_experiment
+from tests.pipeline.samples import small_data, small_experiment
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def store():
-    with object_store() as running:
-        yield running
-
-
-@pytest.fixture
-def remote(store, tmp_path):
-    return RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
 
 
 @pytest.fixture(scope="module")
@@ -338,72 +322,6 @@ def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_p
     push_once(part, folder, index, put)
     assert list(checkpoints_in(index)) == ["step-000001"]
     assert len(checkpoints_in(index)["step-000001"]) == 2
-
-
-@pytest.fixture
-def sweep(store, tmp_path):
-    sample = validate_experiment({**SMALL, "sweep": {"arms": ["per_token", "none"], "seeds": [0]}}, "test")
-    return store.storage() / "sweeps" / tmp_path.name, trials_of(sample)
-
-
-def _enter(sweep, output: Path) -> RemoteSweep:
-    storage, trials = sweep
-    where = Output(output)
-    folders = {trial.key: where.trial("small", trial.key) for trial in trials}
-    shared = RemoteSweep(storage, where.sweep("small"), folders)
-    shared._lease = Lease(storage / "lease.json", 0.1, 0.5)
-    return shared
-
-
-def _folder(output: Path, trial: Trial) -> TrialFolder:
-    return Output(output).trial("small", trial.key)
-
-
-def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
-    storage, (trial, other) = sweep
-    here, there = tmp_path / "here", tmp_path / "there"
-    remote = RemoteTrial(storage / "trials", trial.key)
-    with _enter(sweep, here) as shared:
-        (Output(here).sweep("small")).mkdir(parents=True, exist_ok=True)
-        (Output(here).sweep("small") / "sweep.json").write_text('{"mine": 1}')
-        shared.begin("now")
-        scratch, index = TrialFolder(tmp_path / "scratch"), {}
-        remote.put_attempt(1, "now")
-        Spool(scratch.spool).write(1, {"a": 1.0})
-        push_once(remote.part(1), scratch, index, {})
-        assert shared.catch_up(0.0) is None
-        assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1]
-        assert last_attempt(_folder(here, trial)) == Attempt(1, "now")
-        Spool(scratch.spool).write(2, {"a": 2.0})
-        push_once(remote.part(1), scratch, index, {})
-        remote.attempts_file.write_bytes(b'{"attempt": 1, "sources": "abc"}\n')
-        remote.put_attempt(1, "now", "out of memory")
-        assert shared.catch_up(0.0) is None
-        assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1, 2]
-        assert _folder(here, trial).failure.read_text() == "out of memory"
-        _folder(here, trial).run_id.write_text('{"creation_key": "k"}')
-        _folder(here, trial).shipped.write_text('{"offset": 12}')
-        with pytest.raises(UserError, match="in use by process"), _enter(sweep, there):
-            pass
-    with _enter(sweep, there):
-        assert (Output(there).sweep("small") / "sweep.json").read_text() == '{"mine": 1}'
-        assert [line.step for line in read_spool(_folder(there, trial).spool)[0]] == [1, 2]
-        assert _folder(there, trial).run_id.read_text() == '{"creation_key": "k"}'
-        assert _folder(there, trial).shipped.read_text() == '{"offset": 12}'
-        assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
-        assert attempts(_folder(there, trial)) == [{"attempt": 1, "sources": "abc"}]
-        assert not _folder(there, other).root.exists()
-    (Output(there).sweep("small") / "sweep.json").write_text('{"mine": 2}')
-    with pytest.raises(UserError, match="holds another sweep than"), _enter(sweep, there):
-        pass
-
-
-def test_a_sweep_whose_storage_is_away_is_refused_before_it_starts(tmp_path):
-    with object_store() as store:
-        sweep = store.storage() / "sweeps" / "x", ()
-        store.stop()
-        with pytest.raises(UserError, match=r"--storage: s3://bucket/.*Nothing was started"), _enter(sweep, tmp_path):
-            pass
 
 
 def test_an_index_that_is_none_is_named(remote, tmp_path):

@@ -176,8 +176,10 @@ def test_a_lease_is_held_by_one(storage):
         assert file.is_file()
     assert not file.is_file()
     file.write_bytes(b'{"token": "x", "pid": 1, "host": "elsewhere", "beats": 3}')  # its holder is silent
-    with Lease(file, 0.1, 0.3):
+    with Lease(file, 0.1, 0.3) as held:
         assert b"elsewhere" not in file.read_bytes()
+        time.sleep(0.3)
+        assert held.lost is None
     file.write_bytes(b"half a")
     with Lease(file, 0.1, 0.3):
         pass
