@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study test test-slow test-browser drills fuzz lint clean
+.PHONY: ablation smoke study test test-slow test-oldest test-browser drills fuzz lint clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -17,6 +17,14 @@ test: lint
 
 test-slow: .venv/.installed
 	$(BIN)/pytest -m slow
+
+# With the oldest versions that pyproject.toml allows; downloads some gigabytes.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet uv
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --output-file .venv-oldest/oldest.txt pyproject.toml
+	.venv-oldest/bin/pip install --quiet --requirement .venv-oldest/oldest.txt --editable .
+	.venv-oldest/bin/pytest -m "not slow and not pinned"
 
 # Needs Chromium, as of apt-get install chromium; CHROMIUM=path names another one.
 test-browser: .venv/.installed

@@ -76,8 +76,9 @@ class Worker:
         os.environ["KINETO_LOG_LEVEL"] = "99"  # this process's profiler tells of its start and stop on stderr otherwise
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
             trainee.step(1)
-        events = [event for event in profiler.events() or () if event.name.startswith("gloo:")]
-        events.sort(key=lambda event: event.time_range.start)
+        assert profiler.profiler is not None
+        events = [each for each in profiler.profiler.kineto_results.events() if each.name().startswith("gloo:")]
+        events.sort(key=lambda event: event.start_ns())
         return _told_apart([_payload(event) for event in events], trainee.bytes_in_backward)
 
     def all_reduce(self, size: int) -> float:
@@ -147,10 +148,10 @@ class Trainee:
         return self._tokens[sequences]
 
 
-def _payload(event: torch.autograd.profiler_util.FunctionEvent) -> int:
-    """Bytes of a collective's tensors; its other arguments have no shape."""
-    shapes: Any = event.input_shapes  # which torch declares as a shape, and which is a list of them
-    return sum(_BYTES[kind] * prod(shape) for kind, shape in zip(event.input_dtypes, shapes, strict=True) if shape)
+def _payload(event: Any) -> int:
+    """Bytes of a collective's tensors; its other arguments have no shape. `event` is Kineto's own, as what torch 2.9
+    makes of it knows no types."""
+    return sum(_BYTES[kind] * prod(shape) for kind, shape in zip(event.dtypes(), event.shapes(), strict=True) if shape)
 
 
 def _told_apart(messages: list[int], in_backward: int) -> Traffic:

@@ -40,6 +40,7 @@ def test_an_output_that_would_go_with_the_job_is_refused(monkeypatch: pytest.Mon
         with_cluster_settings(["ablate", "x", *(["--output", output] if output else [])])
 
 
+@pytest.mark.pinned
 def test_versions_that_differ_end_the_job_with_code_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

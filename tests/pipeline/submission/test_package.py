@@ -133,6 +133,7 @@ def test_constraints_that_pin_nothing_are_refused(tmp_path: Path, text: str | No
         read_pins(path)
 
 
+@pytest.mark.pinned
 def test_this_projects_own_files_agree_with_what_is_installed_here() -> None:
     root = Path(__file__).parents[3]
     needed, pins = requirements(root / "pyproject.toml"), read_pins(root / "constraints.txt")

@@ -103,6 +103,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.pinned
 def test_a_trial_runs_on_two_nodes_and_its_exit_code_comes_back(place: Place) -> None:
     code, printed = place.run("submit", str(place.folder / "tiny.yaml"), token="wrong")
     assert code == 2, printed

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_run_is_registered_once_and_says_what_it_ran_on(trained):
     assert version.tags["seed"] == "0"
     register_model(client, run_id)
     assert len(client.search_model_versions(f"run_id = '{run_id}'")) == 1
-    assert client.get_run(run_id).data.tags["environment.torch"] == torch.__version__
+    assert client.get_run(run_id).data.tags["environment.torch"] == metadata.version("torch")
     assert model_name("easy", "pkg.costs:MINE") == "easy-pkg.costs.MINE"
 
 
