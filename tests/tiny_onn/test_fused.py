@@ -314,7 +314,7 @@ from tiny_onn.layers import sparse_layers
 from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
 found = {}
 ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
-if torch.__version__ >= "2.11":  # TorchVersion; before, what torch compiles of attention in float64 fails
+if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
     ways.append(("fused", "blocks"))
 for engine, compiled in ways:
     for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
