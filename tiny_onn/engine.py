@@ -36,11 +36,17 @@ class Engine(Protocol):
         """
 
 
+def scalar(value: Tensor | int, like: Tensor) -> Tensor:
+    """`value` as a tensor of no axes, of `like`'s type and on its device.
+
+    A number is written there by the device itself: to send it over would be to wait for all that it has still to do.
+    """
+    return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+
+
 @torch.no_grad()
-def observe(health: dict[str, Health] | None, name: str, routing: Routing, signals: Signals | None) -> None:
-    """Adds the routing health of some valid tokens to their module's, where health is wanted."""
-    if health is None:
-        return
+def observe(health: dict[str, Health], name: str, routing: Routing, signals: Signals | None) -> None:
+    """Adds the routing health of some valid tokens to their module's; `signals` is None in the control arm."""
     weights = routing.weights()
     if signals is None:
         seen = routing_health(weights)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tiny_onn.capture import CaptureError
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import observe, set_router_gradients
+from tiny_onn.engine import observe, scalar, set_router_gradients
 from tiny_onn.kernels import Kernels, Shape, compiled_kernels, forward_elementwise
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import TokenCost, WeightState
@@ -56,7 +56,8 @@ class Node(torch.autograd.Function):
         plan: Plan,
     ) -> Tensor:
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        narrows = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
+        dtype = torch.get_autocast_dtype(kind) if narrows else x.dtype
         with torch.autocast(kind, enabled=False):
             narrow = x.to(dtype)
             affine = nn.functional.linear(narrow, weight.to(dtype), bias.to(dtype))
@@ -113,7 +114,7 @@ class LayerPass:
         weight = layer.mu_weight
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
         self.tally = torch.zeros(2, dtype=self.dtype, device=weight.device, requires_grad=True)
-        self.labels = torch.as_tensor(labels, dtype=self.dtype, device=weight.device)
+        self.labels = scalar(labels, self.tally)
         self.second_moment = second_moment
         self.valid: Tensor | None = None
         self.tokens: Tensor | None = None
@@ -174,9 +175,7 @@ class FusedPass:
             any_size(valid)
         for each in self.passes.values():
             each.valid = valid
-            each.tokens = (
-                None if tokens is None else torch.as_tensor(tokens, dtype=each.dtype, device=each.labels.device)
-            )
+            each.tokens = None if tokens is None else scalar(tokens, each.labels)
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine. One reduction over the workers, of the losses; the gradients are global already.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tiny_onn.capture import Captured, CapturedCall, Storage, capture
 from tiny_onn.compiling import compiled
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import observe, set_router_gradients
+from tiny_onn.engine import observe, scalar, set_router_gradients
 from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost, WeightState
 from tiny_onn.meta_learning import MetaGradient, Moment, towards, towards_token_goodness
 from tiny_onn.routing import Routing, at_least_float32
@@ -70,19 +70,17 @@ class HooksPass:
                 signals = token_signals(cost, x, masked_output, grad_output * self._labels, weight)
                 observe(self.health, call.module_name, _valid_routing(call), signals)
             moment, routing, counts = _whole(call)
-            labels = torch.as_tensor(self._labels, device=counts.device, dtype=counts.dtype)
-            self._add(
-                sums,
-                call,
-                self._towards(*moment, routing.match, routing.gate, counts, cost, weight, labels, routing.gain),
-            )
+            labels = scalar(self._labels, counts)
+            found = self._towards(*moment, routing.match, routing.gate, counts, cost, weight, labels, routing.gain)
+            self._add(sums, call, found, counts)
             call.let_go("x", "masked_output", "routing", "grad_output")
         elif isinstance(cost, LayerCost):
-            _, masked_output, grad_output = call.tokens()
-            sums.squares.append((masked_output.square().sum(dim=0), grad_output.square().sum(dim=0)))
+            (_, masked_output, grad_output), _, counts = _whole(call)
+            sums.squares.append((_sum_of_squares(masked_output, counts), _sum_of_squares(grad_output, counts)))
             sums.calls.append(call)
             call.let_go("masked_output", "grad_output")
         else:
+            assert self.health is not None  # or nothing would be captured
             observe(self.health, call.module_name, _valid_routing(call), None)
             call.let_go("x", "masked_output", "routing", "grad_output")
 
@@ -122,24 +120,24 @@ class HooksPass:
         signals = layer_signals(squares, gradients, cost)
         for name in names:
             for call in self._sums[name].calls:
-                observe(self.health, name, _valid_routing(call), signals[name])
+                if self.health is not None:
+                    observe(self.health, name, _valid_routing(call), signals[name])
                 routing, counts = _whole_routing(call)
                 found = self._towards_shared(
                     routing.match, routing.gate, counts, signals[name].goodness, routing.gain, routing.in_features
                 )
-                self._add(self._sums[name], call, found)
+                self._add(self._sums[name], call, found, counts)
                 call.let_go("x", "routing")
 
     @staticmethod
-    def _add(sums: _ModuleSums, call: CapturedCall, found: MetaGradient) -> None:
+    def _add(sums: _ModuleSums, call: CapturedCall, found: MetaGradient, counts: Tensor) -> None:
         """The products with x, in the precision in which the forward pass took them."""
         dtype = call.routing.match.dtype
-        x = call.x.reshape(-1, call.x.shape[-1]).to(dtype)
+        x = _flat(call.x).to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             sums.prototypes = sums.prototypes + at_least_float32(found.match.to(dtype).T @ x)
             sums.gates = sums.gates + at_least_float32(found.gate.to(dtype).T @ x)
-        tokens = len(x) if call.valid is None else call.valid.sum().to(found.loss.dtype)
-        sums.loss_and_tokens = sums.loss_and_tokens + torch.stack([found.loss, torch.as_tensor(tokens).to(found.loss)])
+        sums.loss_and_tokens = sums.loss_and_tokens + torch.stack([found.loss, counts.sum()])
 
 
 def towards_tokens(
@@ -170,6 +168,11 @@ def _parts(sums: _ModuleSums) -> tuple[Tensor, Tensor, Tensor]:
     parts = sums.prototypes, sums.gates, sums.loss_and_tokens
     assert all(isinstance(part, Tensor) for part in parts)
     return parts  # type: ignore[return-value]
+
+
+def _sum_of_squares(tensor: Tensor, counts: Tensor) -> Tensor:
+    """Of each column, over the tokens that count; not picked out, for how many there are only the device knows."""
+    return (at_least_float32(tensor).square() * counts[:, None]).sum(dim=0)
 
 
 def _flat(tensor: Tensor) -> Tensor:

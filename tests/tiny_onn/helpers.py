@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
@@ -24,6 +25,25 @@ def small_model(arm: str = "per_token", seed: int = 0) -> GridTransformer:
             nn.init.normal_(module.gate_param, std=0.3)
             nn.init.normal_(module.mu_bias, std=0.1)
     return model
+
+
+class Chain(nn.Module):
+    """Layers square and not, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = SparseProtoLinear(5, 5).double(), SparseProtoLinear(5, 4).double()
+        for layer in (self.first, self.second):
+            nn.init.normal_(layer.gate_param, std=0.3)
+
+    def forward(self, x: Tensor, through: str = "plain") -> Tensor:
+        if through == "plain":
+            return self.second(self.first(self.first(x)))
+        reentrant = through == "reentrant"
+        for layer in (self.first, self.first, self.second):
+            x = checkpoint(layer, x, use_reentrant=reentrant)
+        return x
 
 
 def batch(generator: torch.Generator, size: int, length: int) -> tuple[Tensor, Tensor]:

@@ -1,24 +1,16 @@
-"""The single-pass engine against the hooks, which are tested against oracles elsewhere."""
+"""The single-pass engine's gradients and health against the hooks', which are tested against oracles elsewhere."""
 
-import contextlib
 import itertools
-import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model, step
-from tiny_onn.capture import CaptureError
+from tests.tiny_onn.helpers import Chain, all_gradients, batch, loss_sum, new_dynamics, small_model, step
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.fused import Node, Plan, fused_pass
+from tiny_onn.fused import Node, Plan
 from tiny_onn.kernels import Kernels, Shape
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import learning_cost
@@ -133,25 +125,6 @@ def test_accumulating_two_batches_equals_one_of_both(arm: str) -> None:
     assert_same(all_gradients(dynamics, in_two), truth, rtol=1e-9, atol=1e-13)
 
 
-class Chain(nn.Module):
-    """Layers square and not, one of them called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(1)
-        self.first, self.second = SparseProtoLinear(5, 5).double(), SparseProtoLinear(5, 4).double()
-        for layer in (self.first, self.second):
-            nn.init.normal_(layer.gate_param, std=0.3)
-
-    def forward(self, x: Tensor, through: str = "plain") -> Tensor:
-        if through == "plain":
-            return self.second(self.first(self.first(x)))
-        reentrant = through == "reentrant"
-        for layer in (self.first, self.first, self.second):
-            x = checkpoint(layer, x, use_reentrant=reentrant)
-        return x
-
-
 @pytest.mark.parametrize("through", ["plain", "reentrant", "saved"])
 def test_a_module_called_twice_layers_without_residual_and_checkpointing(through: str) -> None:
     x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -188,6 +161,17 @@ def test_bfloat16_autocast() -> None:
         # bfloat16 has 8 bits, and the two round at different places. Some router gradients are all but nothing here
         # (no token has a signal), so their errors are measured against the router's largest.
         assert float((found["fused"][name] - value).norm()) < 1e-2 * float(value.norm()) + 1e-3 * largest, name
+
+
+@pytest.mark.parametrize("engine", ["hooks", "fused"])
+def test_autocast_leaves_float64_alone(engine: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 4, 7)
+    found = []
+    for enabled in (False, True):
+        dynamics = new_dynamics(small_model(), "per_token", engine=engine)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(all_gradients(dynamics, lambda d=dynamics: step(d, tokens, valid)))
+    assert_same(found[1], found[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (5, 3)])
@@ -233,153 +217,3 @@ def test_routing_health_is_that_of_the_hooks(arm: str) -> None:
     assert set(histograms["hooks"].sum(dim=1).tolist()) == {0.0 if arm == "none" else pairs}
     moved = (histograms["fused"] - histograms["hooks"]).abs().sum()
     assert moved <= 2  # rounding may carry one value over the edge of its bin
-
-
-def test_a_call_without_gradient_is_an_error_that_names_it() -> None:
-    model = Chain()
-    dynamics = new_dynamics(model, "per_token", engine="fused")
-    before = [p.detach().clone() for p in model.parameters()]
-    x = torch.randn(2, 3, 5, dtype=torch.float64)
-    with dynamics.watch(labels=6) as engine:
-        model.second(x)
-        with pytest.raises(CaptureError, match="1 of 2 calls of 'second' got no gradient"):
-            dynamics.compute_and_apply_gradients(model(x).square().sum(), engine)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
-
-
-def test_an_input_modified_in_place_is_an_error() -> None:
-    layer = SparseProtoLinear(5, 5)
-    x = torch.randn(3, 5)
-    with fused_pass(
-        layer,
-        None,
-        valid=None,
-        tokens=None,
-        labels=1,
-        second_moments={},
-        health=None,
-    ):
-        out = layer(x)
-        x.add_(1.0)
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            out.sum().backward()
-
-
-def test_on_leaving_every_layer_is_as_it_was() -> None:
-    model = small_model()
-    dynamics = new_dynamics(model, "per_token", engine="fused")
-    with contextlib.suppress(KeyError), dynamics.watch(labels=1):
-        assert all(layer.single_pass is not None for layer in sparse_layers(model).values())
-        raise KeyError
-    assert all(layer.single_pass is None for layer in sparse_layers(model).values())
-
-
-def test_the_mask_must_fit() -> None:
-    dynamics = new_dynamics(Chain(), "per_token", engine="fused")
-    with (
-        dynamics.watch(torch.ones(3, 3, dtype=torch.bool), labels=1),
-        pytest.raises(CaptureError, match=r"shape \(3, 3\), but a layer was called with tokens of shape \(1, 3\)"),
-    ):
-        dynamics.model(torch.randn(1, 3, 5, dtype=torch.float64))
-
-
-def test_what_cannot_be_fused_is_refused() -> None:
-    with pytest.raises(ValueError, match="granularity 'layer'"):
-        new_dynamics(small_model(), "aggregated", engine="fused")
-    model = small_model()
-    with pytest.raises(ValueError, match="Adam, AdamW, found SGD"):
-        LearningDynamics(
-            model,
-            learning_cost("fisher"),
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            torch.optim.SGD(model.parameters(), lr=0.1),
-        )
-
-
-def test_fisher_uses_adams_second_moment() -> None:
-    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
-    dynamics = new_dynamics(small_model(), "fisher", engine="fused")
-    moments = dynamics._second_moments()
-    assert not any(value.any() for value in moments.values())
-    step(dynamics, tokens, valid)
-    for name, value in dynamics._second_moments().items():
-        layer = sparse_layers(dynamics.model)[name]
-        assert value is dynamics.computation_optimizer.state[layer.mu_weight]["exp_avg_sq"]
-        assert value.any()
-
-
-COMPILED = """
-import torch
-from tiny_onn.layers import sparse_layers
-from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
-found = {}
-ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
-if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
-    ways.append(("fused", "blocks"))
-for engine, compiled in ways:
-    for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
-        model = small_model()
-        dynamics = new_dynamics(model, "per_token", engine=engine, use_compiler=compiled != "no")
-        if compiled == "blocks":
-            model.compile_blocks()
-        tokens, valid = batch(torch.Generator().manual_seed(1), *size)
-        found[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
-        if compiled == "blocks":
-            observed = step(dynamics, tokens, valid, observe=True)
-            assert set(observed.health) == set(sparse_layers(model))
-for (engine, compiled, size), gradients in found.items():
-    for name, value in found["hooks", "no", size].items():
-        torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4, torch._dynamo.utils.counters
-assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters
-print("equal")
-"""
-
-
-def test_compiled_it_is_equal_too() -> None:
-    """In a process of its own, where nothing checks shapes at run time."""
-    from tiny_onn.compiling import compiler_problem
-
-    problem = compiler_problem()
-    if problem:
-        pytest.skip(problem)
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip().endswith("equal")
-
-
-def test_the_meta_loss_falls() -> None:
-    dynamics = new_dynamics(small_model(), "per_token", engine="fused")
-    dynamics.computation_optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
-    tokens, valid = batch(torch.Generator().manual_seed(3), 4, 7)
-    losses = [float(step(dynamics, tokens, valid).meta_loss) for _ in range(30)]
-    assert losses[-1] < 0.8 * losses[0]
-    assert not math.isnan(losses[-1])
-
-
-CACHED = """
-import torch
-from torch._dynamo.utils import counters
-from tiny_onn.compiling import compiled
-from tiny_onn.kernels import Shape, forward_elementwise
-parts = [torch.rand(7, 5) for _ in range(4)]
-out = compiled(forward_elementwise, 4)(*parts, Shape(1.0, True))
-torch.testing.assert_close(out, forward_elementwise(*parts, Shape(1.0, True)))
-print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
-"""
-
-
-def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
-    from tiny_onn.compiling import compiler_problem
-
-    problem = compiler_problem()
-    if problem:
-        pytest.skip(problem)
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
-    hits = []
-    for _ in range(2):
-        words = [sys.executable, "-c", CACHED]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600, env=environment)
-        hits.append(int(done.stdout))
-    assert hits[0] == 0
-    assert hits[1] > 0

@@ -1,0 +1,71 @@
+"""What is compiled computes the same, once for any number of tokens, and is found again by the next process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tiny_onn.compiling import compiler_problem
+
+needs_a_compiler = pytest.mark.skipif(compiler_problem() is not None, reason=str(compiler_problem()))
+
+COMPILED = """
+import torch
+from tiny_onn.layers import sparse_layers
+from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
+found = {}
+ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
+if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
+    ways.append(("fused", "blocks"))
+for engine, compiled in ways:
+    for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
+        model = small_model()
+        dynamics = new_dynamics(model, "per_token", engine=engine, use_compiler=compiled != "no")
+        if compiled == "blocks":
+            model.compile_blocks()
+        tokens, valid = batch(torch.Generator().manual_seed(1), *size)
+        found[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
+        if compiled == "blocks":
+            observed = step(dynamics, tokens, valid, observe=True)
+            assert set(observed.health) == set(sparse_layers(model))
+for (engine, compiled, size), gradients in found.items():
+    for name, value in found["hooks", "no", size].items():
+        torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4, torch._dynamo.utils.counters
+assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters
+print("equal")
+"""
+
+
+@needs_a_compiler
+def test_compiled_it_is_equal_too() -> None:
+    """In a process of its own, where nothing checks shapes at run time."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("equal")
+
+
+CACHED = """
+import torch
+from torch._dynamo.utils import counters
+from tiny_onn.compiling import compiled
+from tiny_onn.kernels import Shape, forward_elementwise
+parts = [torch.rand(7, 5) for _ in range(4)]
+out = compiled(forward_elementwise, 4)(*parts, Shape(1.0, True))
+torch.testing.assert_close(out, forward_elementwise(*parts, Shape(1.0, True)))
+print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+@needs_a_compiler
+def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    hits = []
+    for _ in range(2):
+        words = [sys.executable, "-c", CACHED]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=600, env=environment)
+        hits.append(int(done.stdout))
+    assert hits[0] == 0
+    assert hits[1] > 0

@@ -1,0 +1,96 @@
+"""What the single-pass engine asks of its calls, refuses, and leaves behind."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+
+from tests.tiny_onn.helpers import Chain, batch, new_dynamics, small_model, step
+from tiny_onn.capture import CaptureError
+from tiny_onn.dynamics import LearningDynamics
+from tiny_onn.fused import fused_pass
+from tiny_onn.layers import SparseProtoLinear, sparse_layers
+from tiny_onn.learning_cost import learning_cost
+
+
+def test_a_call_without_gradient_is_an_error_that_names_it() -> None:
+    model = Chain()
+    dynamics = new_dynamics(model, "per_token", engine="fused")
+    before = [p.detach().clone() for p in model.parameters()]
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    with dynamics.watch(labels=6) as engine:
+        model.second(x)
+        with pytest.raises(CaptureError, match="1 of 2 calls of 'second' got no gradient"):
+            dynamics.compute_and_apply_gradients(model(x).square().sum(), engine)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def test_an_input_modified_in_place_is_an_error() -> None:
+    layer = SparseProtoLinear(5, 5)
+    x = torch.randn(3, 5)
+    with fused_pass(
+        layer,
+        None,
+        valid=None,
+        tokens=None,
+        labels=1,
+        second_moments={},
+        health=None,
+    ):
+        out = layer(x)
+        x.add_(1.0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+def test_on_leaving_every_layer_is_as_it_was() -> None:
+    model = small_model()
+    dynamics = new_dynamics(model, "per_token", engine="fused")
+    with contextlib.suppress(KeyError), dynamics.watch(labels=1):
+        assert all(layer.single_pass is not None for layer in sparse_layers(model).values())
+        raise KeyError
+    assert all(layer.single_pass is None for layer in sparse_layers(model).values())
+
+
+def test_the_mask_must_fit() -> None:
+    dynamics = new_dynamics(Chain(), "per_token", engine="fused")
+    with (
+        dynamics.watch(torch.ones(3, 3, dtype=torch.bool), labels=1),
+        pytest.raises(CaptureError, match=r"shape \(3, 3\), but a layer was called with tokens of shape \(1, 3\)"),
+    ):
+        dynamics.model(torch.randn(1, 3, 5, dtype=torch.float64))
+
+
+def test_what_cannot_be_fused_is_refused() -> None:
+    with pytest.raises(ValueError, match="granularity 'layer'"):
+        new_dynamics(small_model(), "aggregated", engine="fused")
+    model = small_model()
+    with pytest.raises(ValueError, match="Adam, AdamW, found SGD"):
+        LearningDynamics(
+            model,
+            learning_cost("fisher"),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            torch.optim.SGD(model.parameters(), lr=0.1),
+        )
+
+
+def test_fisher_uses_adams_second_moment() -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
+    dynamics = new_dynamics(small_model(), "fisher", engine="fused")
+    moments = dynamics._second_moments()
+    assert not any(value.any() for value in moments.values())
+    step(dynamics, tokens, valid)
+    for name, value in dynamics._second_moments().items():
+        layer = sparse_layers(dynamics.model)[name]
+        assert value is dynamics.computation_optimizer.state[layer.mu_weight]["exp_avg_sq"]
+        assert value.any()
+
+
+def test_the_meta_loss_falls() -> None:
+    dynamics = new_dynamics(small_model(), "per_token", engine="fused")
+    dynamics.computation_optimizer.step = lambda: None  # type: ignore[method-assign, assignment]
+    tokens, valid = batch(torch.Generator().manual_seed(3), 4, 7)
+    losses = [float(step(dynamics, tokens, valid).meta_loss) for _ in range(30)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert not math.isnan(losses[-1])
