@@ -44,8 +44,9 @@ def generate(
         row, column = advance(token, row, column, following)
         token = following
         going = going & (token != stop)
-        for place in torch.nonzero(going).flatten().tolist():
-            said[place].append(int(token[place]))
+        for words, goes, word in zip(said, going.tolist(), token.tolist(), strict=True):
+            if goes:
+                words.append(word)
         going = going & (positions + 1 < limit)
         at = positions.clamp(max=limit - 1)[:, None]
         logits = model(token[:, None], row[:, None], column[:, None], cache, at)[:, 0]

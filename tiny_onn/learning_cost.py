@@ -136,14 +136,16 @@ def per_token_einsum(
     grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None, chunk: int = 64
 ) -> Float[Tensor, "n o"]:
     """`per_token` as ADR-0004 writes it, `chunk` tokens at a time: einsum, then norm. An oracle; O times the memory."""
-    gradients = per_token_gradients(grad_output, x)
-    return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in gradients.chunks(chunk)])
+    costs = [torch.linalg.vector_norm(part, dim=-1) for part in per_token_gradients(grad_output, x).chunks(chunk)]
+    return torch.cat(costs) if costs else torch.zeros_like(grad_output)  # a worker may have no valid token
 
 
 def per_token_vmap(
     grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], _: WeightState | None = None, chunk: int = 64
 ) -> Float[Tensor, "n o"]:
     """`per_token` by ALT-001: torch.func.vmap over tokens of the vector-Jacobian product of the linear map."""
+    if not len(x):
+        return torch.zeros_like(grad_output)  # vmap knows no empty axis
     weight = x.new_zeros(grad_output.shape[-1], x.shape[-1])
 
     def one_token(g: Tensor, token: Tensor) -> Tensor:

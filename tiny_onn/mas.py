@@ -10,7 +10,7 @@ EPS = 1e-9
 
 
 def mas(v: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
-    """relu(v / (max_j |v_j| + EPS)), the maximum over the last axis; in [0, 1), differentiable once in v.
+    """relu(v / (max_j |v_j| + EPS)), the maximum over the last axis; in [0, 1], differentiable once in v.
 
     Where several entries tie for the maximum, its gradient is shared among them evenly, as torch.amax does.
     """

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from tests import oracles
-from tests.tiny_onn.helpers import batch, loss_sum, new_dynamics, router_gradients_of, small_model, step
+from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, router_gradients_of, small_model, step
 from tiny_onn.capture import capture
-from tiny_onn.dynamics import NonFiniteStep
+from tiny_onn.dynamics import DynamicsReport, NonFiniteStep
 from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
 from tiny_onn.learning_cost import WeightState, learning_cost
 
@@ -184,6 +184,35 @@ def test_health_is_reported_for_every_module_where_asked() -> None:
         for each in health.values():
             assert each.scalars[0] == valid.sum()
             assert math.isnan(each.measures()["fraction_good"]) == (arm == "none")
+
+
+@pytest.mark.parametrize("observe", [False, True])
+@pytest.mark.parametrize(
+    ("arm", "engine"),
+    [
+        *((arm, "hooks") for arm in (*ARMS, "per_token_einsum", "per_token_vmap", "per_token_function", "none")),
+        *((arm, "fused") for arm in ("per_token", "fisher", "none")),
+    ],
+)
+def test_a_worker_without_a_valid_token_takes_part(arm: str, engine: str, observe: bool) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
+    dynamics, nothing = new_dynamics(small_model(arm), arm, engine=engine), torch.zeros_like(valid)
+    reports: list[DynamicsReport] = []
+
+    def run() -> DynamicsReport:
+        with dynamics.watch(nothing, labels=1, tokens=0, observe=observe) as opened:
+            total, labels = loss_sum(dynamics.model, tokens, nothing)
+            assert labels == 0
+            reports.append(dynamics.compute_and_apply_gradients(total, opened))
+        return reports[0]
+
+    gradients = all_gradients(dynamics, run)
+    assert len(gradients) == len(list(dynamics.model.parameters()))
+    assert not any(gradient.any() for gradient in gradients.values())  # nor NaN, which is not 0 either
+    assert float(reports[0].task_loss) == 0
+    assert float(reports[0].meta_loss) == 0 or arm == "none"
+    if observe:
+        assert all(math.isnan(each.measures()["activation_rate"]) for each in reports[0].health.values())
 
 
 def test_a_gradient_near_nothing_is_no_signal() -> None:
