@@ -194,7 +194,7 @@ class RemoteSweep:
         before = last_attempt(place)
         if before is None or before.number < found["attempt"]:  # it was noted on another machine
             with contextlib.suppress(FileNotFoundError):
-                remote.attempts_file.download(place.attempts)
+                write_whole(place.attempts, remote.attempts_file.read_text())
         if before is None or before.number <= found["attempt"]:
             write_attempt(place, Attempt(found["attempt"], found["session"]))
             if found["failure"] is not None and not place.failure.exists():

@@ -22,6 +22,7 @@ from pipeline.secrecy import mask
 
 PATIENCE_S = 60.0  # less than the other workers wait for one in a collective
 _CHUNK = 2**22
+_READ_TRIES = 20
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 Result = TypeVar("Result")
 
@@ -76,12 +77,20 @@ class Storage:
     def read_bytes(self) -> bytes:
         """All of a file.
 
+        From an object store pyarrow asks how long a file is, and then for so many bytes: of one that was replaced by a
+        longer one in between, it returns the beginning of that. What is as long as the file is now was read whole.
+
         Raises:
             FileNotFoundError: there is none.
-            StorageError: the storage is away.
+            StorageError: the storage is away, or the file is replaced faster than it can be read.
         """
-        with self._errors(), self.filesystem.open_input_stream(self.path) as stream:
-            return bytes(stream.read())
+        with self._errors():
+            for _ in range(_READ_TRIES):
+                with self.filesystem.open_input_stream(self.path) as stream:
+                    found = bytes(stream.read())
+                if len(found) == self.filesystem.get_file_info(self.path).size:
+                    return found
+        raise StorageError(f"{self}: was replaced each of {_READ_TRIES} times that it was read")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """All of a file, as text; errors as `read_bytes`."""

@@ -1,6 +1,9 @@
 """A storage by itself: on an S3-compatible server on loopback, and on a folder that machines share."""
 
 import hashlib
+import itertools
+import json
+import threading
 import time
 
 import pytest
@@ -96,12 +99,32 @@ def test_a_wrong_bucket_wrong_credentials_and_no_server_are_refused_within_secon
     check_storage(open_storage(store.uri()))
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_whole():
+    with object_store() as store:
+        file = store.storage() / "now.json"
+        file.write_bytes(b'""')
+        done = threading.Event()
+
+        def replace():
+            for size in itertools.takewhile(lambda _: not done.is_set(), itertools.count()):
+                file.write_bytes(json.dumps("x" * size).encode())
+
+        writer = threading.Thread(target=replace)
+        writer.start()
+        try:
+            found = [json.loads(file.read_bytes()) for _ in range(100)]  # else about a third of them is cut short
+        finally:
+            done.set()
+            writer.join()
+    assert len(set(found)) > 10
+
+
 def test_a_storage_that_is_away_for_a_moment_is_waited_for():
     with object_store() as store:
         storage = store.storage()
         (storage / "a").write_bytes(b"1")
         store.stop()
-        with pytest.raises(StorageError, match="Failed to connect"):
+        with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
             (storage / "a").read_bytes()
         with pytest.raises(StorageError, match=r"from the storage for \d+ s: s3://bucket"):
             patiently((storage / "a").read_bytes, limit_s=0.4)
