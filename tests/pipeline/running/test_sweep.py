@@ -97,19 +97,18 @@ def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tm
     assert "1 of 3 trials failed" in screen.getvalue()
     assert "tiny-onn ablate toy.yaml --resume" in screen.getvalue()
 
-    before = {folder: folder.result.stat().st_mtime_ns for folder in (good, killed)}
+    before = {folder: (folder.result.stat().st_mtime_ns, last_attempt(folder)) for folder in (good, killed)}
+    failed = last_attempt(bad)
+    assert failed is not None  # the first, unless Ray lost a process at its start, as it may on a crowded machine
     with pytest.raises(UserError, match="--resume"):
         sweep(tmp_path, experiment, RecordingTracker())
     mended = experiment.model_copy(update={"description": ""})
     tracker = RecordingTracker()
     outcome = sweep(tmp_path, mended, tracker, resume=True)
     assert outcome.exit_code == 0
-    assert {folder: folder.result.stat().st_mtime_ns for folder in before} == before
-    assert result(bad)["attempt"] == 2
+    assert {folder: (folder.result.stat().st_mtime_ns, last_attempt(folder)) for folder in before} == before
+    assert result(bad)["attempt"] == failed.number + 1
     assert not bad.failure.exists()
-    attempt = last_attempt(good)
-    assert attempt is not None
-    assert attempt.number == 1
     assert set(tracker.ended().values()) == {"FINISHED"}
     assert tracker.calls[-1] == ("close", "FINISHED")
 
