@@ -111,10 +111,11 @@ def fit(workers: WorkersConfig, nodes: Sequence[Resources], wanted: int) -> int:
         field, need, have = "workers.gpus", f"{workers.gpus * workers.count:g} GPUs", f"{gpus:g}"
     else:
         field, need, have = "workers.cpus", f"{workers.cpus * workers.count:g} CPUs", f"{cpus:g}"
+    what = "GPU" if field == "workers.gpus" else "core"
     place = "" if len(nodes) == 1 else f" on {len(nodes)} machines, and each worker must fit on one"
     raise UserError(
         f"{field}: a trial asks for {need} ({asked}), but there are {have}{place}; {slots} of its workers fit. "
-        "Lower workers.count or workers.cpus (a fraction shares a core), or use a larger cluster with --address."
+        f"Lower workers.count or {field} (a fraction shares a {what}), or use a larger cluster with --address."
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import UserError
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
-from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names
+from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names, why_no_setting
 from tiny_onn.arms import GRANULARITY
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -47,8 +47,10 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _folder_goes_with_dataset(self) -> "DataConfig":
-        if (self.dataset == "folder") != (self.folder is not None):
-            raise ValueError("folder names a path exactly when dataset is 'folder'")
+        if self.dataset == "folder" and self.folder is None:
+            raise ValueError("folder: is missing; with dataset: folder it names a folder of ARC JSON files")
+        if self.dataset != "folder" and self.folder is not None:
+            raise ValueError(f"folder: found {self.folder!r}, but dataset: {self.dataset}; expected dataset: folder")
         return self
 
 
@@ -216,7 +218,7 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
         for group in groups:
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"{source}: {field!r} is no setting{did_you_mean(field, setting_names(Experiment))}")
+            raise UserError(f"{source}: {field!r} {why_no_setting(field, setting_names(Experiment))}")
         place[last] = value
     return validated(values, source)
 

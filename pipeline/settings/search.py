@@ -43,13 +43,15 @@ class Domain(Settings):
     @classmethod
     def _is_one_that_there_is(cls, values: Any) -> Any:
         names = list(cls.model_fields)
-        found = list(values) if isinstance(values, dict) else []
+        if not isinstance(values, dict) or not values:
+            raise ValueError(f": found {values!r}; expected one of {', '.join(names)}, as in {{uniform: [low, high]}}")
+        found = list(values)
         for name in found:
             if name not in names:
                 near = did_you_mean(str(name), names)
                 raise ValueError(f"{name}: no such domain{near}; there are {', '.join(names)}")
         if len([name for name in found if values[name] is not None]) != 1:
-            raise ValueError(f"{found[0] if found else names[0]}: expected exactly one of {', '.join(names)}")
+            raise ValueError(f"{found[0]}: expected exactly one of {', '.join(names)}")
         return values
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 _LONGEST = 80
+_BY_DOTTED_NAME = ("sweep.grid", "sweep.search.space")  # groups in which a dotted name is one word
 NAME_RULE = (
     "expected 1 to 64 letters, digits, '.', '_' or '-', of which the first is a letter or digit: it names a folder"
 )
@@ -32,11 +33,25 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
+def why_no_setting(field: str, names: Collection[str]) -> str:
+    """What is wrong with a dotted name that an experiment has no place for; `names` are the settings that there are."""
+    if field in names:
+        group = field.rpartition(".")[0]
+        return f"cannot be set, as there is no `{group}` yet; set all of it: {group}={{{field[len(group) + 1 :]}: ...}}"
+    for group in _BY_DOTTED_NAME:
+        if field.startswith(f"{group}."):
+            return f"cannot be set alone; set all of it: {group}={{{field[len(group) + 1 :]}: ...}}"
+    return f"is no setting{did_you_mean(field, names)}"
+
+
 def explain(error: Exception, source: str, names: Collection[str]) -> str:
     """The whole message: `source`, and a line for each problem; `names` are the settings that there are."""
     if not isinstance(error, ValidationError):
         return f"{source}: {error}"
-    return f"{source}:\n" + "\n".join(f"  {_line(problem, names)}" for problem in error.errors())
+    problems = error.errors()
+    deeper = {problem["loc"][:-1] for problem in problems}  # a list whose items are all refused is not called empty too
+    told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in deeper]
+    return f"{source}:\n" + "\n".join(f"  {_line(problem, names)}" for problem in told)
 
 
 def _line(problem: Any, names: Collection[str]) -> str:
@@ -45,14 +60,24 @@ def _line(problem: Any, names: Collection[str]) -> str:
         return f"{_cut(place)}: no such setting{did_you_mean(place, names)}"
     if kind == "missing":
         return f"{place}: is missing"
-    if kind == "value_error":  # our own: its first word is the setting, without its group
-        return f"{place}{'.' if place else ''}{problem['ctx']['error']}"
+    if kind == "value_error":  # our own: its first word is the setting, without its group, or a colon for the group
+        said = str(problem["ctx"]["error"])
+        return f"{place}{'.' if place and not said.startswith(':') else ''}{said}"
     shown = "not a finite number" if isinstance(found, float) and not math.isfinite(found) else _cut(repr(found))
+    if found is None:
+        shown = "nothing"
     expected = problem["msg"][0].lower() + problem["msg"][1:]
     if kind == "literal_error":
         expected += did_you_mean(str(found), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     elif kind == "string_pattern_mismatch":
         expected = NAME_RULE
+    elif kind in ("model_type", "dict_type"):
+        expected = "expected settings by name, as {name: value} or one a line below it"
+    elif kind == "tuple_type":
+        alone = isinstance(found, str | int | float)
+        expected = "expected a list" + (f", as in [{found}]" if alone and len(str(found)) < _LONGEST else "")
+    elif kind == "too_short":
+        expected = f"expected at least {problem['ctx']['min_length']} of them"
     elif kind == "int_type" and isinstance(found, float) and found.is_integer():
         expected += f"; write {found:.0f}"
     return f"{_cut(place) or 'settings'}: found {shown}; {expected}"

@@ -46,7 +46,13 @@ ROOT = Path(__file__).parents[3]
         ({"name": "x", "training": {"steps": 10, "warmup_steps": 10}}, "warmup_steps=10 must be smaller than steps=10"),
         ({"name": "x", "model": {"hidden": 63, "heads": 4}}, "nearest: hidden=56 or 64"),
         ({"name": "x", "data": {"dataset": "arc-agi-3"}}, "data.dataset: found 'arc-agi-3'"),
-        ({"name": "x", "data": {"dataset": "folder"}}, "data.folder names a path exactly when"),
+        ({"name": "x", "data": {"dataset": "folder"}}, "data.folder: is missing; with dataset: folder it names"),
+        ({"name": "x", "data": {"folder": "y"}}, "data.folder: found 'y', but dataset: arc-agi-2; expected"),
+        ({"name": "x", "training": None}, "training: found nothing; expected settings by name"),
+        ({"name": "x", "training": 3}, "training: found 3; expected settings by name, as {name: value}"),
+        ({"name": "x", "scales": {"gpu": 3}}, "scales.gpu: found 3; expected settings by name"),
+        ({"name": "x", "sweep": {"arms": "none", "seeds": [0]}}, "arms: found 'none'; expected a list, as in [none]"),
+        ({"name": "x", "sweep": {"arms": ["none"], "seeds": []}}, "seeds: found []; expected at least 1 of them"),
         ({"name": "x", "workers": {"count": 4}}, "use batch_tokens >= 2048"),
         ({"name": "x", "sweep": {"arms": ["none", "none"], "seeds": [0]}}, "arms names a value twice"),
         ({"name": "x", "sweep": {"arms": ["nonee"], "seeds": [0]}}, "unknown arm 'nonee' (did you mean 'none'?)"),
@@ -76,6 +82,28 @@ def test_bad_settings_are_named(values: dict, message: str) -> None:
         validate_experiment(values, "my.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("my.yaml")
+
+
+def test_a_list_whose_items_are_refused_is_not_said_to_be_empty_too() -> None:
+    with pytest.raises(UserError) as error:
+        validate_experiment({"name": "x", "sweep": {"arms": ["none"], "seeds": [-1]}}, "my.yaml")
+    assert str(error.value) == "my.yaml:\n  sweep.seeds.0: found -1; input should be greater than or equal to 0"
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("sweep.seeds", "cannot be set, as there is no `sweep` yet; set all of it: sweep={seeds: ...}"),
+        ("study.question", "no `study` yet; set all of it: study={question: ...}"),
+        ("sweep.grid.model.layers", "cannot be set alone; set all of it: sweep.grid={model.layers: ...}"),
+        ("training.step", "is no setting (did you mean 'training.steps'?)"),
+    ],
+)
+def test_a_dotted_name_without_a_place_says_what_to_set_instead(field: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        replace(validate_experiment({"name": "x"}, "my.yaml"), {field: 1}, "my.yaml with --set")
+    assert f"my.yaml with --set: {field!r} " in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,9 @@ RATE = "training.learning_rate"
     [
         ({"logunifrom": [0.1, 1]}, "no such domain (did you mean 'loguniform'?)"),
         ({"uniform": [0.1, 1], "choice": [1]}, "learning_rate.uniform: expected exactly one of uniform, loguniform"),
-        ({}, "learning_rate.uniform: expected exactly one of uniform, loguniform"),
-        (3, "learning_rate.uniform: expected exactly one of uniform, loguniform"),
+        ({}, "learning_rate: found {}; expected one of uniform, loguniform"),
+        (3, "learning_rate: found 3; expected one of uniform, loguniform"),
+        ([0.1, 1], "learning_rate: found [0.1, 1]; expected one of uniform, loguniform"),
         ({"loguniform": [0, 1]}, "loguniform: expected low > 0; found 0"),
         ({"uniform": [1, 1]}, "uniform: expected low < high; found 1 and 1"),
         ({"uniform": [True, 2]}, "uniform.0"),
