@@ -100,11 +100,12 @@ def train(
 ) -> "Outcome":
     """Trains one model: a YAML file without its `sweep` section. Otherwise as `ablate`."""
     from pipeline.settings.config import replace
+    from pipeline.settings.trials import every_trial
 
     experiment = replace(read(config, changes, scale), {"sweep": None}, str(config))
     return _run(
         experiment,
-        _alone(experiment),
+        every_trial(experiment),
         _words("train", config, changes, scale, output),
         output,
         resume=resume,
@@ -138,14 +139,14 @@ def plan(
         show: whether to print it.
 
     Raises:
-        UserError: the cluster cannot hold it; names the field, or what there is too little of.
+        UserError: `ablate` would refuse it, or the cluster cannot hold it; names the field, or what there is too little
+            of.
     """
     from pipeline.planning.make import forecast
-    from pipeline.settings.trials import trials_of
+    from pipeline.settings.trials import every_trial
 
     experiment = read(config, changes, scale)
-    trials = trials_of(experiment, str(config)) if experiment.sweep else _alone(experiment)
-    return forecast(experiment, trials, Path(output), address, calibrate, console, show)
+    return forecast(experiment, every_trial(experiment, str(config)), Path(output), address, calibrate, console, show)
 
 
 def prepare(
@@ -239,14 +240,6 @@ def _run(
 
     destination = Destination(tracking_uri or None, mlflow_experiment)
     return run(experiment, trials, Path(output), words, destination, **options)
-
-
-def _alone(experiment: "Experiment") -> "tuple[Trial, ...]":
-    """The one trial of an experiment without a sweep."""
-    from pipeline.settings.trials import Trial, trial_key
-
-    key = trial_key(experiment.training.arm, experiment.training.seed)
-    return (Trial(key=key, experiment=experiment),)
 
 
 def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:

@@ -147,7 +147,8 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
 def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: bool, **options: Any) -> None:
     """Say what `ablate` (or, without a sweep in CONFIG, `train`) would run and take, and start nothing.
 
-    A few steps of each kind of trial are timed on this machine. Exit code 2 where the cluster cannot hold it.
+    A few steps of each kind of trial are timed on this machine. Exit code 2 where `ablate` would refuse
+    it, or the cluster cannot hold it.
 
     \b
     Examples:

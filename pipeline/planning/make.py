@@ -15,6 +15,7 @@ from pipeline.planning.calibration import timed
 from pipeline.planning.forecast import Forecast, Kind
 from pipeline.planning.forecast_view import print_forecast
 from pipeline.planning.preflight import check_data, check_start
+from pipeline.running.claim import check_claim
 from pipeline.running.cluster import connect, local_resources
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
@@ -33,7 +34,8 @@ def forecast(
     """What those of `trials` that have not ended would take; see `pipeline.api.plan`.
 
     Raises:
-        UserError: the cluster cannot hold it; names the field, or what there is too little of.
+        UserError: `ablate` would refuse it, or the cluster cannot hold it; names the field, or what there is too little
+            of.
     """
     where, console = Output(output), console or Console()
     left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
@@ -46,6 +48,7 @@ def forecast(
     sweep = experiment.sweep
     together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
     prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
+    check_claim(where.sweep(experiment.name), experiment, prepared.manifest.data_hash)
     check_data(left, prepared)
     kinds = forecasting.kinds_of(left, prepared)
     if calibrate and kinds:

@@ -6,7 +6,9 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
+from pipeline.layout import TrialFolder
 from pipeline.settings.config import Experiment
+from pipeline.settings.trials import every_trial
 
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
 
@@ -17,26 +19,62 @@ def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, co
     Raises:
         UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False.
     """
+    begun = check_claim(folder, experiment, data_hash)
+    if begun and not resume:
+        raise UserError(
+            f"{folder}: this experiment has been started before. Go on with:\n  {command} --resume\n"
+            "Finished trials are not repeated. To start over, remove that folder."
+        )
+    if not (folder / "sweep.json").exists():
+        write_whole(folder / "sweep.json", json.dumps(_record(experiment, data_hash), indent=1))
+
+
+def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
+    """Whether this very experiment has been started in the folder; False where none has.
+
+    Where sweep.json is gone, the trials that were begun say whose the folder is.
+
+    Raises:
+        UserError: another experiment has, or it cannot be known.
+    """
     path = folder / "sweep.json"
-    now = {"experiment": experiment.model_dump(mode="json"), "data_hash": data_hash}
-    if not path.exists():
-        write_whole(path, json.dumps(now, indent=1))
-        return
-    before = read_json(path)
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: is not JSON. Remove {folder} to start over, or use another --output.")
+    if path.exists():
+        before = read_json(path)
+        if not isinstance(before, dict) or not isinstance(before.get("experiment"), dict):
+            raise UserError(
+                f"{path}: is damaged, not JSON that says of which experiment {folder} is. Remove this file alone to go "
+                "on with the trials there, if their own settings are still the same; or use another --output."
+            )
+        _refuse_if_different(folder, experiment.name, before, _record(experiment, data_hash))
+        return True
+    trials = {trial.key: trial.experiment for trial in every_trial(experiment)}
+    found = map(TrialFolder, sorted(folder.glob("trials/*")))
+    begun = [trial for trial in found if trial.config.exists() or trial.ended or trial.checkpoints.exists()]
+    for trial in begun:
+        then, key = read_json(trial.config), trial.root.name
+        if key not in trials or not isinstance(then, dict):
+            why = "is no trial of this experiment" if key not in trials else "has no config.json that says its settings"
+            raise UserError(
+                f"{trial.root}: {why}, and {path} is gone. Give this experiment another name (--set name=...) or "
+                "another --output, or remove the trial's folder to run it anew."
+            )
+        now = {"experiment": trials[key].model_dump(mode="json")}
+        _refuse_if_different(folder, experiment.name, {"experiment": then}, now)
+    return bool(begun)
+
+
+def _record(experiment: Experiment, data_hash: str) -> dict[str, Any]:
+    return {"experiment": experiment.model_dump(mode="json"), "data_hash": data_hash}
+
+
+def _refuse_if_different(folder: Path, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     old, new = _flat(before), _flat(now)
     different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and f not in _WITHOUT_EFFECT]
     if different:
         lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]
         raise UserError(
-            f"{folder}: holds another experiment of the name {experiment.name!r}:\n" + "\n".join(lines) + "\n"
+            f"{folder}: holds another experiment of the name {name!r}:\n" + "\n".join(lines) + "\n"
             "Give this one another name (--set name=...) or another --output, or remove that folder."
-        )
-    if not resume:
-        raise UserError(
-            f"{folder}: this experiment has been started before. Go on with:\n  {command} --resume\n"
-            "Finished trials are not repeated. To start over, remove that folder."
         )
 
 

@@ -46,6 +46,14 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     return tuple(trials.values())
 
 
+def every_trial(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...]:
+    """`trials_of` a sweep, or the one trial of an experiment without one."""
+    if experiment.sweep is not None:
+        return trials_of(experiment, source)
+    training = experiment.training
+    return (Trial(key=trial_key(training.arm, training.seed), experiment=experiment),)
+
+
 def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
     """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
     try:

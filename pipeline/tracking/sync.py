@@ -15,7 +15,7 @@ from pipeline.records.attempts import last_attempt
 from pipeline.records.lock import folder_lock
 from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
-from pipeline.settings.trials import Trial, trial_key, trials_of
+from pipeline.settings.trials import Trial, every_trial
 from pipeline.tracking.crew import Crew
 from pipeline.tracking.destination import recall
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
@@ -80,7 +80,7 @@ def sync(
     destination, tags = recall(folder, uri, experiment)
     store, artifacts = destination.store(output)
     with folder_lock(folder):
-        trials = _trials(settings)
+        trials = every_trial(settings)
         done = Delivery(sweep, total=len(trials))
         tracker = Tracker(store, destination.experiment, artifacts)
         crew = Crew(tracker.at_once, "sync")
@@ -156,18 +156,14 @@ def _settings(folder: Path) -> Experiment:
         raise UserError(f"--output {folder.parents[1]}: holds no sweep {folder.name!r}; there are: {known}.")
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("experiment"), dict):
-        raise UserError(f"{path}: is not the record of a sweep. Remove {folder} to start over.")
+        raise UserError(
+            f"{path}: is damaged, not the record of a sweep. Remove this file alone, and give the sweep's command once "
+            "more with --resume: it writes the file anew, and keeps what the trials have finished."
+        )
     settings = validate_experiment(found["experiment"], str(path))
     if settings.name != folder.name:
         raise UserError(f"{path}: is of a sweep {settings.name!r}, but lies in the folder of {folder.name!r}.")
     return settings
-
-
-def _trials(settings: Experiment) -> Sequence[Trial]:
-    if settings.sweep is not None:
-        return trials_of(settings)
-    training = settings.training
-    return (Trial(key=trial_key(training.arm, training.seed), experiment=settings),)
 
 
 def _status(folder: TrialFolder) -> str | None:

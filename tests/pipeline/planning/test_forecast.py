@@ -22,8 +22,8 @@ from pipeline.planning.forecast import Forecast, Kind, at_once, check_memory, ki
 from pipeline.planning.forecast_view import number, print_forecast, size, summary
 from pipeline.running.cluster import Resources
 from pipeline.settings.config import Experiment
-from pipeline.settings.experiment_file import validate_experiment
-from pipeline.settings.trials import trials_of
+from pipeline.settings.experiment_file import read_experiment, validate_experiment
+from pipeline.settings.trials import every_trial, trials_of
 from tests.pipeline.samples import SMALL, small_data, write_config
 
 MEASURED = Measured(
@@ -174,8 +174,11 @@ def test_the_command_without_calibration(config: Path, tmp_path: Path) -> None:
     done = out / "sweeps" / "look" / "trials" / "none-s0"
     done.mkdir(parents=True)
     (done / "result.json").write_text("{}")
+    none = next(trial for trial in every_trial(read_experiment(config)) if trial.key == "none-s0")
+    (done / "config.json").write_text(none.experiment.model_dump_json())
     assert json.loads(CliRunner().invoke(main, words).stdout)["ended_before"] == 1
     for change, message in (
+        ("training.steps=77", "holds another experiment of the name 'look':\n  training.steps: there "),
         ("workers.cpus=999", "workers.cpus: a trial asks for 999 CPUs"),
         ("workers.gpus=64", "workers.gpus: a trial asks for 64 GPUs"),
         ("model.hiden=8", "did you mean 'model.hidden'?"),

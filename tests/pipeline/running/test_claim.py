@@ -11,9 +11,11 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
+from pipeline.layout import TrialFolder
 from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
 from pipeline.settings.config import SweepConfig, TrainingConfig
+from pipeline.settings.trials import every_trial
 from tests.pipeline.toy_training import toy_experiment
 
 COMMAND = "tiny-onn ablate toy.yaml"
@@ -48,10 +50,32 @@ def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
     claim(tmp_path, toy_experiment(sweep=sweep, description="said better"), "aa", True, COMMAND)
 
 
-def test_a_damaged_record_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+@pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
+def test_a_damaged_record_is_refused_and_nothing_done_need_be_removed(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"not JSON that says of which experiment .* Remove this file alone"):
         claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
+
+
+def test_without_a_record_the_trials_say_whose_the_folder_is(tmp_path: Path) -> None:
+    mine = toy_experiment()
+    trial = every_trial(mine)[0]
+    folder = TrialFolder(tmp_path / "trials" / trial.key)
+    write_whole(folder.result, "{}")
+    with pytest.raises(UserError, match=r"has no config\.json that says its settings, and .*sweep\.json is gone"):
+        claim(tmp_path, mine, "aa", True, COMMAND)
+    write_whole(folder.config, trial.experiment.model_dump_json())
+    with pytest.raises(UserError, match=f"{COMMAND} --resume"):
+        claim(tmp_path, mine, "aa", False, COMMAND)
+    other = toy_experiment(training=TrainingConfig(steps=4, warmup_steps=1, batch_tokens=64))
+    with pytest.raises(UserError, match=r"training\.steps: there 3, now 4"):
+        claim(tmp_path, other, "aa", True, COMMAND)
+    swept = toy_experiment(sweep=SweepConfig(arms=("none",), seeds=(7,)))
+    with pytest.raises(UserError, match="is no trial of this experiment"):
+        claim(tmp_path, swept, "aa", True, COMMAND)
+    assert not (tmp_path / "sweep.json").exists()
+    claim(tmp_path, mine, "aa", True, COMMAND)
+    assert read_json(tmp_path / "sweep.json")["experiment"] == mine.model_dump(mode="json")
 
 
 def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_what_cannot_be_delivered_is_refused_by_name(output, tmp_path):
     moved.unlink()
     broken = sync(output)  # all of them: one that cannot be read does not stop the others
     assert broken.exit_code == 1
-    assert "sweep.json: is not the record of a sweep" in broken.output
+    assert "sweep.json: is damaged, not the record of a sweep" in broken.output
 
 
 def test_a_password_is_not_kept_and_asked_for(tmp_path, monkeypatch):
