@@ -46,7 +46,7 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     help="Where files go, for example s3://bucket/mlflow. Default: --output.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all there are.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen at.")
 @click.option(
     "--allowed-hosts",
     "allowed_hosts",
@@ -74,12 +74,18 @@ def server(
       tiny-onn server --host 10.0.0.5 --allowed-hosts mlflow.cluster.local
       tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
     """
+    from pipeline.errors import UserError
     from pipeline.layout import Output
     from pipeline.tracking.serve import serve_all
 
     place = Output(output).server
-    if backend_uri is None or artifacts is None:
-        place.mkdir(parents=True, exist_ok=True)
+    try:
+        if backend_uri is None or artifacts is None:
+            place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--output {output}: cannot be used ({error.strerror}). Expected a folder that can be written to."
+        ) from error
     uri = backend_uri or f"sqlite:///{(place / 'mlflow.db').resolve()}"
     serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
 

@@ -76,7 +76,8 @@ def free_port(host: str, port: int | None) -> int:
             probe.bind((host, port or 0))
         except OSError as error:
             raise UserError(
-                f"port {port} of {host} cannot be used ({error.strerror}). Name another port, or none for a free one."
+                f"port {port} of {host} cannot be used ({error.strerror}). Expected an address of this machine, and a "
+                "port that nothing listens at; name another with --host or --port."
             ) from error
         return int(probe.getsockname()[1])
 

@@ -9,7 +9,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.layout import Output
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
@@ -101,3 +103,18 @@ def test_a_server_whose_database_or_address_cannot_be_is_refused(tmp_path: Path)
         assert done.returncode == 2, done.stderr
         assert reason in done.stderr
         assert "s3cret" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "{file}"], "--output {file}: cannot be used (Not a directory)"),
+        (["--output", "{folder}", "--host", "192.0.2.1"], "port 5000 of 192.0.2.1 cannot be used (Cannot assign"),
+    ],
+)
+def test_a_place_where_no_server_can_be_is_refused(tmp_path: Path, words: list[str], message: str) -> None:
+    places = {"file": str(tmp_path / "file"), "folder": str(tmp_path / "folder")}
+    (tmp_path / "file").touch()
+    ran = CliRunner().invoke(main, ["server", *(word.format(**places) for word in words)])
+    assert ran.exit_code == 2, ran.output
+    assert message.format(**places) in ran.output
