@@ -88,6 +88,7 @@ def step(
 @bench.command()
 @_sizes
 @_common
+@click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
 @click.option("--variant", "variants", multiple=True, help="The first is what others are compared with.")
 def profile(
     hidden: tuple[int, ...],
@@ -98,6 +99,7 @@ def profile(
     threads: int,
     output: Path,
     as_json: bool,
+    bfloat16: bool,
     variants: tuple[str, ...],
 ) -> None:
     """Where does the time of a step go? By default: what the single pass adds to the compiled plain step."""
@@ -109,7 +111,7 @@ def profile(
 
     _check_variants(variants)
     check_device(device)
-    sizes = [Size(width, layers, tokens, device) for width in hidden for tokens in seq]
+    sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or ("plain_compiled", "fused", "hooks"), progress)
     tell(result, output, as_json)
@@ -283,11 +285,15 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except RuntimeError:
-        raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device")
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("cuda is asked for, but torch finds no GPU here", param_hint="--device")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise click.BadParameter(f"{device} is not among the {torch.cuda.device_count()} GPUs", param_hint="--device")
 
 
 def check_width(hidden: int) -> None:

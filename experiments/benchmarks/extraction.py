@@ -2,13 +2,23 @@
 
 import statistics
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.benchmarks.extraction_methods import CHUNK, METHODS, Extraction, LayerSize, build
-from experiments.benchmarks.measure import DoesNotFit, free_bytes, peak_bytes, ratio, seconds_in_turn
+from experiments.benchmarks.measure import (
+    DoesNotFit,
+    attempt,
+    attempt_each,
+    free_bytes,
+    peak_bytes,
+    ratio,
+    release,
+    seconds_in_turn,
+)
 from experiments.benchmarks.report import Progress, Result, mebibytes, milliseconds
 
 # Relative, of every single cost, in float32: a sum of H squares in another order, some sqrt(H) roundings of 6e-8 apart.
@@ -29,25 +39,32 @@ def measure(
     device = torch.device(size.device)
     found: dict[str, dict[str, Any]] = {}
     calls: dict[str, Extraction] = {}
+    problems: dict[str, str] = {}
     for name in names:
+        found[name] = {}  # keeps the order
         if problem := _why_not(name, size, device):
-            found[name] = {"not_run": problem}
-        else:
-            found[name] = {}  # keeps the order
-            calls[name] = Extraction(name, size)
+            problems[name] = problem
+            continue
+        try:
+            calls[name] = attempt(partial(Extraction, name, size), device)
+        except DoesNotFit as error:
+            problems[name] = f"does not fit: {error}"
     progress.begin(f"hidden {size.hidden}, {size.seq} tokens", len(calls) * (repeats + 4))
-    differences = check(calls, progress)
-    seconds = seconds_in_turn(dict(calls), repeats, device, progress.step)
+    differences = check(calls, device, problems, progress)
+    seconds = seconds_in_turn(calls, repeats, device, progress.step, problems)
     calls.clear()
+    release(device)
     for name, taken in seconds.items():
         progress.step(f"{name}, memory")
         found[name] = {"seconds": statistics.median(taken), "all_seconds": taken, **_times(name, seconds)}
         if name in differences:
             found[name]["differs_by"] = differences[name]
         try:
-            found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads)
+            found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads, device)
         except DoesNotFit as error:
             found[name] |= {"peak_bytes": None, "memory_problem": str(error)}
+    for name, problem in problems.items():
+        found[name] = {"not_run": problem}
     base = found.get("factored", {}).get("peak_bytes")
     for each in found.values():
         if base and each.get("peak_bytes"):
@@ -55,22 +72,29 @@ def measure(
     return found
 
 
-def check(calls: dict[str, Extraction], progress: Progress) -> dict[str, float]:
+def check(
+    calls: dict[str, Extraction], device: torch.device, problems: dict[str, str], progress: Progress
+) -> dict[str, float]:
     """By how much each method's costs differ from `factored`'s, relative, at the worst.
+
+    One that does not fit is taken out of `calls`, and `problems` says why.
 
     Raises:
         AssertionError: by more than TOLERANCE.
     """
     differences = {}
-    for name, call in calls.items():
+
+    def look(name: str, call: Extraction) -> None:
         progress.step(f"{name}, check")
         found = call()
         if found is None:
-            continue
+            return
         difference = _difference(found, call)
         if not difference <= TOLERANCE:
             raise AssertionError(f"{name}'s costs differ from the factored ones by {difference:.1e}, relative")
         differences[name] = difference
+
+    attempt_each(calls, look, device, problems)
     return differences
 
 

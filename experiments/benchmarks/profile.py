@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import torch
+import torch._dynamo
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -72,6 +73,7 @@ def seconds_of(operators: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
 def measure(size: Size, repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> dict[str, Any]:
     """By variant: `seconds` of a step by kind, medians over `repeats` profiles of three steps, taken in turn."""
     torch.set_num_threads(threads)
+    torch._dynamo.reset()  # as in `step`
     device = torch.device(size.device)
     steps = {name: Step(name, size) for name in names if not (name in COMPILED and compiler_problem(device))}
     if not steps:

@@ -76,7 +76,7 @@ def tell(result: Result, folder: Path, as_json: bool) -> None:
     for note in result.notes:
         console.print(escape(note))
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {"question": result.question, "environment": environment(), **result.data}
+    numbers = {"question": result.question, "environment": environment(result.data.get("device", "cpu")), **result.data}
     (folder / f"{result.question}.json").write_text(json.dumps(numbers, indent=1) + "\n")
     (folder / f"{result.question}.md").write_text(_markdown(result))
     _plot(result, folder / f"{result.question}.png")
@@ -85,11 +85,11 @@ def tell(result: Result, folder: Path, as_json: bool) -> None:
         print(json.dumps(numbers))
 
 
-def environment() -> dict[str, str]:
-    """What the numbers depend on."""
+def environment(device: str) -> dict[str, str]:
+    """What the numbers depend on; the GPU's name where `device` is one."""
     found = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
     return found
 
 

@@ -43,8 +43,8 @@ class Size:
 
     @property
     def einsum_bytes(self) -> int:
-        """Of one layer's per-token gradients, built whole, and its square, which the norm takes."""
-        return 2 * 4 * self.seq * self.hidden**2
+        """Of one layer's per-token gradients, built whole, in float32 also under autocast."""
+        return 4 * self.seq * self.hidden**2
 
 
 class Step:

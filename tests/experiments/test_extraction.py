@@ -38,7 +38,7 @@ def command(output: Path, *words: str) -> Result:
 @pytest.fixture
 def memory_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process for every method takes seconds; one test pays for it."""
-    monkeypatch.setattr(extraction, "peak_bytes", lambda build, arguments, _: build(*arguments).state_bytes)
+    monkeypatch.setattr(extraction, "peak_bytes", lambda build, arguments, *_: build(*arguments).state_bytes)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].gives == "rows"])

@@ -43,6 +43,42 @@ def test_what_does_not_fit_is_said_and_not_run(monkeypatch: pytest.MonkeyPatch, 
     assert "does not fit" in json.loads(done.stdout)["variants"]["einsum"]["not_run"]
 
 
+@pytest.mark.parametrize("fits", [0, 2])  # calls: the check of the gradients is the first
+def test_a_variant_that_runs_out_of_memory_is_said_and_the_rest_runs(
+    fits: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole, calls = variants._whole_einsum, []
+
+    def greedy(*arguments: torch.Tensor) -> torch.Tensor:
+        calls.append(None)
+        if len(calls) > 4 * fits:  # q, k, v and o of a step
+            raise torch.OutOfMemoryError("Tried to allocate 64.00 GiB")
+        return whole(*arguments)
+
+    monkeypatch.setattr(variants, "_whole_einsum", greedy)
+    monkeypatch.setattr("experiments.benchmarks.step.peak_bytes", lambda *_: 1)
+    chosen = [word for name in ("einsum", "plain_eager", "two_pass") for word in ("--variant", name)]
+    done = CliRunner().invoke(bench, [*TINY, *chosen, "--output", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["variants"]
+    assert found["einsum"] == {"not_run": "does not fit: Tried to allocate 64.00 GiB"}
+    assert all(found[name]["seconds"] > 0 for name in ("plain_eager", "two_pass"))
+    assert list(found) == ["einsum", "plain_eager", "two_pass"]
+
+
+def test_the_einsum_holds_one_float32_for_each_token_expert_and_input() -> None:
+    assert Size(768, 2, 4096).einsum_bytes == Size(768, 2, 4096, autocast=True).einsum_bytes == 9 * 2**30
+
+
+def test_every_size_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    resets = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(None))
+    monkeypatch.setattr("experiments.benchmarks.step.peak_bytes", lambda *_: 1)
+    words = [*TINY, "--hidden", "18", "--variant", "plain_eager", "--output", str(tmp_path)]
+    assert CliRunner().invoke(bench, words, catch_exceptions=False).exit_code == 0
+    assert len(resets) == 2
+
+
 def test_all_uncompiled_variants_learn_the_same() -> None:
     size = Size(16, 2, 20)
     found = {name: Step(name, size).router_gradients() for name in ("two_pass", "einsum")}
@@ -56,6 +92,7 @@ def test_all_uncompiled_variants_learn_the_same() -> None:
         (["--variant", "fussed"], "'fussed'; there are plain_eager"),
         (["--device", "cuda"], "torch finds no GPU here"),
         (["--device", "tpu9"], "'tpu9' is no device"),
+        (["--device", "meta"], "'meta' is no device"),
         (["--hidden", "0"], "0 is not in the range"),
     ],
 )
@@ -65,6 +102,14 @@ def test_bad_options_are_refused(words: list[str], message: str) -> None:
     done = CliRunner().invoke(bench, ["step", *words])
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    done = CliRunner().invoke(bench, ["step", "--device", "cuda:2"])
+    assert done.exit_code == 2
+    assert "cuda:2 is not among the 2 GPUs" in done.stderr
 
 
 @pytest.mark.slow
