@@ -79,7 +79,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(short_help="Turn ARC tasks into Parquet shards.")
 @CONFIG
 @OUTPUT
 @STORAGE
@@ -116,7 +116,7 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
     sys.exit(api.train(config, parse_changes(changes), output, **options).exit_code)
 
 
-@main.command()
+@main.command(short_help="Run the sweep of CONFIG; print and file its report.")
 @_running
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.
@@ -136,7 +136,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     sys.exit(api.ablate(config, parse_changes(changes), output, **options).exit_code)
 
 
-@main.command()
+@main.command(short_help="Say what CONFIG would run and take, and start nothing.")
 @CONFIG
 @OUTPUT
 @SCALE
@@ -169,7 +169,7 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
         click.echo(json.dumps(found.as_json(), indent=1))
 
 
-@main.command()
+@main.command(short_help="Make the report of SWEEP once more, from MLflow alone.")
 @click.argument("sweep")
 @OUTPUT
 @URI

@@ -20,7 +20,7 @@ _ADDRESS = click.option(
 _NAME = click.argument("name")
 
 
-@click.command()
+@click.command(short_help="Run CONFIG on a Ray cluster, and follow its log.")
 @click.argument("config", type=click.Path(path_type=Path))
 @_ADDRESS
 @click.option("--name", default=None, help="The job's and the experiment's name; short for --set name=NAME.")
@@ -122,7 +122,7 @@ def list_jobs(address: str) -> None:
     _table(found, "no jobs yet")
 
 
-@jobs.command()
+@jobs.command(short_help="The jobs NAME has had; exits as the last one did.")
 @_NAME
 @_ADDRESS
 def status(name: str, address: str) -> None:
@@ -135,7 +135,7 @@ def status(name: str, address: str) -> None:
     sys.exit(exit_code(last, click.echo) if last.ended else 0)
 
 
-@jobs.command()
+@jobs.command(short_help="Follow what the last job NAME prints.")
 @_NAME
 @_ADDRESS
 @click.option("--no-follow", is_flag=True, help="Print what there is, and end.")
@@ -155,7 +155,7 @@ def logs(name: str, address: str, no_follow: bool) -> None:
         raise UserError(f"{server.url}: the logs of {name} cannot be read ({error}).") from error
 
 
-@jobs.command()
+@jobs.command(short_help="Stop the job NAME; `submit --resume` goes on with it.")
 @_NAME
 @_ADDRESS
 def stop(name: str, address: str) -> None:

@@ -8,7 +8,7 @@ import click
 from pipeline.options import EXPERIMENT, OUTPUT, URI
 
 
-@click.command()
+@click.command(short_help="Serve MLflow's page here, and print links into it.")
 @OUTPUT
 @URI
 @EXPERIMENT
@@ -29,7 +29,7 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
-@click.command()
+@click.command(short_help="Run MLflow as the tracker of many machines.")
 @OUTPUT
 @click.option(
     "--backend-uri",
@@ -90,7 +90,7 @@ def server(
     serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
 
 
-@click.command()
+@click.command(short_help="Deliver to MLflow all that it lacks of a sweep, or of all.")
 @click.argument("sweep", required=False)
 @OUTPUT
 @click.option(

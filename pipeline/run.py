@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pipeline.layout import Output
+from pipeline.files import read_json
+from pipeline.layout import Output, TrialFolder
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
@@ -114,7 +115,17 @@ def run(
             destination=destination,
             shared=shared,
         )
+    if experiment.sweep is None and ended.finished:
+        _tell_where(next(iter(folders.values())), console)
     return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
+
+
+def _tell_where(folder: TrialFolder, console: Console) -> None:
+    """Where what one training run came to is found; a sweep's report says it for its trials."""
+    found = read_json(folder.run_id)
+    run_id = found.get("run_id", "") if isinstance(found, dict) else ""
+    known = f", MLflow run {run_id}" if run_id else ""
+    console.print(f"Model: {folder.model}{known}\nAll measurements: {folder.result}", highlight=False, soft_wrap=True)
 
 
 def file_report(

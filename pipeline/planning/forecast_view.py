@@ -18,7 +18,8 @@ _BUSY = 0.8  # a smaller share of the time asked for is worth a word
 def print_forecast(forecast: Forecast, console: Console, where: str) -> None:
     """The table of the trials, those alike in one row, and below it the sums. `where`: whose times they are."""
     if not forecast.trials:
-        console.print(Text(f"{forecast.name}: all {forecast.ended} trials have ended; nothing would run."))
+        ended = f"all {forecast.ended} trials have" if forecast.ended != 1 else "its one trial has"
+        console.print(Text(f"{forecast.name}: {ended} ended; nothing would run."))
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("arm", "model"):
@@ -39,8 +40,8 @@ def summary(forecast: Forecast, where: str) -> list[str]:
     machines = f"{len(forecast.nodes)} machine{'s' * (len(forecast.nodes) > 1)}"
     gpu_text = f" and {gpus:g} GPUs" if gpus else ""
     lines = [
-        f"{forecast.name}: {forecast.trials} trials to run{done}; {forecast.at_once} at once on {machines} with "
-        f"{cpus:g} CPUs{gpu_text}",
+        f"{forecast.name}: {forecast.trials} trial{'s' * (forecast.trials != 1)} to run{done}; {forecast.at_once} at "
+        f"once on {machines} with {cpus:g} CPUs{gpu_text}",
         _workers(forecast.kinds),
         _models(forecast.kinds),
         f"Tokens: {number(forecast.tokens)} in all, padding included",

@@ -38,7 +38,7 @@ class Filed:
 
 def read_filed(uri: str, results: Results) -> Filed:
     """The distributions of every trial, and the predictions of each row's lowest seed."""
-    client = open_store(uri)
+    client = open_store(uri, create=False)
     filed = Filed()
     with TemporaryDirectory() as aside, store_errors(uri):
         for row in results.rows:

@@ -77,8 +77,10 @@ def loss(row: Row, control: Row) -> str:
     found = paired_difference(EVAL_LOSS.of_row(row), EVAL_LOSS.of_row(control))
     if found is None or not math.isfinite(found.mean):
         return f"The held-out losses of {row.arm} and {control.arm} cannot be compared: one is missing or not a number."
-    word = "higher" if found.mean > 0 else "lower" if found.mean < 0 else "different"
-    text = f"The held-out loss of {row.arm} is {word} by {abs(found.mean):.4f} nats per token"
+    differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
+    if abs(found.mean) < 0.00005:
+        differs = "differs by less than 0.0001"
+    text = f"The held-out loss of {row.arm} {differs} nats per token"
     if found.interval is None:
         return f"{text} in the one seed that both have, which tells nothing of chance."
     text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"

@@ -88,10 +88,11 @@ def print_report(report: Report, console: Console) -> None:
         for row in rows:
             table.add_column(Text(row.arm), justify="right", no_wrap=True)
         table.add_row("seeds", *(str(len(row.trials)) for row in rows))
-        for column in report.columns:
-            means = [_mean(results, row, column, lambda text: "* " + text) for row in rows]
-            table.add_row(f"{column.title}, {column.unit}", *map(Text, means))
-        table.caption, table.caption_justify = "* best of its row", "left"
+        means = [[_mean(results, row, column, "* {}".format) for row in rows] for column in report.columns]
+        for column, cells in zip(report.columns, means, strict=True):
+            table.add_row(f"{column.title}, {column.unit}", *map(Text, cells))
+        if any(cell.startswith("* ") for cells in means for cell in cells):
+            table.caption, table.caption_justify = "* best of its row", "left"
         console.print(table)
     for paragraph in report.findings:
         console.print(Text(paragraph))

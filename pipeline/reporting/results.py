@@ -110,7 +110,7 @@ def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
     Raises:
         UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
     """
-    client = open_store(uri)
+    client = open_store(uri, create=False)
     with store_errors(uri):
         return _read(client, experiment_name, sweep)
 

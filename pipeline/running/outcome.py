@@ -53,7 +53,10 @@ def outcome_of(progress: Sequence[Progress], stopped_by: int | None, taken_by: s
 def tell_start(name: str, progress: Sequence[Progress], left: Sequence[Progress], console: Console) -> None:
     """How much there is to do, and what was begun with other code than this."""
     done = len(progress) - len(left)
-    say(console, f"{name}: {len(left)} trials to run" + (f", {done} ended before" if done else ""))
+    say(
+        console,
+        f"{name}: {len(left)} trial{'s' * (len(left) != 1)} to run" + (f", {done} ended before" if done else ""),
+    )
     other = [p.trial.key for p in progress if with_other_code(p.folder)]
     if other:
         more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""

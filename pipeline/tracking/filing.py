@@ -27,7 +27,7 @@ def file_on_summary(uri: str, experiment_name: str, sweep: str, paths: Sequence[
     Raises:
         UserError: the store cannot be used.
     """
-    client = open_store(uri)
+    client = open_store(uri, create=False)
     with store_errors(uri):
         experiment_id = find_experiment(client, experiment_name)
         mine = f"tags.{ROLE} = 'summary' and tags.{SWEEP} = '{sweep}'"

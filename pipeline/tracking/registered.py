@@ -19,7 +19,7 @@ def load_model(run_id: str, tracking_uri: str, device: torch.device | str = "cpu
     Raises:
         UserError: the store cannot be used, has no such run, or the run has no model.
     """
-    client = open_store(tracking_uri)
+    client = open_store(tracking_uri, create=False)
     from mlflow.exceptions import MlflowException
 
     with TemporaryDirectory() as aside:

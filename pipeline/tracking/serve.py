@@ -27,7 +27,7 @@ def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> 
     Raises:
         UserError: there is no such store or experiment, the port is taken, or the server does not come up or ends.
     """
-    client = open_store(uri)
+    client = open_store(uri, create=False)
     experiment_id = find_experiment(client, experiment_name)
     share_leaderboard(client, experiment_id)
     if uri.startswith(("http://", "https://")):

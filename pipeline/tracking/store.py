@@ -37,13 +37,19 @@ class StoreUnreachable(UserError):
     """The store's address is one that could be, but it does not answer now."""
 
 
-def open_store(uri: str) -> "MlflowClient":
+def open_store(uri: str, create: bool = True) -> "MlflowClient":
     """A client of the store at `uri`; a SQLite file that is not there yet is created whole, by one process alone.
+
+    Args:
+        create: False for who comes to read: then a SQLite file that is not there is an error.
 
     Raises:
         StoreUnreachable: the store does not answer: within about ten seconds, of a locked SQLite file twenty.
         UserError: it never will: an unknown scheme, a missing driver, a file that is no database. Passwords are masked.
     """
+    file = _sqlite_file(uri)
+    if not create and file is not None and not file.exists():
+        raise UserError(f"tracking URI {uri}: there is no file {file.absolute()}. Expected the store of a sweep.")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would tear the live table
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server would hold each call for minutes
@@ -92,10 +98,15 @@ def store_errors(uri: str) -> Iterator[None]:
         never |= isinstance(error, SQLAlchemyError) and not isinstance(error, OperationalError)
         scheme = uri.partition("://")[0].partition("+")[0]
         kind = UserError if never or scheme not in _MAY_COME_BACK else StoreUnreachable
+        advice = "Check the address, or leave it out to track in the output folder."
+        if "sqlite3.DatabaseError" in str(error):
+            advice = (
+                "If it was the store of a sweep, the file is damaged: move it away, and `tiny-onn sync` fills a new "
+                "one with all that the trials' folders hold."
+            )
         raise kind(
             f"tracking URI {mask(uri)}: cannot be used ({in_a_line(error, uri)}). Expected a reachable "
-            "MLflow server, or a SQLite file as sqlite:////path/mlflow.db. Check the address, or leave it out to track "
-            "in the output folder."
+            f"MLflow server, or a SQLite file as sqlite:////path/mlflow.db. {advice}"
         ) from None
 
 
@@ -143,8 +154,8 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """Processes that create one SQLite file at the same time leave it unusable: let them queue."""
-    database = Path(uri.removeprefix(_SQLITE).partition("?")[0])
-    if not uri.startswith(_SQLITE) or str(database).startswith(("file:", ":memory:")):
+    database = _sqlite_file(uri)
+    if database is None:
         yield
         return
     database.parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +170,12 @@ def _alone(uri: str) -> Iterator[None]:
                     raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
                 time.sleep(0.05)
         yield
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None of any other store, and of one in memory."""
+    path = uri.removeprefix(_SQLITE).partition("?")[0]
+    return Path(path) if uri.startswith(_SQLITE) and path and not path.startswith(("file:", ":memory:")) else None
 
 
 def plain(text: str) -> str:

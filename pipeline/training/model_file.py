@@ -107,6 +107,8 @@ def _load_pyfunc(path: str) -> TrainedModel:
 
 
 def _parsed(value: Any) -> Task:
+    if not isinstance(value, Mapping):
+        raise UserError(f"task given: found {type(value).__name__}; expected a mapping with `train` and `test`")
     try:
         return parse_task(dict(value), "given", "task", for_prediction=True)
     except RefusedTask as error:

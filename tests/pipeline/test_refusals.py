@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from pipeline.cli import main
 from pipeline.data.shards import prepare
+from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
@@ -225,3 +226,42 @@ def test_tasks_and_views_that_are_too_long_are_counted_on_the_terminal(config: P
     assert f"; {counts['too_long_tasks']} tasks of more than 60 tokens left out" in result.output
     assert counts["too_long_views"] > 0
     assert f"; {counts['too_long_views']} views of other tasks of more than 60 tokens left out" in result.output
+
+
+def test_who_comes_to_read_makes_no_store(tmp_path: Path) -> None:
+    from pipeline.tracking.registered import load_model
+
+    database = tmp_path / "absent" / "mlflow.db"
+    uri = f"sqlite:///{database}"
+    for words in (["report", "try"], ["ui"]):
+        ran = CliRunner().invoke(main, [*words, "--output", str(tmp_path), "--tracking-uri", uri])
+        refused(ran, f"tracking URI {uri}: there is no file {database}")
+    with pytest.raises(UserError, match="there is no file"):
+        load_model("0123", uri)
+    assert not database.parent.exists()
+
+
+def test_of_a_damaged_store_it_is_said_how_to_get_a_whole_one(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mlflow.db").write_bytes(b"no database" * 100)
+    words = ["train", str(config), "--output", str(tmp_path / "out")]
+    refused(CliRunner().invoke(main, words), "mlflow.db: cannot be used", "move it away, and `tiny-onn sync` fills")
+
+
+def test_a_run_that_is_over_says_where_its_model_is(command: Command, config: Path, tmp_path: Path) -> None:
+    output = Output(tmp_path / "out")
+    experiment = read_experiment(config).model_copy(update={"sweep": None})
+    claim(output.sweep("try"), experiment, prepare(experiment.data, output.data).manifest.data_hash, False, "")
+    folder = output.trial("try", "per_token-s0")
+    folder.root.mkdir(parents=True)
+    folder.result.write_text("{}")
+    folder.run_id.write_text('{"run_id": "0123abcd"}')
+    ran = command("--resume")
+    assert ran.exit_code == 0, ran.output
+    assert f"Model: {folder.model}, MLflow run 0123abcd\nAll measurements: {folder.result}" in ran.output
+
+
+@pytest.mark.parametrize("words", [[], ["jobs"]])
+def test_the_list_of_commands_is_not_cut_short(words: list[str]) -> None:
+    told = CliRunner().invoke(main, [*words, "--help"], terminal_width=80).output
+    assert "..." not in told.partition("Commands:")[2]

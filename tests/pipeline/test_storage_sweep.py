@@ -94,7 +94,7 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         elsewhere = _command(config, tmp_path / "there", "--storage", store.uri(), "--resume")
         done = subprocess.run(elsewhere, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "1 trials to run, 1 ended before" in done.stdout
+        assert "1 trial to run, 1 ended before" in done.stdout
         parts = {trial.key: trial.newest(trial.attempt())[0] for trial in trials}
         last = Path("checkpoints") / "step-000240" / "state.safetensors"
         put = {key: (part.files / last.as_posix()).read_bytes() for key, part in parts.items()}

@@ -171,6 +171,19 @@ def test_a_sweep_of_which_nothing_finished(output, tracker, tmp_path):
     print_report(report, Console(file=io.StringIO()))
 
 
+def test_equal_losses_are_not_called_higher_by_nothing_and_no_mark_is_explained_that_is_not_there(
+    output, tracker, monkeypatch
+):
+    from tests.pipeline import sweep_samples
+
+    monkeypatch.setitem(sweep_samples.LOSS, "aggregated", sweep_samples.LOSS["per_token"])
+    alike = _run(output, tracker, experiment("alike", arms=("per_token", "aggregated")))
+    assert "held-out loss of aggregated differs by less than 0.0001 nats" in " ".join(alike.findings)
+    screen = io.StringIO()
+    print_report(_run(output, tracker, experiment("one", arms=("per_token",))), Console(file=screen, width=200))
+    assert "best of its row" not in screen.getvalue()
+
+
 def test_print_shows_the_table_and_the_words(whole):
     screen = io.StringIO()
     print_report(whole, Console(file=screen, width=200))

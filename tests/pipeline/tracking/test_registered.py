@@ -122,6 +122,8 @@ def test_what_is_no_model_is_refused(trained, tmp_path):
         model.predict(next(iter(tasks.values())), 7)
     with pytest.raises(UserError, match="there is no `test`"):
         model.predict({"train": [{"input": [[1]], "output": [[1]]}]})
+    with pytest.raises(UserError, match="found str; expected a mapping"):
+        model.predict("task")
     big = next(iter(tasks.values()))
     with pytest.raises(UserError, match="at most 128"):
         model.predict(replace(big, train=big.train * 20))
