@@ -19,7 +19,7 @@ from tiny_onn.capture import CaptureError
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, scalar, set_router_gradients
-from tiny_onn.kernels import Kernels, Shape, compiled_kernels, forward_elementwise
+from tiny_onn.kernels import Kernels, LayerConstants, compiled_kernels, forward_elementwise
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import TokenCost, WeightState
 from tiny_onn.routing import Routing, at_least_float32
@@ -30,7 +30,7 @@ from tiny_onn.signals import token_signals
 class Plan(NamedTuple):
     """What a call's node needs beside its tensors. `observe` is called in each backward, where health is wanted."""
 
-    shape: Shape
+    constants: LayerConstants
     cost: TokenCost | None
     kernels: Kernels
     arrived: Callable[[], None]
@@ -63,10 +63,10 @@ class Node(torch.autograd.Function):
             affine = nn.functional.linear(narrow, weight.to(dtype), bias.to(dtype))
             match = nn.functional.linear(narrow, prototypes.to(dtype))
             gate = nn.functional.linear(narrow, gates.to(dtype))
-            masked_output = plan.kernels.forward(x, affine, match, gate, plan.shape)
+            masked_output = plan.kernels.forward(x, affine, match, gate, plan.constants)
         ctx.save_for_backward(x, affine, match, gate, weight, prototypes, gates)
         # Not saved as the tensors above are: a call that checkpointing computes anew keeps the mask that it first had.
-        ctx.constants = counts, tokens, labels, second_moment
+        ctx.of_the_step = counts, tokens, labels, second_moment
         ctx.plan = plan
         return masked_output
 
@@ -74,11 +74,11 @@ class Node(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         x, affine, match, gate, weight, prototypes, gates = ctx.saved_tensors
-        counts, tokens, labels, second_moment = ctx.constants
+        counts, tokens, labels, second_moment = ctx.of_the_step
         state = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
             found = plan.kernels.backward(
-                grads[0], x, affine, match, gate, counts, labels, state, plan.cost, plan.shape
+                grads[0], x, affine, match, gate, counts, labels, state, plan.cost, plan.constants
             )
             if plan.observe is not None:
                 plan.observe(x, affine, match, gate, found.output, counts, labels, state)
@@ -88,7 +88,7 @@ class Node(torch.autograd.Function):
             x_gradient = output @ weight.to(dtype)
             x_gradient += found.match @ prototypes.to(dtype)
             x_gradient += found.gate @ gates.to(dtype)
-            if plan.shape.residual:
+            if plan.constants.residual:
                 x_gradient += output
             if not torch.compiler.is_compiling():
                 plan.arrived()
@@ -140,9 +140,9 @@ class LayerPass:
         else:
             counts = self.valid.reshape(-1).to(self.dtype)
         tokens = counts.sum() if self.tokens is None else self.tokens
-        constants = counts, tokens, self.labels, self.second_moment
+        of_the_step = counts, tokens, self.labels, self.second_moment
         weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
-        return Node.apply(flat, *weights, self.tally, *constants, self.plan).view(*x.shape[:-1], layer.out_features)
+        return Node.apply(flat, *weights, self.tally, *of_the_step, self.plan).view(*x.shape[:-1], layer.out_features)
 
 
 class FusedPass:
@@ -163,9 +163,9 @@ class FusedPass:
         self.passes: dict[str, LayerPass] = {}
         for name, layer in layers.items():
             each = LayerPass(layer, labels, second_moments.get(name))
-            shape = Shape(layer.gain, layer.residual)
-            observer = None if health is None else partial(_observe, health, name, shape, cost)
-            each.plan = Plan(shape, cost, kernels, each.arrived, observer)
+            of_layer = LayerConstants(layer.gain, layer.residual)
+            observer = None if health is None else partial(_observe, health, name, of_layer, cost)
+            each.plan = Plan(of_layer, cost, kernels, each.arrived, observer)
             self.passes[name] = each
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
@@ -216,7 +216,7 @@ class FusedPass:
 def _observe(
     health: dict[str, Health],
     name: str,
-    shape: Shape,
+    constants: LayerConstants,
     cost: TokenCost | None,
     x: Tensor,
     affine: Tensor,
@@ -232,9 +232,9 @@ def _observe(
     x, affine, match, gate, grad_output = (t.index_select(0, places) for t in (x, affine, match, gate, grad_output))
     signals = None
     if cost is not None:
-        masked_output = at_least_float32(forward_elementwise(x, affine, match, gate, shape))
+        masked_output = at_least_float32(forward_elementwise(x, affine, match, gate, constants))
         signals = token_signals(cost, at_least_float32(x), masked_output, grad_output * labels, state)
-    observe(health, name, Routing(match, gate, shape.gain, x.shape[-1]), signals)
+    observe(health, name, Routing(match, gate, constants.gain, x.shape[-1]), signals)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tiny_onn.meta_learning import Moment, towards_token_goodness
 from tiny_onn.routing import Routing, at_least_float32
 
 
-class Shape(NamedTuple):
+class LayerConstants(NamedTuple):
     """The constants of a layer."""
 
     gain: float
@@ -35,10 +35,10 @@ class Gradients(NamedTuple):
     loss: Float[Tensor, ""]
 
 
-def forward_elementwise(x: Tensor, affine: Tensor, match: Tensor, gate: Tensor, shape: Shape) -> Tensor:
+def forward_elementwise(x: Tensor, affine: Tensor, match: Tensor, gate: Tensor, constants: LayerConstants) -> Tensor:
     """masked_output from x, x W^T + b, x P^T and x G^T."""
-    computation_output = x + affine if shape.residual else affine
-    return computation_output * Routing(match, gate, shape.gain, x.shape[-1]).weights()
+    computation_output = x + affine if constants.residual else affine
+    return computation_output * Routing(match, gate, constants.gain, x.shape[-1]).weights()
 
 
 def backward_elementwise(
@@ -51,11 +51,11 @@ def backward_elementwise(
     labels: Tensor,
     weight: WeightState,
     cost: TokenCost | None,
-    shape: Shape,
+    constants: LayerConstants,
 ) -> Gradients:
     """Both streams' gradients from gradient = dL/d(masked_output); with `cost` None, the task trains the router."""
-    routing = Routing(match, gate, shape.gain, x.shape[-1])
-    computation_output = at_least_float32(x + affine if shape.residual else affine)  # rounded as forward rounded it
+    routing = Routing(match, gate, constants.gain, x.shape[-1])
+    computation_output = at_least_float32(x + affine if constants.residual else affine)  # rounded as forward rounded it
     gradient, x = at_least_float32(gradient), at_least_float32(x)
     weights = routing.weights()
     grad_output = gradient * weights

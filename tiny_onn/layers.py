@@ -35,6 +35,9 @@ class SparseProtoLinear(nn.Module):
         routing_logits      l = gain (x P^T / sqrt(I) - mas(x G^T))
         masked_output       o = y mas(l)
 
+    Parameters are float32 or float64. Routing is computed in float32 at least, and so is what is returned: for narrower
+    products, run it under autocast.
+
     Args:
         in_features: I.
         out_features: O, the number of experts.

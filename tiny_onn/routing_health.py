@@ -10,7 +10,7 @@ from tiny_onn.goodness import judged_good
 from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, log_histogram
 from tiny_onn.mas import mas
 
-RANKED_TOKENS = 32  # rank correlations compare all pairs of experts, so they look at this many tokens of a call
+RANKED_TOKENS = 32  # rank correlations compare all pairs of experts: of a call that is longer, at most twice as many
 _SCALARS = 12
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+from pipeline import measures
 from pipeline.records.attempts import last_attempt
 from pipeline.training.checkpoint import checkpoints
 from tests.drills.faults import EVERY, Fault
@@ -164,7 +165,9 @@ def a_rank_is_slow(scene: Scene) -> str:
     """Rank 1 takes 0.7 s longer over every step."""
     scene.run("train", *ONE, faults=[Fault("sleep", rank=1, step=EVERY, times=EVERY, value=0.7)]).expect(0)
     same_result(scene)
-    return "waited for; same result"
+    seconds = result(scene.trial())["metrics"][measures.STEP_SECONDS]
+    assert seconds > 0.6, f"rank 0 waited for nobody: {seconds} s a step"
+    return f"waited for, {seconds:.2f} s a step; same result"
 
 
 def a_rank_has_fewer_rows(scene: Scene) -> str:

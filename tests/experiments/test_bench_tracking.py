@@ -16,7 +16,7 @@ def test_it_delivers_all_points_both_ways(tmp_path: Path) -> None:
     sqlite = found["stores"]["sqlite"]
     assert 0 < sqlite["lag_p50"] <= sqlite["lag_p95"] <= sqlite["lag_max"]
     assert 0 < sqlite["call_p50"] <= sqlite["call_p95"]
-    assert sqlite["points_behind_at_the_end"] <= 3 * 2 * POINTS
+    assert 0 <= sqlite["points_behind_at_the_end"] <= 3 * 2 * POINTS
     assert sqlite["courier_driver_cpu"] > 0
     assert found["skipped"] == {}
 

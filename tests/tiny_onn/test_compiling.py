@@ -51,10 +51,10 @@ CACHED = """
 import torch
 from torch._dynamo.utils import counters
 from tiny_onn.compiling import compiled
-from tiny_onn.kernels import Shape, forward_elementwise
+from tiny_onn.kernels import LayerConstants, forward_elementwise
 parts = [torch.rand(7, 5) for _ in range(4)]
-out = compiled(forward_elementwise, 4)(*parts, Shape(1.0, True))
-torch.testing.assert_close(out, forward_elementwise(*parts, Shape(1.0, True)))
+out = compiled(forward_elementwise, 4)(*parts, LayerConstants(1.0, True))
+torch.testing.assert_close(out, forward_elementwise(*parts, LayerConstants(1.0, True)))
 print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
 """
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.tiny_onn.helpers import Chain, all_gradients, batch, loss_sum, new_dynamics, small_model, step
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.fused import Node, Plan
-from tiny_onn.kernels import Kernels, Shape
+from tiny_onn.kernels import Kernels, LayerConstants
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import learning_cost
 
@@ -184,7 +184,7 @@ def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int
     x = torch.randn(3, inputs, dtype=torch.float64, requires_grad=True)
     three = torch.tensor(3.0, dtype=torch.float64)
     tally, counts = torch.zeros(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    plan = Plan(Shape(layer.gain, layer.residual), learning_cost(arm), Kernels(), lambda: None, None)
+    plan = Plan(LayerConstants(layer.gain, layer.residual), learning_cost(arm), Kernels(), lambda: None, None)
     weights = [p.detach().requires_grad_(arm == "none") for p in (layer.proto_weight, layer.gate_param)]
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
