@@ -1,5 +1,6 @@
 """The slow, obvious twin of every quantity: loops and definitions, in float64, written without the package."""
 
+import cmath
 import math
 
 import torch
@@ -79,3 +80,29 @@ def meta_loss(logits: Tensor, good: Tensor) -> Tensor:
     p, q = normalise(mas(logits)), normalise(mas(good))
     m = torch.log((p + q) / 2 + EPS)
     return (p * (torch.log(p + EPS) - m) + q * (torch.log(q + EPS) - m)).sum(-1) / 2
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Over the last axis, with torch's eps of 1e-5."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+
+
+def rope(v: Tensor, position: int) -> Tensor:
+    """One head's vector of width d, turned: as complex numbers v_k + i v_(k + d/2), by position / 10000^(2k/d)."""
+    half = len(v) // 2
+    turned = [complex(v[k], v[k + half]) * cmath.exp(1j * position / 10000 ** (2 * k / len(v))) for k in range(half)]
+    return torch.tensor([z.real for z in turned] + [z.imag for z in turned], dtype=v.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Causal attention over one sequence [s, h] with RoPE on q and k, position by position and head by head."""
+    mixed = torch.zeros_like(v)
+    width = q.shape[1] // heads
+    for head in (slice(start, start + width) for start in range(0, q.shape[1], width)):
+        for t in range(len(q)):
+            query = rope(q[t, head], t)
+            scores = torch.stack([query @ rope(k[s, head], s) for s in range(t + 1)]) / math.sqrt(width)
+            weights = scores.exp() / scores.exp().sum()
+            mixed[t, head] = sum(weights[s] * v[s, head] for s in range(t + 1))
+    return mixed
