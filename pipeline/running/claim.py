@@ -11,6 +11,7 @@ from pipeline.settings.config import Experiment
 from pipeline.settings.trials import every_trial
 
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
+_THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
 
 
 def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, command: str) -> None:
@@ -23,7 +24,8 @@ def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, co
     if begun and not resume:
         raise UserError(
             f"{folder}: this experiment has been started before. Go on with:\n  {command} --resume\n"
-            "Finished trials are not repeated. To start over, remove that folder."
+            "Finished trials are not repeated. To start over, remove that folder"
+            f"{_THERE_TOO.format(folder.name)}."
         )
     if not (folder / "sweep.json").exists():
         write_whole(folder / "sweep.json", json.dumps(_record(experiment, data_hash), indent=1))
@@ -74,7 +76,8 @@ def _refuse_if_different(folder: Path, name: str, before: dict[str, Any], now: d
         lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]
         raise UserError(
             f"{folder}: holds another experiment of the name {name!r}:\n" + "\n".join(lines) + "\n"
-            "Give this one another name (--set name=...) or another --output, or remove that folder."
+            "Give this one another name (--set name=...) or another --output, or remove that folder"
+            f"{_THERE_TOO.format(folder.name)}."
         )
 
 

@@ -34,6 +34,8 @@ def open_storage(uri: str) -> Storage:
     Raises:
         UserError: it is no URI that pyarrow's filesystems know.
     """
+    if not uri.strip():  # as of a variable of the shell that is not set
+        raise UserError("--storage: is empty. Expected a folder that all machines share, or s3://bucket/prefix.")
     if "://" not in uri:
         uri = Path(uri).expanduser().resolve().as_uri()
     try:

@@ -28,6 +28,7 @@ def test_another_experiment_of_the_same_name_is_refused_with_the_difference(tmp_
         claim(tmp_path, other, "aa", True, COMMAND)
     assert "  training.steps: there 3, now 4\n" in str(refused.value)
     assert "training.seed" not in str(refused.value)
+    assert f"remove that folder (with --storage, sweeps/{tmp_path.name} in it too" in str(refused.value)
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
