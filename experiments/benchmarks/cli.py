@@ -14,10 +14,31 @@ import click
 _FOLDER = Path("runs/bench")
 
 
+def _made(_: click.Context, __: click.Parameter, folder: Path) -> Path:
+    """The folder, made at once: that it cannot be is better known before the measurements than after them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(
+            f"{folder} cannot be used ({error.strerror}); a folder that can be written to"
+        ) from None
+    return folder
+
+
+_OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=_FOLDER,
+    show_default=True,
+    callback=_made,
+    help="Folder.",
+)
+
+
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
-        click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder."),
+        _OUTPUT,
         click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
         click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),
     ):
@@ -79,6 +100,8 @@ def step(
 
     _check_variants(variants)
     check_device(device)
+    for width in hidden:
+        check_width(width)
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or NAMES, progress)
@@ -111,6 +134,8 @@ def profile(
 
     _check_variants(variants)
     check_device(device)
+    for width in hidden:
+        check_width(width)
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or ("plain_compiled", "fused", "hooks"), progress)
@@ -224,7 +249,7 @@ def data(
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
 @click.option("--store", "stores", multiple=True, help="sqlite, server or postgres; all that are there by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
-@click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder.")
+@_OUTPUT
 def tracking(
     trials: int,
     steps: int,
@@ -257,7 +282,7 @@ def tracking(
 @click.option("--ranks", multiple=True, type=click.IntRange(1), default=(1, 64, 256), show_default=True)
 @click.option("--rows-per-group", "groups", multiple=True, type=click.IntRange(1), default=(16, 256), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
-@click.option("--output", type=click.Path(path_type=Path), default=_FOLDER, show_default=True, help="Folder.")
+@_OUTPUT
 def limits(
     trials: int, rows: int, ranks: tuple[int, ...], groups: tuple[int, ...], output: Path, as_json: bool
 ) -> None:

@@ -91,6 +91,8 @@ def test_all_uncompiled_variants_learn_the_same() -> None:
     [
         (["--variant", "fussed"], "'fussed'; there are plain_eager"),
         (["--device", "cuda"], "torch finds no GPU here"),
+        (["--hidden", "7"], "7 cannot be cut into 1 heads of even width; 6 can"),
+        (["--output", __file__], "cannot be used (File exists)"),
         (["--device", "tpu9"], "'tpu9' is no device"),
         (["--device", "meta"], "'meta' is no device"),
         (["--hidden", "0"], "0 is not in the range"),

@@ -5,8 +5,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import pipeline.submission.package
+from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.running.pins import disagreements, installed, pinned_requirements, read_pins, requirements
 from pipeline.submission.package import files_to_send, write_package
@@ -140,3 +142,12 @@ def test_this_projects_own_files_agree_with_what_is_installed_here() -> None:
     assert {"torch", "ray", "mlflow"} <= set(needed)
     assert len(pinned_requirements(needed, pins)) == len(needed)
     assert disagreements({name: pins[name] for name in needed}, installed(needed)) == []
+
+
+def test_a_folder_that_is_not_the_project_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    config = tmp_path / "x.yaml"
+    config.write_text("name: x")
+    words = ["submit", str(config), "--address", "http://127.0.0.1:9", "--tree", str(tmp_path / "elsewhere")]
+    ran = CliRunner().invoke(main, words)
+    assert ran.exit_code == 2
+    assert f"--tree {tmp_path / 'elsewhere'}: has no pyproject.toml. Expected the project's folder" in ran.output
