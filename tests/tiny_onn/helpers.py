@@ -1,6 +1,7 @@
 """Small models and one training step, for the tests."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +77,12 @@ def new_dynamics(model: nn.Module, arm: str, rate: float = 1e-2, **options: obje
 
 
 def step(
-    dynamics: LearningDynamics, tokens: Tensor, valid: Tensor, model: nn.Module | None = None, **options: bool
+    dynamics: LearningDynamics, ids: Tensor, valid: Tensor, model: nn.Module | None = None, **options: Any
 ) -> DynamicsReport:
     """One step on one worker."""
     count = int(valid[:, 1:].sum())
     with dynamics.watch(valid, labels=count, **options) as engine:
-        total, _ = loss_sum(model or dynamics.model, tokens, valid)
+        total, _ = loss_sum(model or dynamics.model, ids, valid)
         return dynamics.compute_and_apply_gradients(total / count, engine)
 
 

@@ -177,8 +177,8 @@ def test_an_output_modified_in_place_is_no_harm_to_clones() -> None:
         with capture(each, storage="clone") as captured:
             each(inputs(2, 3)).square().sum().backward()
             assert_summed_gradients_are_autograds(each, captured, 2)
-            outputs.append(captured.calls()[0].masked_output)
-    # released on exit, so compare the gradients that were applied instead
+            outputs.append(captured.calls()[0].masked_output.clone())
+    assert torch.equal(*outputs)  # as it was before it was doubled
     torch.testing.assert_close(model.first.mu_weight.grad, twin.first.mu_weight.grad)
 
 
@@ -204,6 +204,20 @@ def test_a_call_without_gradient_is_an_error_that_names_it() -> None:
     with capture(model) as captured:
         model.second(inputs(2, 3))
         model(inputs(2, 3)).square().sum().backward()
+        with pytest.raises(CaptureError, match="call 0 of 'second' got no gradient"):
+            captured.calls()
+
+
+def test_a_call_made_anew_for_a_checkpoint_that_gets_no_gradient_is_an_error() -> None:
+    """Where the first forward is not recorded, that call is the only one, and nothing excuses it."""
+    model = Chain()
+
+    def drop_one(x: Tensor) -> Tensor:
+        model.second(x)
+        return model.first(x)
+
+    with capture(model) as captured:
+        checkpoint(drop_one, inputs(2, 3).requires_grad_(True), use_reentrant=True).square().sum().backward()
         with pytest.raises(CaptureError, match="call 0 of 'second' got no gradient"):
             captured.calls()
 

@@ -31,12 +31,13 @@ def train(arm: str, engine: str, shares: tuple[tuple[int, int], ...], rank: int)
     dynamics = new_dynamics(model, arm, rate=3e-3, engine=engine)
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
     generator, losses, metas, norms = torch.Generator().manual_seed(0), [], [], []
-    for _ in range(STEPS):
+    for number in range(STEPS):
         tokens, valid = batch(generator, 5, 7)
         first, last = shares[rank]
         mine = valid[first:last]
         labels = sum_over_workers(mine[:, 1:].sum())
-        with dynamics.watch(mine, labels=labels, observe=True) as engine:
+        known = {"tokens": sum_over_workers(mine.sum())} if number % 2 else {}  # else the engine's message has them
+        with dynamics.watch(mine, labels=labels, observe=True, **known) as engine:
             total, _ = loss_sum(wrapped, tokens[first:last], mine)
             report = dynamics.compute_and_apply_gradients(total / labels, engine)
         losses.append(float(report.task_loss))

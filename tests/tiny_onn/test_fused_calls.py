@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from tests.tiny_onn.helpers import Chain, batch, new_dynamics, small_model, step
+from tests.tiny_onn.helpers import Chain, all_gradients, batch, new_dynamics, small_model, step
 from tiny_onn.capture import CaptureError
 from tiny_onn.dynamics import LearningDynamics
 from tiny_onn.fused import fused_pass
@@ -42,6 +42,22 @@ def test_an_input_modified_in_place_is_an_error() -> None:
         x.add_(1.0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.sum().backward()
+
+
+def test_the_number_of_tokens_may_be_known_beforehand() -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
+    found = []
+    for known in (None, int(valid.sum()), valid.sum(), 2 * valid.sum()):  # the last: as many again on another worker
+        dynamics, reports = new_dynamics(small_model(), "per_token", engine="fused"), []
+        gradients = all_gradients(
+            dynamics, lambda d=dynamics, k=known, r=reports: r.append(step(d, tokens, valid, tokens=k)) or r[0]
+        )
+        found.append((float(reports[0].meta_loss), {n: g for n, g in gradients.items() if "proto" in n or "gate" in n}))
+    (loss, router), *equal, (half, halves) = found
+    for other, gradients in [*equal, (2 * half, {name: 2 * g for name, g in halves.items()})]:
+        assert other == pytest.approx(loss, rel=1e-12)
+        for name, gradient in router.items():
+            torch.testing.assert_close(gradients[name], gradient, rtol=1e-12, atol=0)
 
 
 def test_on_leaving_every_layer_is_as_it_was() -> None:
