@@ -1,5 +1,6 @@
 """The console command `tiny-onn`. Heavy imports wait until a command runs, so that --help is quick."""
 
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -37,7 +38,7 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Group(click.Group):
-    """Ends on a UserError with its message alone, and exit code 2: nothing was started.
+    """Ends on a UserError with its message alone, and exit code 2: nothing was started; on Ctrl-C with 130.
 
     Commands of packages that build on this one, such as `bench`, come in by the entry points `tiny_onn.commands`.
     """
@@ -57,6 +58,9 @@ class _Group(click.Group):
         except UserError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)
+        except KeyboardInterrupt:  # before a sweep, or in a command without one
+            click.echo("\nStopped by Ctrl-C.", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -71,8 +71,8 @@ def check_submission(submission: Submission) -> list[str]:
     for name in ("pyproject.toml", "pipeline"):
         if not (submission.tree / name).exists():
             raise UserError(
-                f"--tree {submission.tree}: has no {name}. Expected the project's folder, which goes with the job: submit "
-                "from there, or name it with --tree."
+                f"--tree {submission.tree}: has no {name}. Expected the project's folder, which goes with the job: "
+                "submit from there, or name it with --tree."
             )
     pins = read_pins(submission.constraints)
     if submission.output is not None and not Path(submission.output).is_absolute():

@@ -265,3 +265,13 @@ def test_a_run_that_is_over_says_where_its_model_is(command: Command, config: Pa
 def test_the_list_of_commands_is_not_cut_short(words: list[str]) -> None:
     told = CliRunner().invoke(main, [*words, "--help"], terminal_width=80).output
     assert "..." not in told.partition("Commands:")[2]
+
+
+def test_ctrl_c_before_a_sweep_begins_ends_with_130(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.data.preparing.prepare", interrupted)
+    ran = CliRunner().invoke(main, ["prepare", str(config), "--output", str(config.parent / "out")])
+    assert ran.exit_code == 130
+    assert "Stopped by Ctrl-C." in ran.output
