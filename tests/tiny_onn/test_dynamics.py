@@ -215,6 +215,25 @@ def test_a_worker_without_a_valid_token_takes_part(arm: str, engine: str, observ
         assert all(math.isnan(each.measures()["activation_rate"]) for each in reports[0].health.values())
 
 
+@pytest.mark.parametrize("arm", ["per_token", "aggregated"])
+def test_the_hooks_let_go_of_a_calls_tensors_once_they_are_made_use_of(arm: str) -> None:
+    """A cost for each token needs nothing after a call's gradient; one for the layer, x and routing until the end."""
+    tokens, valid = batch(torch.Generator().manual_seed(2), 3, 6)
+    dynamics = new_dynamics(small_model(arm), arm)
+    with dynamics.watch(valid, labels=1) as opened:
+        total, _ = loss_sum(dynamics.model, tokens, valid)
+        total.backward()
+        calls = list(opened._captured._calls)
+        assert len(calls) == 8
+        for call in calls:
+            assert call.grad_output is None
+            assert not call.masked_output.numel()
+            kept = [call.x, call.routing.match, call.routing.gate]
+            assert [tensor.numel() > 0 for tensor in kept] == [arm == "aggregated"] * 3
+        opened.finish(total)
+        assert not any(tensor.numel() for call in calls for tensor in (call.x, call.routing.match, call.routing.gate))
+
+
 def test_a_gradient_near_nothing_is_no_signal() -> None:
     from tiny_onn.signals import token_signals
 
