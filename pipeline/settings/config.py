@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from pipeline.errors import UserError
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
-from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, setting_names, why_no_setting
+from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, plain, setting_names, why_no_setting
 from tiny_onn.arms import GRANULARITY
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -219,7 +219,7 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             raise UserError(f"{source}: {field!r} {why_no_setting(field, setting_names(Experiment))}")
-        place[last] = value
+        place[last] = plain(value, f"{source}: {field}")
     return validated(values, source)
 
 

@@ -1,12 +1,15 @@
 """Says what is wrong with settings: the field, what was found, what was expected, and the nearest valid name."""
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Collection
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import UserError
 
 _LONGEST = 80
 _BY_DOTTED_NAME = ("sweep.grid", "sweep.search.space")  # groups in which a dotted name is one word
@@ -31,6 +34,23 @@ def setting_names(model: type[BaseModel], prefix: str = "") -> list[str]:
         if group:
             names += setting_names(group, f"{prefix}{name}.")
     return names
+
+
+def plain(value: Any, source: str) -> Any:
+    """`value`, which a program may have given, if it could stand in a file; `source` is named in the error.
+
+    Raises:
+        UserError: it could not, as for example a Path or a number of numpy's.
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        kind = type(value).__name__
+        raise UserError(
+            f"{source}: found {_cut(repr(value))}, a {kind}; expected text, a number, true, false, a list or a mapping, "
+            "as with str(...), int(...) or float(...)"
+        ) from None
+    return value
 
 
 def why_no_setting(field: str, names: Collection[str]) -> str:

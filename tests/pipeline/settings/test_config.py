@@ -106,6 +106,13 @@ def test_a_dotted_name_without_a_place_says_what_to_set_instead(field: str, mess
     assert message in str(error.value)
 
 
+def test_a_value_that_could_not_stand_in_a_file_is_named_with_its_setting() -> None:
+    experiment = validate_experiment({"name": "x"}, "my.yaml")
+    for field, value, kind in (("data.folder", Path("y"), "PosixPath"), ("model.layers", {3}, "set")):
+        with pytest.raises(UserError, match=f"^t: {field}: found .*, a {kind}; expected text, a number"):
+            replace(experiment, {field: value}, "t")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
