@@ -87,8 +87,9 @@ def main() -> None:
 @CONFIG
 @OUTPUT
 @STORAGE
+@SCALE
 @SET
-def prepare(config: Path, output: Path, storage: str | None, changes: tuple[str, ...]) -> None:
+def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Turn ARC tasks into Parquet shards, as the `data` section of CONFIG says.
 
     `train` and `ablate` do this by themselves; data already prepared and intact is used as it is.
@@ -98,11 +99,12 @@ def prepare(config: Path, output: Path, storage: str | None, changes: tuple[str,
       tiny-onn prepare experiments/ablation.yaml
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=arc-agi-1 --set data.max_tokens=1024
       tiny-onn prepare experiments/ablation.yaml --set data.dataset=folder --set data.folder=my_tasks
+      tiny-onn prepare experiments/study/depth.yaml --scale gpu
       tiny-onn prepare experiments/ablation.yaml --storage s3://bucket/tiny-onn
     """
     from pipeline import api
 
-    api.prepare(config, parse_changes(changes), output, storage=storage)
+    api.prepare(config, parse_changes(changes), output, **options)
 
 
 @main.command()

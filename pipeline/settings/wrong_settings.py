@@ -47,8 +47,8 @@ def plain(value: Any, source: str) -> Any:
     except (TypeError, ValueError, RecursionError):
         kind = type(value).__name__
         raise UserError(
-            f"{source}: found {_cut(repr(value))}, a {kind}; expected text, a number, true, false, a list or a mapping, "
-            "as with str(...), int(...) or float(...)"
+            f"{source}: found {_cut(repr(value))}, a {kind}; expected text, a number, true or false, or a list or "
+            "mapping of these; try str(...), int(...) or float(...)"
         ) from None
     return value
 

@@ -275,3 +275,13 @@ def test_ctrl_c_before_a_sweep_begins_ends_with_130(config: Path, monkeypatch: p
     ran = CliRunner().invoke(main, ["prepare", str(config), "--output", str(config.parent / "out")])
     assert ran.exit_code == 130
     assert "Stopped by Ctrl-C." in ran.output
+
+
+def test_data_is_prepared_at_a_scale_that_has_other_data(config: Path, tmp_path: Path) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["scales"] = {"small": {"data.max_tokens": 60}}
+    config.write_text(yaml.safe_dump(settings))
+    words = ["prepare", str(config), "--output", str(tmp_path / "out")]
+    ran = CliRunner().invoke(main, [*words, "--scale", "small"])
+    assert "tasks of more than 60 tokens left out" in ran.output
+    refused(CliRunner().invoke(main, [*words, "--scale", "smal"]), "has no scale 'smal' (did you mean 'small'?)")
