@@ -4,12 +4,29 @@ from pathlib import Path
 
 import click
 
+from pipeline.errors import UserError
+
+
+def _looked_into(_: click.Context, __: click.Parameter, folder: Path) -> Path:
+    """The folder, if it can be looked into, or is not there yet."""
+    try:
+        (folder / "mlflow.db").stat()
+    except (FileNotFoundError, NotADirectoryError):  # made, or refused, by who writes to it
+        pass
+    except OSError as error:
+        raise UserError(
+            f"--output {folder}: cannot be looked into ({error.strerror}). Expected a folder that you may use."
+        ) from None
+    return folder
+
+
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
 OUTPUT = click.option(
     "--output",
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
+    callback=_looked_into,
     help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
 )
 SET = click.option(

