@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
 from pipeline.running.sweep import SweepOutcome, run_sweep
+from pipeline.secrecy import public
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.submission.on_cluster import SUBMITTED_AS
@@ -131,11 +133,22 @@ def _tell_where(folder: TrialFolder, console: Console) -> None:
 def file_report(
     uri: str, mlflow_experiment: str, sweep: str, output: Path, console: Console | None = None
 ) -> "tuple[Report, list[Path]]":
-    """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files."""
+    """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files.
+
+    Raises:
+        UserError: the store cannot be used or has no trial of the sweep, or the folder cannot be written to.
+    """
     from pipeline.reporting.report import make_report, print_report, write_report
 
     made = make_report(uri, mlflow_experiment, sweep)
-    files = write_report(made, Output(output).sweep(sweep) / "report")
+    folder = Output(output).sweep(sweep) / "report"
+    try:
+        files = write_report(made, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the report cannot be written ({error.strerror}). Expected a folder that can be written to; "
+            f"name another with --output, and the store with --tracking-uri {public(uri)}."
+        ) from error
     console = console or Console()
     print_report(made, console)
     page = next(path for path in files if path.suffix == ".html")

@@ -17,11 +17,18 @@ def folder_lock(folder: Path) -> Iterator[None]:
     """Holds `folder`/lock, which names this process. The kernel lets go of it when the process ends, however it ends.
 
     Raises:
-        UserError: another process holds it; names its pid and host.
+        UserError: another process holds it; names its pid and host. Or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "lock"
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}). Expected a folder that can be written to; name another "
+            "with --output."
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,6 +14,7 @@ from pipeline.reporting import report as reporting
 from pipeline.reporting.columns import COLUMNS
 from pipeline.reporting.report import escape, make_report, markdown, print_report, write_report
 from pipeline.reporting.statistics import mean
+from pipeline.run import file_report
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
 
@@ -182,6 +183,14 @@ def test_equal_losses_are_not_called_higher_by_nothing_and_no_mark_is_explained_
     screen = io.StringIO()
     print_report(_run(output, tracker, experiment("one", arms=("per_token",))), Console(file=screen, width=200))
     assert "best of its row" not in screen.getvalue()
+
+
+def test_a_report_that_cannot_be_written_says_where_else(output, whole, tmp_path):
+    place = Output(tmp_path).sweep("whole") / "report"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    with pytest.raises(UserError, match=f"^{place}: the report cannot be written .* --tracking-uri sqlite"):
+        file_report(output.tracking_uri, "tests", "whole", tmp_path, Console(file=io.StringIO()))
 
 
 def test_print_shows_the_table_and_the_words(whole):

@@ -90,6 +90,14 @@ def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:
         assert read_json(tmp_path / "lock")["pid"] == os.getpid()
 
 
+def test_a_folder_that_cannot_be_written_to_has_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=f"^{folder}/lock: cannot be written"), folder_lock(folder):
+            pass
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, sys\nfrom pipeline.records.lock import folder_lock\n"
