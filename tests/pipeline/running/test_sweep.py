@@ -114,10 +114,11 @@ def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tm
 
 
 def finish_by_hand(output: Path, experiment: Experiment) -> None:
-    """Writes every trial's result."""
-    for trial in trials_of(experiment):
+    """Writes every trial's settings and result."""
+    for trial in every_trial(experiment):
         folder = Output(output).trial(experiment.name, trial.key)
         folder.root.mkdir(parents=True)
+        folder.config.write_text(trial.experiment.model_dump_json())
         folder.result.write_text('{"metrics": {}, "steps": 3, "seconds": 1}')
 
 
@@ -138,12 +139,12 @@ def test_ray_is_not_started_when_all_is_finished(tmp_path: Path, monkeypatch: py
 
 def test_a_trial_alone_has_no_summary_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
-    experiment = toy_experiment(arms=("none",))
-    finish_by_hand(tmp_path, experiment)
+    (trial,) = trials_of(toy_experiment(arms=("none",)))
+    finish_by_hand(tmp_path, trial.experiment)
     tracker = RecordingTracker()
     run_sweep(
-        experiment.model_copy(update={"sweep": None}),
-        trials_of(experiment),
+        trial.experiment,
+        [trial],
         Output(tmp_path),
         toy_data(tmp_path / "data"),
         train_fn=toy_train,
