@@ -19,7 +19,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import last_attempt
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.settings.config import Experiment, SweepConfig, WorkersConfig
-from pipeline.settings.trials import Trial, trials_of
+from pipeline.settings.trials import Trial, every_trial, trials_of
 from tests.pipeline.sockets import listening, reachable_from_elsewhere
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
