@@ -5,56 +5,11 @@ python -m experiments.benchmarks step --device cuda
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-_FOLDER = Path("runs/bench")
-
-
-def _made(_: click.Context, __: click.Parameter, folder: Path) -> Path:
-    """The folder, made at once: that it cannot be is better known before the measurements than after them."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.BadParameter(
-            f"{folder} cannot be used ({error.strerror}); a folder that can be written to"
-        ) from None
-    return folder
-
-
-_OUTPUT = click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=_FOLDER,
-    show_default=True,
-    callback=_made,
-    help="Folder.",
-)
-
-
-def _common(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
-        _OUTPUT,
-        click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
-        click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),
-    ):
-        command = option(command)
-    return command
-
-
-def _sizes(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-        click.option("--seq", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Tokens."),
-        click.option("--layers", type=click.IntRange(1), default=6, show_default=True),
-        click.option("--hidden", multiple=True, type=click.IntRange(2), default=(256,), show_default=True),
-    ):
-        command = option(command)
-    return command
+from experiments.benchmarks.options import OUTPUT, check_device, check_variants, check_width, common, sizes_to_run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,8 +30,8 @@ def bench() -> None:
 
 
 @bench.command()
-@_sizes
-@_common
+@sizes_to_run
+@common
 @click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
 @click.option("--variant", "variants", multiple=True, help="Only these; all by default.")
 def step(
@@ -98,7 +53,7 @@ def step(
     from experiments.benchmarks.report import Progress, tell
     from experiments.benchmarks.variants import NAMES, Size
 
-    _check_variants(variants)
+    check_variants(variants)
     check_device(device)
     for width in hidden:
         check_width(width)
@@ -109,8 +64,8 @@ def step(
 
 
 @bench.command()
-@_sizes
-@_common
+@sizes_to_run
+@common
 @click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
 @click.option("--variant", "variants", multiple=True, help="The first is what others are compared with.")
 def profile(
@@ -132,7 +87,7 @@ def profile(
     from experiments.benchmarks.report import Progress, tell
     from experiments.benchmarks.variants import Size
 
-    _check_variants(variants)
+    check_variants(variants)
     check_device(device)
     for width in hidden:
         check_width(width)
@@ -146,7 +101,7 @@ def profile(
 @click.option("--hidden", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Width.")
 @click.option("--seq", multiple=True, type=click.IntRange(2), default=(1024,), show_default=True, help="Tokens.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@_common
+@common
 def extraction(
     hidden: tuple[int, ...],
     seq: tuple[int, ...],
@@ -177,7 +132,7 @@ def extraction(
 @click.option("--workers", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True)
 @click.option("--bandwidth-gbit", type=click.FloatRange(0, min_open=True), default=100.0, show_default=True)
 @click.option("--latency-us", type=click.FloatRange(0), default=10.0, show_default=True)
-@_common
+@common
 def scaling(
     hidden: int,
     layers: int,
@@ -214,7 +169,7 @@ def scaling(
 @click.option(
     "--scale-factors", multiple=True, type=click.IntRange(1), default=(1, 10, 100), show_default=True, help="Sizes."
 )
-@_common
+@common
 def data(
     hidden: int,
     layers: int,
@@ -249,7 +204,7 @@ def data(
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
 @click.option("--store", "stores", multiple=True, help="sqlite, server or postgres; all that are there by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
-@_OUTPUT
+@OUTPUT
 def tracking(
     trials: int,
     steps: int,
@@ -282,7 +237,7 @@ def tracking(
 @click.option("--ranks", multiple=True, type=click.IntRange(1), default=(1, 64, 256), show_default=True)
 @click.option("--rows-per-group", "groups", multiple=True, type=click.IntRange(1), default=(16, 256), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
-@_OUTPUT
+@OUTPUT
 def limits(
     trials: int, rows: int, ranks: tuple[int, ...], groups: tuple[int, ...], output: Path, as_json: bool
 ) -> None:
@@ -295,37 +250,3 @@ def limits(
     with Progress(Console(stderr=True)) as progress:
         result = question.run(trials, rows, ranks, groups, progress)
     tell(result, output, as_json)
-
-
-def _check_variants(variants: tuple[str, ...]) -> None:
-    from experiments.benchmarks.variants import NAMES
-
-    for name in variants:
-        if name not in NAMES:
-            raise click.BadParameter(f"{name!r}; there are {', '.join(NAMES)}", param_hint="--variant")
-
-
-def check_device(device: str) -> None:
-    """Refuses a device that is not there."""
-    import torch
-
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
-        raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise click.BadParameter("cuda is asked for, but torch finds no GPU here", param_hint="--device")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise click.BadParameter(f"{device} is not among the {torch.cuda.device_count()} GPUs", param_hint="--device")
-
-
-def check_width(hidden: int) -> None:
-    """Refuses a width that cannot be cut into heads of 32, or one of less, of even width."""
-    heads = max(1, hidden // 32)
-    if hidden % (2 * heads):
-        near = hidden // (2 * heads) * 2 * heads
-        raise click.BadParameter(
-            f"{hidden} cannot be cut into {heads} heads of even width; {near} can", param_hint="--hidden"
-        )

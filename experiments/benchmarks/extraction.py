@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from experiments.benchmarks.extraction_methods import CHUNK, METHODS, Extraction, LayerSize, build
 from experiments.benchmarks.measure import (
     DoesNotFit,
-    attempt,
     attempt_each,
+    build_each,
     free_bytes,
     peak_bytes,
     ratio,
@@ -37,18 +36,11 @@ def measure(
     """
     torch.set_num_threads(threads)
     device = torch.device(size.device)
-    found: dict[str, dict[str, Any]] = {}
-    calls: dict[str, Extraction] = {}
-    problems: dict[str, str] = {}
-    for name in names:
-        found[name] = {}  # keeps the order
-        if problem := _why_not(name, size, device):
-            problems[name] = problem
-            continue
-        try:
-            calls[name] = attempt(partial(Extraction, name, size), device)
-        except DoesNotFit as error:
-            problems[name] = f"does not fit: {error}"
+    names = tuple(names)
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}  # keeps the order
+    calls, problems = build_each(
+        names, lambda name: Extraction(name, size), lambda name: _why_not(name, size, device), device
+    )
     progress.begin(f"hidden {size.hidden}, {size.seq} tokens", len(calls) * (repeats + 4))
     differences = check(calls, device, problems, progress)
     seconds = seconds_in_turn(calls, repeats, device, progress.step, problems)

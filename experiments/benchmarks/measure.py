@@ -5,7 +5,7 @@ import gc
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,23 @@ def attempt(call: Callable[[], Found], device: torch.device) -> Found:
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
     release(device)  # out here, where the error, and with it every tensor of the frames that it passed, is gone
     raise DoesNotFit(problem)
+
+
+def build_each(
+    names: Iterable[str], build: Callable[[str], Step], why_not: Callable[[str], str | None], device: torch.device
+) -> tuple[dict[str, Step], dict[str, str]]:
+    """The step of each name; and, of those that cannot run or do not fit, why."""
+    steps: dict[str, Step] = {}
+    problems: dict[str, str] = {}
+    for name in names:
+        if problem := why_not(name):
+            problems[name] = problem
+            continue
+        try:
+            steps[name] = attempt(partial(build, name), device)
+        except DoesNotFit as error:
+            problems[name] = f"does not fit: {error}"
+    return steps, problems
 
 
 def attempt_each(

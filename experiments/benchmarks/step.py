@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from experiments.benchmarks.measure import (
     DoesNotFit,
-    attempt,
     attempt_each,
+    build_each,
     free_bytes,
     peak_bytes,
     ratio,
@@ -39,18 +38,11 @@ def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progre
     # For every size anew, as one training would compile it: torch gives up constants, then all, after a few sizes.
     torch._dynamo.reset()
     device = torch.device(size.device)
-    found: dict[str, Any] = {}
-    steps: dict[str, Step] = {}
-    problems: dict[str, str] = {}
-    for name in names:
-        found[name] = {}  # keeps the order
-        if problem := _why_not(name, size, device):
-            problems[name] = problem
-            continue
-        try:
-            steps[name] = attempt(partial(Step, name, size), device)
-        except DoesNotFit as error:
-            problems[name] = f"does not fit: {error}"
+    names = tuple(names)
+    found: dict[str, Any] = {name: {} for name in names}  # keeps the order
+    steps, problems = build_each(
+        names, lambda name: Step(name, size), lambda name: _why_not(name, size, device), device
+    )
     progress.begin(f"hidden {size.hidden}, {size.seq} tokens", len(steps) * (repeats + 4))
     agreement = _check_agreement(steps, problems, size, progress)
     seconds = seconds_in_turn(steps, repeats, device, progress.step, problems)

@@ -16,9 +16,12 @@ class Attempt:
 
 
 def last_attempt(folder: TrialFolder) -> Attempt | None:
-    """None when the trial has never been taken up."""
+    """None when the trial has never been taken up, or what says so is damaged."""
     found = read_json(folder.ray / "attempt.json")
-    return None if found is None else Attempt(found["attempt"], found["session"])
+    try:
+        return Attempt(int(found["attempt"]), str(found["session"]))
+    except (TypeError, KeyError, ValueError):
+        return None
 
 
 def write_failure(folder: TrialFolder, session: str, reason: str) -> None:

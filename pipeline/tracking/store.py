@@ -48,9 +48,8 @@ def open_store(uri: str, create: bool = True) -> "MlflowClient":
         UserError: it never will: an unknown scheme, a missing driver, a file that is no database. Passwords are masked.
     """
     file = _sqlite_file(uri)
-    if (
-        not create and file is not None and not os.path.exists(file)
-    ):  # of a name too long, say, exists() of a Path raises
+    # os.path's, as a Path's exists() raises of a name that is too long
+    if not create and file is not None and not os.path.exists(file):
         raise UserError(f"tracking URI {uri}: there is no file {file.absolute()}. Expected the store of a sweep.")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would tear the live table

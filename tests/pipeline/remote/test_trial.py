@@ -13,76 +13,14 @@ from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import pusher
 from pipeline.remote.index import Stored, checkpoints_in, has_ended, piece_name
 from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
-from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial
-from pipeline.remote.worker import restore, train_remotely
-from pipeline.running.driver import TrialFailed, run_trial
-from pipeline.running.provenance import attempts
+from pipeline.remote.worker import restore
 from pipeline.storage.storage import StorageError
 from pipeline.training.stopping import TrainingStopped
-from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
-from tests.pipeline.samples import small_data, small_experiment
+from tests.pipeline.remote.training import die_at, run_attempt, state_at, taken_in, without_speed
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return small_data(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """What training comes to where nothing happens."""
-    folder = TrialFolder(tmp_path_factory.mktemp("whole"))
-    run_training(small_experiment(), folder, data.folder, CPU)
-    return folder
-
-
-def _train(remote, folder, data, report=lambda step, loss: None, attempt=1):
-    """As one attempt of the trial `remote`, in the trial's folder `folder`."""
-    experiment = small_experiment()
-
-    def train(scratch, push_and_report):
-        run_training(experiment, scratch, data.folder, CPU, push_and_report)
-
-    remote.put_attempt(attempt, "now")
-    train_remotely(experiment, remote.part(attempt), folder, 0, CPU, train, report)
-
-
-def _take_in(remote, folder, have=None):
-    part, index = remote.newest(remote.attempt())
-    take_in(part, folder, index, have or {})
-    return index
-
-
-def _until_put(remote, step):
-    deadline = time.monotonic() + 300
-    while f"step-{step:06d}" not in checkpoints_in(remote.index()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _die_at(step, remote):
-    def report(done, loss):
-        if done == step:
-            _until_put(remote, step)
-            raise KeyboardInterrupt
-
-    return report
-
-
-def _state(remote, folder, step):
-    restore(remote, folder, small_experiment().digest(), everything=True)
-    return (folder.checkpoints / f"step-{step:06d}" / "state.safetensors").read_bytes()
-
-
-def _without_speed(folder):
-    return [
-        (line.step, {name: value for name, value in line.metrics.items() if not name.startswith("speed/")})
-        for line in read_spool(folder.spool)[0]
-    ]
 
 
 def test_metrics_are_cut_at_lines(monkeypatch):
@@ -96,22 +34,22 @@ def test_metrics_are_cut_at_lines(monkeypatch):
 def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(pusher, "PIECE_BYTES", 2000)  # a few lines
     with pytest.raises(KeyboardInterrupt):
-        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6, remote))
+        run_attempt(remote, TrialFolder(tmp_path / "one"), data, die_at(6, remote))
     index = remote.index()
     assert list(checkpoints_in(index)) == ["step-000002", "step-000004", "step-000006"]
     assert not has_ended(index)
     seen = []
-    _train(remote, TrialFolder(tmp_path / "trial"), data, lambda step, loss: seen.append(step), attempt=2)
+    run_attempt(remote, TrialFolder(tmp_path / "trial"), data, lambda step, loss: seen.append(step), attempt=2)
     assert seen == [8]
     assert list((tmp_path / "trial").iterdir()) == []  # all of it is in the storage
     assert remote.part(1).index() is None
     assert remote.part(1).files.files() == {}
     assert has_ended(remote.index())
-    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    state = state_at(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
     driver = TrialFolder(tmp_path / "driver")
-    _take_in(remote, driver)
-    assert _without_speed(driver) == _without_speed(whole)
+    taken_in(remote, driver)
+    assert without_speed(driver) == without_speed(whole)
     assert json.loads(driver.predictions.read_text()) == json.loads(whole.predictions.read_text())
     assert json.loads(driver.distributions.read_text()) == json.loads(whole.distributions.read_text())
     for path in whole.model.iterdir():
@@ -125,16 +63,16 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
 
 def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(6, remote))
+        run_attempt(remote, TrialFolder(tmp_path / "one"), data, die_at(6, remote))
     newest = remote.part(1).files / "checkpoints/step-000006/state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"?")
     seen = []
-    _train(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step), attempt=2)
+    run_attempt(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step), attempt=2)
     assert seen == [6, 8]
     driver = TrialFolder(tmp_path / "driver")
-    _take_in(remote, driver)
+    taken_in(remote, driver)
     assert "sha256" in json.loads(driver.result.read_text())["checkpoint_problems"][0]
-    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+    state = state_at(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
 
 
@@ -144,10 +82,10 @@ def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_p
             remote.prune_file.write_bytes(b'{"step": 2}')
         time.sleep(1.0)
 
-    _train(remote, TrialFolder(tmp_path / "one"), data, report)
+    run_attempt(remote, TrialFolder(tmp_path / "one"), data, report)
     assert has_ended(remote.index())
     driver = TrialFolder(tmp_path / "driver")
-    _take_in(remote, driver)
+    taken_in(remote, driver)
     assert not driver.result.exists()
     ended = json.loads(driver.pruned.read_text())["step"]
     assert ended in (2, 4, 6)
@@ -165,8 +103,8 @@ def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, 
                 assert list(TrialFolder(tmp_path / "one").scratch(1, 0).checkpoints.iterdir())
                 store.start()
 
-        _train(remote, TrialFolder(tmp_path / "one"), data, report)
-        state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
+        run_attempt(remote, TrialFolder(tmp_path / "one"), data, report)
+        state = state_at(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
 
 
@@ -195,7 +133,7 @@ def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, mo
                 until_it_gives_up()
 
         with pytest.raises(TrainingStopped, match=r"step \d: nothing could be put into the storage for \d+ s: s3://"):
-            _train(remote, TrialFolder(tmp_path / "one"), data, report)
+            run_attempt(remote, TrialFolder(tmp_path / "one"), data, report)
 
 
 def test_what_is_half_put_is_not_there(remote, tmp_path, monkeypatch):
@@ -216,84 +154,15 @@ def test_what_is_half_put_is_not_there(remote, tmp_path, monkeypatch):
             push_once(part, folder, index, {})
     assert remote.index() == index == first
     driver = TrialFolder(tmp_path / "driver")
-    _take_in(remote, driver)
+    taken_in(remote, driver)
     assert [line.step for line in read_spool(driver.spool)[0]] == [1]  # of a piece that has grown since
     push_once(part, folder, index, {})
-    _take_in(remote, driver, first)
+    taken_in(remote, driver, first)
     assert [line.step for line in read_spool(driver.spool)[0]] == [1, 2]
     assert driver.predictions.exists()
     (part.files / "predictions.json").write_bytes(b"[1]")
     with pytest.raises(Changed):
-        _take_in(remote, TrialFolder(tmp_path / "late"))
-
-
-def test_an_overtaken_attempt_puts_no_more_and_stops(remote, data, tmp_path):
-    def report(step, loss):
-        if step == 4:
-            _until_put(remote, 4)
-            remote.put_attempt(2, "later")
-
-    with pytest.raises(TrainingStopped, match="attempt 1 has been overtaken: attempt 2 is at work"):
-        _train(remote, TrialFolder(tmp_path / "one"), data, report)
-    assert max(checkpoints_in(remote.index())) == "step-000004"
-    assert not has_ended(remote.index())
-
-
-def test_what_an_overtaken_attempt_puts_all_the_same_spoils_nothing(remote, data, whole, tmp_path, monkeypatch):
-    """Between its last look and what it puts another attempt begins, and even ends."""
-    with pytest.raises(KeyboardInterrupt):
-        _train(remote, TrialFolder(tmp_path / "one"), data, _die_at(4, remote))
-    index, scratch = dict(remote.index()), TrialFolder(tmp_path / "one").scratch(1, 0)
-    _train(remote, TrialFolder(tmp_path / "other"), data, attempt=2)
-    ended = remote.index()
-    scratch.spool.write_text(scratch.spool.read_text().replace("train/task_loss", "train/other"))
-    scratch.result.write_text("{}")
-    monkeypatch.setattr(RemoteAttempt, "check_ours", lambda self: None)
-    push_once(remote.part(1), scratch, index, {})
-    assert remote.part(1).index() == index
-    assert remote.index() == ended != index
-    driver = TrialFolder(tmp_path / "driver")
-    _take_in(remote, driver)
-    assert _without_speed(driver) == _without_speed(whole)
-    assert json.loads(driver.result.read_text())["steps"] == 8
-    state = _state(remote, TrialFolder(tmp_path / "seen"), 8)
-    assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
-
-
-def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more(remote, tmp_path, monkeypatch):
-    experiment = small_experiment()
-    ends = []
-
-    def fit(experiment, folder, data, train_fn, attempt, verbose, where):
-        ends.pop(0)(attempt)
-
-    def lose(attempt):
-        raise RuntimeError("the network is away")
-
-    def be_overtaken(attempt):
-        remote.put_attempt(attempt + 1, "elsewhere")
-        raise RuntimeError("the network is away")
-
-    def finish(attempt):
-        remote.part(attempt).put_index({"result.json": Stored(2, "0" * 64)})
-
-    def run(machine, session):
-        run_trial(experiment, TrialFolder(tmp_path / machine), "data", "a:train", session, remote=remote)
-
-    monkeypatch.setattr("pipeline.running.driver._fit", fit)
-    ends += [lose, lose]
-    with pytest.raises(TrialFailed, match="the network is away"):
-        run("one", "first")
-    assert remote.attempt() == {"attempt": 2, "session": "first", "failure": "RuntimeError: the network is away"}
-    ends += [be_overtaken]
-    with pytest.raises(TrialFailed, match="the network is away"):
-        run("two", "second")  # not tried again, though it was the first time
-    assert remote.attempt() == {"attempt": 4, "session": "elsewhere", "failure": None}
-    ends += [finish]
-    run("one", "third")
-    noted = [(each["attempt"], each["session"]) for each in attempts(TrialFolder(tmp_path / "one"))]
-    assert noted == [(1, "first"), (2, "first"), (3, "second"), (5, "third")]
-    assert remote.attempts_file.read_text() == TrialFolder(tmp_path / "one").attempts.read_text()
+        taken_in(remote, TrialFolder(tmp_path / "late"))
 
 
 def test_checkpoints_replaced_while_they_are_put_leave_a_whole_one(remote, tmp_path, monkeypatch):

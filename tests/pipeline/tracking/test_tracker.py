@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import subprocess
 import sys
 import time
 
@@ -13,9 +12,9 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.records.spool import Spool
 from pipeline.secrecy import mask
-from pipeline.tracking import describe, shipping
+from pipeline.tracking import shipping
 from pipeline.tracking.describe import TRIAL
-from pipeline.tracking.mlflow_run import flat_params, write_memory
+from pipeline.tracking.mlflow_run import write_memory
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_snapshot, write_spool
@@ -300,27 +299,3 @@ def test_a_store_that_cannot_be_reached_is_said_within_seconds_without_its_passw
     assert "s3cr" not in str(refused.value)
     assert "127.0.0.1:9" in str(refused.value)
     assert mask("x postgresql://u:p@h/db y") == "x postgresql://u:***@h/db y"
-
-
-def test_names_of_runs_show_arm_seed_and_cell(output):
-    sample = experiment("grid", grid={"model.layers": (2, 3)})
-    names = [describe.describe_trial(trial, "grid", {}).name for trial, _ in trials(output, sample)]
-    assert names[0] == "per_token · s0 · layers 2"
-    assert len(set(names)) == len(names)
-
-
-def test_settings_become_flat_text():
-    assert flat_params({"a": {"b": 1, "c": None}, "d": "x", "e": [1, 2], "f": True}) == {
-        "a.b": "1",
-        "d": "x",
-        "e": "[1, 2]",
-        "f": "true",
-    }
-
-
-def test_git_may_be_absent(monkeypatch):
-    def no_git(*_args, **_more):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", no_git)
-    assert describe.git_commit() == "unknown"
