@@ -1,12 +1,12 @@
 """Goodness: did an expert contribute, did it matter, and what did learning cost?"""
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from tiny_onn.mas import EPS, mas
 
-JUDGED_GOOD = 0.1
+JUDGED_GOOD = 0.1  # experts whose Goodness is above this part of the best expert's, mas(Goodness), are judged good
 
 
 def goodness(
@@ -19,8 +19,3 @@ def goodness(
     """
     with torch.no_grad():
         return mas(mas(contribution) * mas(relevance)) / (mas(cost) + EPS)
-
-
-def judged_good(value: Float[Tensor, "*b o"]) -> Bool[Tensor, "*b o"]:
-    """Experts whose Goodness is above JUDGED_GOOD of the best expert's: mas(Goodness) > JUDGED_GOOD."""
-    return mas(value) > JUDGED_GOOD

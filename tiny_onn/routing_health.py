@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tiny_onn.goodness import judged_good
+from tiny_onn.goodness import JUDGED_GOOD
 from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, log_histogram
 from tiny_onn.mas import mas
 
-RANKED_TOKENS = 32  # rank correlations compare all pairs of experts: of a call that is longer, at most twice as many
+RANKED_TOKENS = 32  # enough for a mean of rank correlations; of a call that is longer, at most twice as many
 _SCALARS = 12
 
 
@@ -98,26 +98,28 @@ def routing_health(
     """
     weights = routing_weights.double()
     active = weights > 0
-    total = weights.sum(dim=-1, keepdim=True)
-    routed = (total > 0).squeeze(-1)
-    distributions = weights[routed] / total[routed]
+    total = weights.sum(dim=-1)
+    routed = (total > 0).double()
+    share = routed / total.where(total > 0, 1)  # of a token's distribution w / total: 1 / total, or 0 if routed nowhere
+    entropies = total.where(total > 0, 1).log() - share * torch.special.xlogy(weights, weights).sum(dim=-1)
     scalars = weights.new_zeros(_SCALARS)
     scalars[0] = len(weights)
     scalars[1] = active.sum()
     scalars[4] = len(weights) - routed.sum()
-    scalars[5] = _entropy(distributions).sum()
+    scalars[5] = entropies.sum()
     good = weights.new_zeros(weights.shape[-1])
     costs, shares = weights.new_zeros(COST_BINS.size), weights.new_zeros(GOODNESS_BINS.size)
     if goodness is not None:
-        good = judged_good(goodness).expand_as(weights).double().sum(dim=0)
+        best = mas(goodness)
+        good = (best > JUDGED_GOOD).expand_as(weights).sum(dim=0).double()
         scalars[2] = good.sum()
         scalars[3] = len(weights)
         tokens = len(weights) if goodness.ndim == 1 else 1  # a value that all tokens share counts once for each
-        shares = log_histogram(mas(goodness), GOODNESS_BINS) * tokens
+        shares = log_histogram(best, GOODNESS_BINS) * tokens
         if components is not None:
             scalars[6:] = _rank_correlations(goodness, components, active)
             costs = log_histogram(components[2], COST_BINS) * tokens
-    return Health(scalars, costs, shares, distributions.sum(dim=0), active.double().sum(dim=0), good)
+    return Health(scalars, costs, shares, share @ weights, active.sum(dim=0).double(), good)
 
 
 def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tensor, "n o"]) -> Float[Tensor, " n"]:
@@ -125,10 +127,7 @@ def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tenso
 
     NaN where fewer than three entries are in the mask, or where one of the two is constant.
     """
-    ranks_a, ranks_b = _centred_ranks(a, mask), _centred_ranks(b, mask)
-    norms = torch.linalg.vector_norm(ranks_a, dim=-1) * torch.linalg.vector_norm(ranks_b, dim=-1)
-    coefficient = (ranks_a * ranks_b).sum(-1) / norms
-    return torch.where((mask.sum(-1) >= 3) & (norms > 0), coefficient, torch.nan)
+    return _correlation(_centred_ranks(a, mask), _centred_ranks(b, mask), mask)
 
 
 def _rank_correlations(goodness: Tensor, components: tuple[Tensor, Tensor, Tensor], active: Tensor) -> Tensor:
@@ -138,14 +137,22 @@ def _rank_correlations(goodness: Tensor, components: tuple[Tensor, Tensor, Tenso
     step = max(1, len(active) // RANKED_TOKENS)
     good, *parts = (signal[None] if shared else signal[::step] for signal in (goodness, *components))
     mask = torch.ones_like(good) if shared else active[::step].to(good.dtype)
-    coefficients = torch.stack([spearman(good, part, mask) for part in parts]).double()
+    ranks = _centred_ranks(good, mask)
+    coefficients = torch.stack([_correlation(ranks, _centred_ranks(part, mask), mask) for part in parts]).double()
     return torch.stack([coefficients.nansum(dim=1), (~coefficients.isnan()).sum(dim=1)], dim=1).flatten()
 
 
+def _correlation(ranks_a: Tensor, ranks_b: Tensor, mask: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(ranks_a, dim=-1) * torch.linalg.vector_norm(ranks_b, dim=-1)
+    coefficient = (ranks_a * ranks_b).sum(-1) / norms
+    return torch.where((mask.sum(-1) >= 3) & (norms > 0), coefficient, torch.nan)
+
+
 def _centred_ranks(v: Tensor, mask: Tensor) -> Tensor:
-    below = torch.einsum("nij,nj->ni", (v[:, None, :] < v[:, :, None]).to(mask.dtype), mask)
-    tied = torch.einsum("nij,nj->ni", (v[:, None, :] == v[:, :, None]).to(mask.dtype), mask)
-    ranks = below + tied / 2
+    ordered = torch.where(mask > 0, v, torch.inf).sort(dim=-1).values
+    below = torch.searchsorted(ordered, v.contiguous())
+    up_to = torch.searchsorted(ordered, v.contiguous(), right=True)  # those that tie included
+    ranks = (below + up_to).to(mask.dtype) / 2
     return (ranks - (ranks * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)) * mask
 
 

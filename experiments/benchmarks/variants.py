@@ -6,7 +6,9 @@ All of them train the same model on the same tokens: forward, backward, the rout
     plain_compiled   the same, every block by torch.compile
     fused            the single-pass engine in compiled blocks
     fused_elementwise  the single-pass engine, only its elementwise parts compiled: what is quick to compile
+    fused_observed   fused_elementwise in a step that also measures routing health, as every logged step does
     hooks            ADR-0004's capture, factored norms, elementwise parts compiled
+    hooks_observed   hooks, likewise
     two_pass         the same signals, then a second backward pass through the routing while the graph is retained
     einsum           two_pass with the whole [tokens, experts, inputs] gradient of every layer built by einsum
 """
@@ -26,8 +28,19 @@ from tiny_onn.meta_loss import meta_loss
 from tiny_onn.model import GridTransformer
 from tiny_onn.signals import token_signals
 
-NAMES = ("plain_eager", "plain_compiled", "fused", "fused_elementwise", "hooks", "two_pass", "einsum")
-COMPILED = ("plain_compiled", "fused", "fused_elementwise")
+NAMES = (
+    "plain_eager",
+    "plain_compiled",
+    "fused",
+    "fused_elementwise",
+    "fused_observed",
+    "hooks",
+    "hooks_observed",
+    "two_pass",
+    "einsum",
+)
+COMPILED = ("plain_compiled", "fused", "fused_elementwise", "fused_observed")
+_ELEMENTWISE = ("fused_elementwise", "fused_observed", "hooks", "hooks_observed")
 VOCABULARY = 16
 
 
@@ -71,8 +84,9 @@ class Step:
             torch.optim.AdamW(computation_parameters(self._model), lr=1e-3, fused=True),
             torch.optim.AdamW(router_parameters(self._model), lr=1e-3, fused=True),
             engine="fused" if variant.startswith("fused") else "hooks",
-            use_compiler=variant in ("fused_elementwise", "hooks") and compiler_problem(device) is None,
+            use_compiler=variant in _ELEMENTWISE and compiler_problem(device) is None,
         )
+        self._observe = variant.endswith("_observed")
         self._tokens = torch.randint(VOCABULARY, (1, size.seq), device=device)
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=size.autocast)
         cost = TokenCost(_whole_einsum) if variant == "einsum" else TokenCost(_factored)
@@ -90,7 +104,7 @@ class Step:
             self._by_two_passes(self._two_pass)
             return
         labels = self._tokens.numel()
-        with self._dynamics.watch(labels=labels, tokens=labels) as engine:
+        with self._dynamics.watch(labels=labels, tokens=labels, observe=self._observe) as engine:
             self._dynamics.compute_and_apply_gradients(self._loss(), engine)
 
     def _by_two_passes(self, cost: TokenCost) -> None:

@@ -84,7 +84,7 @@ def test_every_size_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_all_uncompiled_variants_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = {}
-    for name in ("two_pass", "einsum", "hooks", "fused_elementwise"):
+    for name in ("two_pass", "einsum", "hooks", "hooks_observed", "fused_elementwise", "fused_observed"):
         step = Step(name, Size(16, 2, 20))
         step._model.double()
         found[name] = torch.cat([gradient.flatten() for gradient in step.router_gradients()])

@@ -22,10 +22,10 @@ def test_by_hand() -> None:
 
 def test_good_and_rank_correlations_by_hand() -> None:
     weights = torch.tensor([[0.2, 0.4, 0.6, 1.0]])
-    good = torch.tensor([[0.01, 1.0, 2.0, 3.0]])
+    good = torch.tensor([[0.29, 0.31, 2.0, 3.0]])
     up, down = torch.tensor([[1.0, 2, 3, 4]]), torch.tensor([[4.0, 3, 2, 1]])
     measures = routing_health(weights, good, (up, down, torch.ones(1, 4))).measures()
-    assert measures["fraction_good"] == pytest.approx(3 / 4)  # mas = .003, .33, .67, 1 against 0.1
+    assert measures["fraction_good"] == pytest.approx(3 / 4)  # mas = .097, .103, .67, 1 against 0.1
     assert measures["rank_correlation_contribution"] == pytest.approx(1.0)
     assert measures["rank_correlation_relevance"] == pytest.approx(-1.0)
     assert math.isnan(measures["rank_correlation_cost"])  # a constant has no ranks
