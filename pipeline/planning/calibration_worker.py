@@ -26,7 +26,10 @@ PARTS = 3 + WARM_UP + TIMED + OBSERVED
 
 @dataclass(frozen=True)
 class Measured:
-    """What one worker of a trial takes. Seconds; bytes of this process at its largest, or of the GPU's memory."""
+    """What one worker of a trial takes. Seconds; bytes of this process at its largest, or of the GPU's memory.
+
+    Of a GPU, what torch has taken of it, given out or held back, without what the driver itself needs there.
+    """
 
     parameters: int
     prepare_seconds: float  # opening the data, building the model
@@ -39,6 +42,7 @@ class Measured:
     core_share: float  # of the time that it asked for, the part that it got: less than 1 on a busy machine
     built_bytes: int  # when the model is there, and nothing has run
     peak_bytes: int
+    gpu_bytes: int = 0  # that one GPU has in all; 0 without
 
 
 def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> Measured:
@@ -121,6 +125,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         core_share=1.0 if workers.gpus else min(1.0, got),
         built_bytes=built_bytes,
         peak_bytes=_bytes(device),
+        gpu_bytes=torch.cuda.get_device_properties(device).total_memory if workers.gpus else 0,
     )
 
 
@@ -128,7 +133,7 @@ def _bytes(device: Any) -> int:
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.max_memory_allocated(device))
+        return int(torch.cuda.max_memory_reserved(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -2,7 +2,6 @@
 
 import heapq
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
-from pipeline.errors import UserError
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.preflight import checkpoint_bytes, parameters_of
 from pipeline.running.cluster import Resources, fit
@@ -22,7 +20,6 @@ from pipeline.settings.trials import Trial
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
 TRIAL_START_S = 6.0
 SWEEP_START_S = 25.0
-HELPERS_BYTES = 0.25e9  # the two processes that Ray adds to a trial: Tune's own, and the one for Train's barriers
 _RECORDS_BYTES = 2e6  # of a trial: spool, prototypes, figures
 
 
@@ -182,28 +179,6 @@ def kinds_of(trials: Sequence[Trial], prepared: Prepared) -> tuple[Kind, ...]:
     return tuple(_kind(tuple(group), prepared) for group in groups.values())
 
 
-def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where: str = "this machine") -> None:
-    """Whether the workers that run at once fit the memory that there is.
-
-    Raises:
-        UserError: they do not; names what they take and what there is.
-    """
-    for kind in kinds:
-        if kind.measured is None or kind.example.workers.gpus:
-            continue
-        one = kind.measured.peak_bytes * kind.example.workers.count + HELPERS_BYTES
-        if at_once * one > total_bytes:
-            enough = math.floor(total_bytes / one)
-            raise UserError(
-                f"memory: {at_once} trials at once of {kind.example.workers.count} workers, "
-                f"{kind.measured.peak_bytes / 1e9:.2f} GB each as measured ({kind.trials[0].key}), and "
-                f"{HELPERS_BYTES / 1e9:.2f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
-                f"{where} has {total_bytes / 1e9:.1f} GB. "
-                + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
-                + " or a smaller training.batch_tokens."
-            )
-
-
 def at_once(trials: Sequence[Trial], nodes: Sequence[Resources], most: int | None) -> int:
     """How many trials would run at once.
 
@@ -217,24 +192,6 @@ def at_once(trials: Sequence[Trial], nodes: Sequence[Resources], most: int | Non
 def free_disk(output: Path) -> float:
     """Bytes."""
     return float(shutil.disk_usage(output).free)
-
-
-def machine_memory() -> float:
-    """Bytes that this machine, or the container that we are in, has in all."""
-    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, float(Path(path).read_text()))
-        except (OSError, ValueError):  # there is no such limit, or it says "max"
-            continue
-    return total
-
-
-def cluster_memory() -> float:
-    """Bytes that the cluster to which this process is connected gives to work; infinite if it does not say."""
-    import ray
-
-    return float(ray.cluster_resources().get("memory", math.inf))
 
 
 def _kind(trials: tuple[Trial, ...], prepared: Prepared) -> Kind:

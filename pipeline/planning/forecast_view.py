@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.planning.forecast import HELPERS_BYTES, SWEEP_START_S, TRIAL_START_S, Forecast, Kind
+from pipeline.planning.forecast import SWEEP_START_S, TRIAL_START_S, Forecast, Kind
+from pipeline.planning.memory import HELPERS_BYTES
 from pipeline.running.live import clock, duration
 
 _BUSY = 0.8  # a smaller share of the time asked for is worth a word

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from pipeline.data.preparing import prepare_and_tell
 from pipeline.layout import Output
 from pipeline.planning import forecast as forecasting
+from pipeline.planning import memory as memories
 from pipeline.planning.calibration import timed
 from pipeline.planning.forecast import Forecast, Kind
 from pipeline.planning.forecast_view import print_forecast
@@ -41,10 +42,10 @@ def forecast(
     left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
     check_start(left, where.root, address)
     nodes: tuple[Any, ...] = (local_resources(),)
-    memory, whose = forecasting.machine_memory(), "this machine"
+    memory, whose = memories.machine_memory(), "this machine"
     if address is not None:
         with connect(address) as cluster:
-            nodes, memory, whose = cluster.nodes, forecasting.cluster_memory(), "the cluster"
+            nodes, memory, whose = cluster.nodes, memories.cluster_memory(), "the cluster"
     sweep = experiment.sweep
     together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
     prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
@@ -53,7 +54,7 @@ def forecast(
     kinds = forecasting.kinds_of(left, prepared)
     if calibrate and kinds:
         kinds = _timed(kinds, Path(location(prepared.folder)), together, address is None, console)
-        forecasting.check_memory(kinds, together, memory, whose)
+        memories.check_memory(kinds, together, memory, whose)
     found = forecasting.Forecast(
         name=experiment.name,
         kinds=kinds,

@@ -18,8 +18,9 @@ from pipeline.errors import UserError
 from pipeline.planning import forecast as forecasting
 from pipeline.planning.calibration import MOST_TIMED, _spread, _with_time
 from pipeline.planning.calibration_worker import Measured
-from pipeline.planning.forecast import Forecast, Kind, at_once, check_memory, kinds_of
+from pipeline.planning.forecast import Forecast, Kind, at_once, kinds_of
 from pipeline.planning.forecast_view import number, print_forecast, size, summary
+from pipeline.planning.memory import check_memory
 from pipeline.running.cluster import Resources
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import read_experiment, validate_experiment
@@ -117,6 +118,23 @@ def test_what_does_not_fit_the_memory_is_refused(data: Prepared) -> None:
     check_memory(kinds, 2, 1.5e9)  # 2 x (0.5 + 0.25 of Ray's own)
     with pytest.raises(UserError, match=r"take 1\.5 GB, but this machine has 1\.4 GB\. Use sweep\.max_concurrent <= 1"):
         check_memory(kinds, 2, 1.4e9)
+
+
+def test_workers_that_share_a_gpu_must_fit_its_memory(data: Prepared) -> None:
+    measured = replace(MEASURED, peak_bytes=3_000_000_000, gpu_bytes=8_000_000_000)
+
+    def check(together: int, **workers: Any) -> None:
+        kinds = [replace(kind, measured=measured) for kind in kinds_of(trials_of(swept(**workers)), data)]
+        check_memory(kinds, together, 1.0)  # the machine's own memory is not what they take
+
+    check(4, gpus=1)
+    check(2, gpus=0.5)  # 2 x (3 + 0.5 of CUDA's own)
+    check(2, gpus=0.25)  # four could share it, but two run
+    with pytest.raises(UserError, match=r"workers\.gpus=0\.25: .* 3\.00 GB .* 4 would be on one GPU, which has 8\.0"):
+        check(2, gpus=0.25, count=2)
+    measured = replace(measured, gpu_bytes=3_400_000_000)
+    with pytest.raises(UserError, match=r"workers\.gpus=1: .* 1 would be on one GPU"):
+        check(1, gpus=1)
 
 
 def test_of_many_kinds_some_are_timed_and_the_others_reckoned(data: Prepared) -> None:
