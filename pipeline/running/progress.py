@@ -35,6 +35,11 @@ class Progress:
         return self.trial.experiment.training.steps
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended by itself, and is never taken up again."""
+        return self.state in _DONE
+
+    @property
     def layers(self) -> tuple[int, int, int]:
         """The first, middle and last layer, the middle one as the report counts it."""
         layers = self.trial.experiment.model.layers

@@ -35,11 +35,14 @@ class Pruner:
         self._offsets = dict.fromkeys(self._trials, 0)
         self._schedulers: dict[str, Any] = {}
         self._of_trial: dict[str, Any] = {}
-        for key, (trial, _) in self._trials.items():
-            stratum = stratum_of(trial, sweep)
+        strata = {key: stratum_of(trial, sweep) for key, (trial, _) in self._trials.items()}
+        longest: dict[str, int] = {}
+        for key, stratum in strata.items():
+            steps = self._trials[key][0].experiment.training.steps
+            longest[stratum] = max(steps, longest.get(stratum, 0))
+        for key, stratum in strata.items():
             if stratum not in self._schedulers:
-                longest = max(t.experiment.training.steps for t, _ in trials if stratum_of(t, sweep) == stratum)
-                self._schedulers[stratum] = _scheduler(self._asha, longest)
+                self._schedulers[stratum] = _scheduler(self._asha, longest[stratum])
             self._of_trial[key] = self._schedulers[stratum]
             self._of_trial[key].on_trial_add(None, _named(key))
         self._measure()

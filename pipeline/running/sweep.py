@@ -122,9 +122,10 @@ def run_sweep(
 
 
 def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
-    """Every trial's state as its folder now says, taken into `progress`."""
+    """Every trial's state as its folder now says, taken into `progress`. Nothing is new of what has ended."""
     for trial in progress:
-        trial.read(state_of(trial.folder, session))
+        if not trial.over:
+            trial.read(state_of(trial.folder, session))
     return {trial.trial.key: trial.state for trial in progress}
 
 
