@@ -41,6 +41,9 @@ class Tracker(Protocol):
     def end_trial(self, folder: TrialFolder, status: str) -> None:
         """Ends the trial's run as FINISHED, FAILED or KILLED."""
 
+    def lacks(self, folder: TrialFolder) -> bool:
+        """Whether something of a started trial is still outstanding, its end included."""
+
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         """Opens the summary run of a sweep; returns its id."""
 
@@ -61,6 +64,7 @@ class _Parcel:
     busy: bool = False
     started: bool = False
     ended: bool = False
+    over: bool = False  # ended, and delivered: of 10,000 trials most are, and going around them all would take a round
 
 
 class Courier:
@@ -162,6 +166,8 @@ class Courier:
             parcel = self._parcels[key]
             if parcel.busy:
                 passed_over = True
+            elif parcel.over:
+                continue
             elif parcel.ended or state is not State.WAITING:
                 parcel.busy = True
                 self._crew.give(partial(self._tell, parcel, state))
@@ -179,6 +185,7 @@ class Courier:
         if state in STATUS and not parcel.ended:
             self._tracker.end_trial(parcel.folder, STATUS[state])
             parcel.ended = True
+        parcel.over = parcel.ended and not self._tracker.lacks(parcel.folder)
 
     def _attempt(self, what: str, call: Callable[[], Any]) -> Any:
         """The call's value. Its error is kept for the end of the sweep: no tracker may stop a training run."""

@@ -91,6 +91,10 @@ class Tracker:
             run.ending = status
             self._advance(run)
 
+    def lacks(self, folder: TrialFolder) -> bool:
+        """Whether something of a started trial is still outstanding, its end included."""
+        return self._run(folder.run_id) is not None
+
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         """Begins, or takes up, the sweep's summary run; returns its id, "" if still to come."""
         self._summary = _summary_memory(sweep_folder)

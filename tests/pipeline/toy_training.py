@@ -123,6 +123,9 @@ class RecordingTracker:
     def end_trial(self, folder: TrialFolder, status: str) -> None:
         self._note("end", folder.root.name, status)
 
+    def lacks(self, folder: TrialFolder) -> bool:
+        return False
+
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         self._note("start_summary", experiment.name)
         return "summary"

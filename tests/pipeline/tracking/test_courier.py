@@ -99,6 +99,31 @@ def test_each_trial_ends_once_with_its_own_status(tmp_path: Path, monkeypatch: p
     assert tracker.calls[-2:] == [("end_summary", "KILLED"), ("close", "KILLED")]
 
 
+class AwayTracker(RecordingTracker):
+    """Takes the end of a trial, and delivers it when it is back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away = True
+
+    def lacks(self, folder: TrialFolder) -> bool:
+        return self.away
+
+
+def test_what_is_delivered_is_told_of_no_more_and_what_is_not_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
+    tracker = AwayTracker()
+    courier = courier_of(tracker, tmp_path)
+    courier.see({"per_token-s0": State.FINISHED, "none-s0": State.RUNNING})
+    wait_for(lambda: tracker.calls.count(("ship", "per_token-s0")) >= 3)
+    tracker.away = False
+    wait_for(lambda: tracker.calls.count(("ship", "none-s0")) >= tracker.calls.count(("ship", "per_token-s0")) + 3)
+    assert courier.finish("FINISHED", None, None) == []
+    assert tracker.calls.count(("end", "per_token-s0", "FINISHED")) == 1
+
+
 def test_a_tracker_that_fails_is_reported_and_stops_nothing(tmp_path: Path) -> None:
     tracker = BrokenTracker()
     courier = courier_of(tracker, tmp_path)
