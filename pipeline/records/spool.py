@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import flush
 
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")  # what MLflow takes
 
@@ -50,7 +51,7 @@ class Spool:
         return self._last
 
     def write(self, step: int, metrics: dict[str, float]) -> bool:
-        """Appends a step's metrics and flushes. False when an earlier process has already written this step.
+        """Appends a step's metrics. False when an earlier process has already written this step.
 
         Raises:
             ValueError: the step does not follow the last one that this process wrote (all metrics of a step belong in
@@ -69,6 +70,10 @@ class Spool:
             file.write(line.encode() + b"\n")
         self._last = step
         return True
+
+    def flush(self) -> None:
+        """Returns when all that was written would outlive a loss of power: what is written on top of it comes after."""
+        flush(self._path)
 
 
 def read_spool(path: Path, offset: int = 0) -> tuple[list[Line], int]:

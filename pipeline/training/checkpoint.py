@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.files import flush
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
@@ -50,11 +51,11 @@ def save_checkpoint(folder: Path, step: int, dynamics: LearningDynamics, digest:
         }
         (aside / _MANIFEST).write_text(json.dumps({**manifest, "manifest_sha256": _seal(manifest)}))
         for path in (aside / _STATE, aside / _MANIFEST, aside):
-            _flush(path)
+            flush(path)
         if target.exists():
             target.rename(folder / f".{target.name}.replaced")
         aside.rename(target)
-        _flush(folder)
+        flush(folder)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)  # the room is needed
         raise
@@ -185,11 +186,3 @@ def _optimizers(dynamics: LearningDynamics) -> dict[str, torch.optim.Optimizer]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

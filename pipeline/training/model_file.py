@@ -21,6 +21,7 @@ from pipeline.data.manifest import file_hash
 from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
+from pipeline.files import flush
 from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
@@ -76,6 +77,8 @@ def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> 
     flavours = {"python_function": {"loader_module": __name__, "data": ".", "python_version": python_version()}}
     # MLflow reads YAML, of which JSON is a part.
     (folder / _MLMODEL).write_text(json.dumps({"flavors": flavours}, indent=1), encoding="utf-8")
+    for path in (folder / _WEIGHTS, folder / _CARD, folder / _MLMODEL, folder):  # the result comes after, and stays
+        flush(path)
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:

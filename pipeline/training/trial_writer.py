@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pipeline import measures
-from pipeline.files import write_whole
+from pipeline.files import flush, write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, read_spool
 from pipeline.settings.config import TrainingConfig
@@ -45,6 +45,7 @@ class TrialWriter:
         self.folder.prototypes.mkdir(parents=True, exist_ok=True)
         aside = self.folder.prototypes / f".step-{step:06d}"
         write_tensors(aside, tensors)
+        flush(aside)
         aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
 
     def distributions(self, step: int, health: dict[str, Health] | None) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config
 import torch.distributed as dist
 
 from pipeline import measures
@@ -131,6 +130,7 @@ def run_training(
                     if is_snapshot(done, training):
                         writer.prototypes(done, dynamics, outcome.dynamics.health)
                     if done % training.checkpoint_every < training.log_every or done == training.steps:
+                        writer.spool.flush()  # or, after a loss of power, a run could go on from past its own metrics
                         save_checkpoint(folder.checkpoints, done, dynamics, digest, training.keep_checkpoints)
             except TrainingStopped as error:
                 stopped = error

@@ -1,6 +1,7 @@
 """A folder belongs to one experiment, and to one process at a time."""
 
-import json
+import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -98,6 +99,17 @@ def test_a_folder_that_cannot_be_written_to_has_no_lock(tmp_path: Path) -> None:
             pass
 
 
+def test_a_file_system_without_locks_is_not_taken_for_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(UserError, match=r"lock: cannot be locked \(Function not implemented\)"), folder_lock(tmp_path):
+        pass
+
+
 def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal, sys\nfrom pipeline.records.lock import folder_lock\n"
@@ -108,16 +120,3 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     assert read_json(tmp_path / "lock")["pid"] != os.getpid()
     with folder_lock(tmp_path):
         assert read_json(tmp_path / "lock")["pid"] == os.getpid()
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "deep" / "file.json"
-    write_whole(path, json.dumps(1))
-
-    def full_disk(_: int) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        write_whole(path, json.dumps(2))
-    assert read_json(path) == 1
