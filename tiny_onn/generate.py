@@ -22,6 +22,7 @@ def generate(
     limit: int,
     stop: int,
     advance: Advance,
+    alive: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """What the model says after each prompt, up to `stop` (left out) or until the sequence holds `limit` tokens.
 
@@ -30,6 +31,7 @@ def generate(
 
     Args:
         advance: (token, row, column, next_token) -> the next token's row and column, elementwise.
+        alive: called before each token, for those who wait.
     """
     batch, device = len(tokens), tokens.device
     cache = model.new_cache(batch, max(limit, tokens.shape[1]) + 1)
@@ -40,6 +42,7 @@ def generate(
     positions, going = lengths.clone(), lengths < limit
     said: list[list[int]] = [[] for _ in range(batch)]
     while bool(going.any()):
+        alive()
         following = logits.argmax(dim=-1)
         row, column = advance(token, row, column, following)
         token = following

@@ -98,13 +98,14 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     per_token = sum(seconds["step"]) / sum(tokens["step"])
     late = {kind: [s - per_token * n for s, n in zip(seconds[kind], tokens[kind], strict=True)] for kind in seconds}
     some = held_out[:: max(1, len(held_out) // _EVALUATED)]
-    evaluate(model, some[:2], training.batch_tokens // workers.count, 0, 1)  # compiles what only evaluation needs
+    batch_tokens = training.batch_tokens // workers.count
+    evaluate(model, some[:2], batch_tokens, 0, 1, autocast=autocast)  # compiles what only evaluation needs
     began = now()
-    evaluate(model, some, training.batch_tokens // workers.count, 0, 1)
+    evaluate(model, some, batch_tokens, 0, 1, autocast=autocast)
     evaluating = (now() - began) * sum(map(len, held_out)) / sum(map(len, some)) / workers.count
     tell("evaluated")
     wanted = list(dict.fromkeys(row.task_id for row in held_out))[: training.generate_tasks]
-    rows = [row for row in held_out if row.task_id in wanted]
+    rows = [row for row in held_out if row.task_id in wanted][:: workers.count]  # a worker's share
     began = now()
     predict(model, rows[:_DECODED], experiment.data.max_tokens, _DECODED)
     decoding = (now() - began) * math.ceil(len(rows) / _DECODED)

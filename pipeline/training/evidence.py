@@ -52,7 +52,7 @@ def stop(
             **_look_closer(dynamics.model, batch, autocast),
         }
     alone = isinstance(error, CaptureError)
-    everyone = [what] if alone else _gather(what, device)
+    everyone = [what] if alone else gather_json(what, device)
     place = folder.evidence / f"step-{step:06d}"
     done = step if isinstance(error, ReplicasDiffer) else step - 1
     problem = ""
@@ -65,7 +65,7 @@ def stop(
     except OSError as full:
         problem = f" (not whole: {full})"
     if not alone:
-        problem = next(filter(None, _gather(problem, device)), "")
+        problem = next(filter(None, gather_json(problem, device)), "")
     return TrainingStopped(f"step {step}: {_explain(error, everyone)}. Evidence and state: {place}{problem}")
 
 
@@ -85,9 +85,19 @@ def disk_errors(folder: TrialFolder, doing: str, digest: str) -> Iterator[None]:
 
 def agree(stopped: TrainingStopped | None, device: torch.device) -> None:
     """Raises on every worker what one of them has to say; every worker calls it, and so waits for all others here."""
-    problem = next(filter(None, _gather(str(stopped) if stopped else "", device)), None)
+    problem = next(filter(None, gather_json(str(stopped) if stopped else "", device)), None)
     if problem:
         raise stopped or TrainingStopped(problem)
+
+
+def gather_json(value: Any, device: torch.device) -> list[Any]:
+    """Every worker's value, by rank, sent as JSON."""
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+    sizes = gather_over_workers(torch.tensor([len(text)], device=device)).flatten().tolist()
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
+    padded[: len(text)] = text
+    rows = gather_over_workers(padded).cpu()
+    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _explain(error: Exception, everyone: list[dict[str, Any]]) -> str:
@@ -144,13 +154,3 @@ def _look_closer(model: nn.Module, batch: Batch, autocast: bool) -> dict[str, An
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _gather(value: Any, device: torch.device) -> list[Any]:
-    """Every worker's value, by rank, sent as JSON."""
-    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
-    sizes = gather_over_workers(torch.tensor([len(text)], device=device)).flatten().tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
-    padded[: len(text)] = text
-    rows = gather_over_workers(padded).cpu()
-    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]

@@ -70,6 +70,11 @@ def train_step(
 
 def batch_loss(model: nn.Module, batch: Batch, *, autocast: bool) -> Float[Tensor, ""]:
     """`summed_loss` of a batch, in float32 at least."""
+    return summed_loss(batch_logits(model, batch, autocast=autocast), batch.labels)
+
+
+def batch_logits(model: nn.Module, batch: Batch, *, autocast: bool) -> Float[Tensor, "b s v"]:
+    """The logits of each next token, in float32 at least; with `autocast` computed in bfloat16."""
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=autocast):
         logits = model(batch.tokens, batch.rows, batch.columns)
-    return summed_loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

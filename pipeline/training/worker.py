@@ -25,8 +25,8 @@ from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Place, patiently
 from pipeline.training.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.training.checkpoint import load_newest, save_checkpoint
-from pipeline.training.evaluate import evaluate, exact_match, predict
-from pipeline.training.evidence import agree, disk_errors, stop
+from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together
+from pipeline.training.evidence import agree, disk_errors, gather_json, stop
 from pipeline.training.machine import environment, peak_memory_mib
 from pipeline.training.model_file import save_model
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
@@ -85,8 +85,9 @@ def run_training(
         with disk_errors(folder, "writing the first prototypes", digest):
             writer.prototypes(0, dynamics, None)
     for step in range(first, training.steps):
-        epoch, batch = next(stream)
-        batch = batch.to(device)
+        with window.waiting():
+            epoch, batch = next(stream)
+            batch = batch.to(device)
         done = step + 1
         logs = done % training.log_every == 0 or done == training.steps
         rates = set_learning_rates(dynamics, training, step)
@@ -110,20 +111,23 @@ def run_training(
         if not logs:
             continue
         evaluates = done % training.evaluate_every < training.log_every or done == training.steps
-        metrics = {measures.EPOCH: float(epoch), **_rates(rates), **step_metrics(outcome, evaluates), **window.read()}
+        metrics = {**window.read(), measures.EPOCH: float(epoch), **_rates(rates), **step_metrics(outcome, evaluates)}
         if (memory := peak_memory_mib(device)) is not None:
             metrics[measures.PEAK_MEMORY_MIB] = memory
         if training.on_nonfinite == "skip":
             metrics[measures.SKIPPED_STEPS] = float(skipped.steps)
         if evaluates:
-            metrics |= evaluate(model, held_out, training.batch_tokens // world_size, rank, world_size)
+            metrics |= evaluate(model, held_out, loader.budget, rank, world_size, autocast=autocast)
+        if done == training.steps:
+            predictions = _predict(experiment, model, held_out, rank, world_size)
+            metrics |= exact_match(predictions)
         stopped: TrainingStopped | None = None
         if writer:
             try:
                 check_ours()
                 with disk_errors(folder, f"writing what step {done} came to", digest):
-                    if done == training.steps:
-                        metrics |= _predict(experiment, model, held_out, folder)
+                    if done == training.steps and predictions:
+                        write_whole(folder.predictions, json.dumps([each.as_dict() for each in predictions]))
                     writer.spool.write(done, metrics)
                     if evaluates:
                         writer.distributions(done, outcome.dynamics.health)
@@ -192,6 +196,13 @@ class _Window:
 
     seconds: list[float] = field(default_factory=list)
     valid: list[torch.Tensor] = field(default_factory=list)
+    waited: float = 0.0  # for batches
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - started
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -200,13 +211,15 @@ class _Window:
         self.seconds.append(time.perf_counter() - started)
 
     def read(self) -> dict[str, float]:
-        tokens = float(torch.stack(self.valid).sum())
+        with self.waiting():  # a device may still be at work on the last step
+            tokens = float(torch.stack(self.valid).sum())
         found = {
             measures.STEP_SECONDS: statistics.median(self.seconds),
-            measures.TOKENS_PER_SECOND: tokens / sum(self.seconds),
+            measures.TOKENS_PER_SECOND: tokens / (sum(self.seconds) + self.waited),
         }
         self.seconds.clear()
         self.valid.clear()
+        self.waited = 0.0
         return found
 
 
@@ -214,13 +227,18 @@ def _rates(rates: tuple[float, float]) -> dict[str, float]:
     return {measures.LEARNING_RATE: rates[0], measures.ROUTER_LEARNING_RATE: rates[1]}
 
 
-def _predict(experiment: Experiment, model: Any, held_out: list[Sequence], folder: TrialFolder) -> dict[str, float]:
-    """Decodes the first `generate_tasks` held-out tasks, which are the same for every trial on this data."""
+def _predict(
+    experiment: Experiment, model: Any, held_out: list[Sequence], rank: int, world_size: int
+) -> list[Prediction]:
+    """Decodes the first `generate_tasks` held-out tasks, which are the same for every trial on this data.
+
+    Every worker takes its share, and gets all.
+    """
     wanted = experiment.training.generate_tasks
-    tasks = list(dict.fromkeys(row.task_id for row in held_out))[:wanted]
-    rows = [row for row in held_out if row.task_id in set(tasks)]
-    if not rows:
-        return {}
-    predictions = predict(model, rows, experiment.data.max_tokens)
-    write_whole(folder.predictions, json.dumps([each.as_dict() for each in predictions]))
-    return exact_match(predictions)
+    tasks = set(list(dict.fromkeys(row.task_id for row in held_out))[:wanted])
+    rows = [row for row in held_out if row.task_id in tasks]
+    device = next(model.parameters()).device
+    with together(device) as alive:
+        mine = predict(model, rows[rank::world_size], experiment.data.max_tokens, alive=alive)
+    shares = gather_json([each.as_dict() for each in mine], device)
+    return [Prediction(**shares[place % world_size][place // world_size]) for place in range(len(rows))]

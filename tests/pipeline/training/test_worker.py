@@ -1,5 +1,7 @@
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from pipeline import measures
 from pipeline.data import tokens
+from pipeline.data.batch import Batch, collate
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.data.shards import read_rows
@@ -17,6 +20,8 @@ from pipeline.settings.trials import trials_of
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate, exact_match, predict
+from pipeline.training.model_file import open_model
+from pipeline.training.step import batch_logits
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_data, small_experiment
@@ -142,6 +147,36 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
         found = evaluate(model, rows, budget, 0, 1)
         assert found[measures.EVAL_LOSS] == pytest.approx(total / count, rel=1e-10)
         assert found[measures.EVAL_TOKEN_ACCURACY] == pytest.approx(right / count)
+
+
+def test_evaluation_has_the_precision_of_training(data: Prepared, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    run_training(small_experiment(precision="bfloat16"), folder, data.folder, CPU)
+    model = open_model(folder.model).model
+    rows = read_rows(data, "held_out")
+    narrow, wide = (evaluate(model, rows, 512, 0, 1, autocast=autocast) for autocast in (True, False))
+    assert metrics_of(folder)[8][measures.EVAL_LOSS] == narrow[measures.EVAL_LOSS]
+    assert narrow[measures.EVAL_LOSS] != wide[measures.EVAL_LOSS]
+    assert narrow[measures.EVAL_LOSS] == pytest.approx(wide[measures.EVAL_LOSS], rel=2**-8)  # bfloat16's rounding
+    batch = collate(rows[:1])
+    assert batch_logits(model, batch, autocast=True).dtype == torch.float32
+
+
+def test_tokens_per_second_count_the_time_that_batches_take(
+    data: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Loader.batches
+
+    def slowly(self: Loader, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in read(self, epoch, start):
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(Loader, "batches", slowly)
+    folder = TrialFolder(tmp_path)
+    run_training(small_experiment(steps=4), folder, data.folder, CPU)
+    for metrics in metrics_of(folder).values():
+        assert 0 < metrics[measures.TOKENS_PER_SECOND] < 512 / 0.2  # no batch has more tokens
 
 
 def test_exact_match_by_hand(data: Prepared) -> None:
