@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,18 +123,40 @@ def _plot(result: Result, path: Path) -> None:
         bars = axes.barh(list(values), list(values.values()))
         axes.bar_label(bars, [f"{value:.3g}" for value in values.values()], padding=3, fontsize=8)
         axes.set_xscale("log")
+        _plain_numbers(axes.xaxis)
         axes.margins(x=0.12)
         axes.set_xlabel(f"{result.plot_label}: {places[0]}")
     else:
-        for name, line in result.series.items():
-            axes.plot([places.index(place) for place in line], list(line.values()), marker="o", label=name)
+        for number, (name, line) in enumerate(result.series.items()):
+            for label, part in zip([name, *[None] * len(line)], _by_width(line), strict=False):
+                where, heights = [places.index(place) for place in part], [line[place] for place in part]
+                axes.plot(where, heights, marker="o", color=f"C{number}", label=label)
         axes.set_xticks(range(len(places)), places)
         axes.set_ylabel(result.plot_label)
         if result.series:
             axes.set_yscale("log")
-            axes.legend(fontsize=8, frameon=False)
+            _plain_numbers(axes.yaxis)
+            figure.legend(fontsize=8, frameon=False, loc="outside right upper")
     axes.set_title(result.title, fontsize=10)
     axes.set_axisbelow(True)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=140)
     plt.close(figure)
+
+
+def _by_width(places: Iterable[str]) -> list[list[str]]:
+    """Places of one width together, `64 / 256` with `64 / 1024`: no line leads from one width to the next."""
+    widths: dict[str, list[str]] = {}
+    for place in places:
+        widths.setdefault(place.partition(" / ")[0] if " / " in place else "", []).append(place)
+    alone = all(len(each) == 1 for each in widths.values())
+    return [list(places)] if alone else list(widths.values())
+
+
+def _plain_numbers(axis: Any) -> None:
+    """1, 2, 5, 10, 20 along a logarithmic axis, and not powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -121,7 +121,7 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
     return Result(
         question="step",
         title=f"A training step, {first.layers} layers, {threads} threads, {first.device}, median of {repeats}",
-        columns=["hidden", "tokens", "variant", "ms", f"x {against}", "peak MiB", f"x {against}"],
+        columns=["hidden", "tokens", "variant", "ms", "x", "peak MiB", "x"],
         rows=rows,
         plot_label=f"time / {against} (hidden / tokens)",
         series=series,
@@ -132,4 +132,5 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
             "sizes": [{"hidden": size.hidden, "seq": size.seq, **cell} for size, cell in cells],
             **cells[0][1],
         },
+        notes=[f"x: time, and peak memory, over {against}'s in the same run."],
     )

@@ -1,0 +1,36 @@
+"""What a benchmark's plot shows."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.benchmarks.report import Result, _plot
+
+
+def drawn(series: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
+    kept: list[Figure] = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    _plot(Result("step", "A step", [], [], "time", series, {}), tmp_path / "step.png")
+    assert (tmp_path / "step.png").stat().st_size > 1000
+    return kept[0]
+
+
+def test_no_line_leads_from_one_width_to_the_next(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    line = {"64 / 256": 2.0, "64 / 1024": 3.0, "256 / 256": 5.0, "256 / 1024": 4.0}
+    axes = drawn({"hooks": line}, monkeypatch, tmp_path).axes[0]
+    assert [list(each.get_xydata().ravel()) for each in axes.lines] == [[0, 2, 1, 3], [2, 5, 3, 4]]
+    assert axes.lines[0].get_label() == "hooks"
+    assert len({each.get_color() for each in axes.lines}) == 1
+
+
+def test_one_line_leads_over_widths_of_one_size_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    axes = drawn({"hooks": {"64 / 512": 2.0, "128 / 512": 3.0}}, monkeypatch, tmp_path).axes[0]
+    assert [list(each.get_xydata().ravel()) for each in axes.lines] == [[0, 2, 1, 3]]
+
+
+def test_the_axis_bears_plain_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    axes = drawn({"plain": {"64 / 512": 1.0}, "einsum": {"64 / 512": 900.0}}, monkeypatch, tmp_path).axes[0]
+    said = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert {"1", "20", "500", "1,000"} <= set(said)
