@@ -31,8 +31,9 @@ class WeightState(NamedTuple):
 class TokenCost:
     """A learning cost with one value for each token and expert.
 
-    `measure(grad_output [N, O], x [N, I], weight: WeightState) -> cost [N, O]`, non-negative, detached. Its scale does
-    not matter: Goodness divides each token's costs by the largest.
+    `measure(grad_output [N, O], x [N, I], weight: WeightState) -> cost [N, O]`, finite, non-negative, of the type that
+    it was given, for any N, O and I; its arguments stay as they are. Its scale does not matter: Goodness divides each
+    token's costs by the largest.
     """
 
     measure: Callable[[Tensor, Tensor, WeightState], Tensor]
@@ -44,7 +45,8 @@ class TokenCost:
 class LayerCost:
     """A learning cost with one value for each expert, shared by all tokens.
 
-    `measure(weight_gradient [O, I]) -> cost [O]`, where the gradient is summed over the global batch.
+    `measure(weight_gradient [O, I]) -> cost [O]`, where the gradient is summed over the global batch; otherwise as of
+    TokenCost.
     """
 
     measure: Callable[[Tensor], Tensor]
@@ -210,7 +212,8 @@ def learning_cost(name: str) -> LearningCost | None:
     `name` is one of `learning_cost_names()`, or "package.module:attribute" for a TokenCost or LayerCost of one's own.
 
     Raises:
-        ValueError: there is no such arm, or the attribute is neither a TokenCost nor a LayerCost.
+        ValueError: there is no such arm, the attribute is neither a TokenCost nor a LayerCost, or what it returns is
+            no learning cost: it is tried on a few numbers.
     """
     if name in _ARMS:
         return _ARMS[name]
@@ -223,6 +226,11 @@ def learning_cost(name: str) -> LearningCost | None:
         raise ValueError(f"arm {name!r} cannot be imported: {error}") from error
     if not isinstance(found, TokenCost | LayerCost):
         raise ValueError(f"arm {name!r} is a {type(found).__name__}; expected a TokenCost or a LayerCost")
+    from tiny_onn.cost_contract import cost_problem  # which knows the classes above
+
+    problem = cost_problem(found)
+    if problem:
+        raise ValueError(f"arm {name!r} {problem}")
     return found
 
 

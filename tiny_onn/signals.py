@@ -26,6 +26,8 @@ class Signals:
 
 
 def _signals(contribution: Tensor, relevance: Tensor, cost: Tensor) -> Signals:
+    if cost.shape != relevance.shape:  # it would be broadcast, and pass for a cost that all experts or tokens share
+        raise ValueError(f"the learning cost has shape {list(cost.shape)}; expected {list(relevance.shape)}")
     return Signals(goodness(contribution, relevance, cost), contribution, relevance, cost)
 
 
