@@ -34,7 +34,8 @@ SET = click.option(
     "changes",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100. May be repeated.",
+    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100, or some of a group: "
+    "--set 'model={layers: 4}'. May be repeated.",
 )
 SCALE = click.option(
     "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."

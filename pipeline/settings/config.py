@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.errors import UserError
+from pipeline.settings.changes import put
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
 from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, plain, setting_names, why_no_setting
@@ -210,16 +211,24 @@ def check_name(name: str, what: str) -> None:
 
 
 def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Experiment:
-    """`experiment` with fields, named by dots, replaced and validated anew."""
-    values = experiment.model_dump(mode="json")
+    """`experiment` with fields, named by dots, replaced and validated anew; of a group, the fields that it names.
+
+    Raises:
+        UserError: there is no such field, one is set twice, or the experiment cannot be so; names it.
+    """
+    values, names = experiment.model_dump(mode="json"), setting_names(Experiment)
+    done: set[str] = set()
     for field, value in changes.items():
         *groups, last = field.split(".")
         place: Any = values
         for group in groups:
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"{source}: {field!r} {why_no_setting(field, setting_names(Experiment))}")
-        place[last] = plain(value, f"{source}: {field}")
+            raise UserError(f"{source}: {field!r} {why_no_setting(field, names)}")
+        for each in put(place, last, plain(value, f"{source}: {field}"), field, names):
+            if each in done:
+                raise UserError(f"{source}: {each} is set twice, by itself and with its group; expected once")
+            done.add(each)
     return validated(values, source)
 
 
