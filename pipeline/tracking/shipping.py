@@ -43,10 +43,12 @@ def ship_metrics(client: "MlflowClient", run_id: str, folder: TrialFolder, unsur
     except DamagedSpool as error:
         lines, damage = error.before, error
     sent = 0
+    there: dict[str, set[int]] = {}
     for group in _groups(lines):
         points = [(name, value, line) for line in group for name, value in line.metrics.items()]
         if unsure:
-            there = {name: _steps(client, run_id, name) for name in {name for name, _, _ in points}}
+            for name in {name for name, _, _ in points} - there.keys():
+                there[name] = _steps(client, run_id, name)
             points = [(name, value, line) for name, value, line in points if line.step not in there[name]]
             unsure = not points  # they are sent in order: after one that is missing, all are
         _send(client, run_id, points)

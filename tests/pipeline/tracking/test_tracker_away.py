@@ -42,6 +42,30 @@ def test_no_point_twice_after_a_kill_between_sending_and_remembering(output, tra
     assert len(runs(output, "killed")) == 1
 
 
+def test_of_a_run_that_has_all_each_metric_is_asked_for_once(output, tracker, monkeypatch):
+    """And not once for every thousand points, which of a long run would be all of it, hundreds of times."""
+    trial, folder = trial_of(output, "asked")
+    write_spool(trial, folder, (0, 10, 20))
+    run_id = tracker.start_trial(folder, trial, "asked", EXTRA)
+    folder.shipped.unlink()
+    write_spool(trial, folder, (0, 10, 20, 30))
+    monkeypatch.setattr(shipping, "_POINTS_PER_CALL", 30)  # a step in each
+    again = tracker_of(output)
+    history, asked = again._client.get_metric_history, []
+
+    def counted(run_id, name):
+        asked.append(name)
+        return history(run_id, name)
+
+    monkeypatch.setattr(again._client, "get_metric_history", counted)
+    assert again.start_trial(folder, trial, "asked", EXTRA) == run_id
+    assert sorted(asked) == sorted(set(asked))
+    assert [step for step, _ in points(output, run_id, "train/task_loss")] == [0, 10, 20, 30]
+    assert again.lacks(folder)
+    again.end_trial(folder, "FINISHED")
+    assert not again.lacks(folder)
+
+
 def test_a_lost_answer_to_the_creation_makes_no_second_run(output, tracker, monkeypatch):
     trial, folder = trial_of(output, "lost")
     create = tracker._client.create_run
