@@ -31,7 +31,7 @@ def checkpoints_in(index: Mapping[str, Any]) -> dict[str, list[str]]:
     for name in index:
         if name.startswith(_CHECKPOINTS):
             found.setdefault(name.split("/")[1], []).append(name)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda each: (len(each[0]), each[0])))  # a longer number is a later step
 
 
 def has_ended(index: Mapping[str, Any]) -> bool:

@@ -16,9 +16,12 @@ from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial
 from pipeline.remote.worker import restore
 from pipeline.storage.storage import StorageError
+from pipeline.training.build import build_dynamics, build_model
+from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.stopping import TrainingStopped
 from tests.pipeline.object_store import object_store
 from tests.pipeline.remote.training import die_at, run_attempt, state_at, taken_in, without_speed
+from tests.pipeline.samples import small_experiment
 
 CPU = torch.device("cpu")
 
@@ -74,6 +77,22 @@ def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole,
     assert "sha256" in json.loads(driver.result.read_text())["checkpoint_problems"][0]
     state = state_at(remote, TrialFolder(tmp_path / "seen"), 8)
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
+
+
+def test_the_newest_checkpoint_is_that_of_the_last_step_however_many_digits_it_has(remote, tmp_path):
+    """A million is told from 999,998 by its number, not by its name: else ranks would go on from different steps."""
+    experiment, part, folder = small_experiment(), remote.part(1), TrialFolder(tmp_path / "one")
+    dynamics = build_dynamics(build_model(experiment), experiment.training)
+    for step in (999_998, 1_000_000):
+        save_checkpoint(folder.checkpoints, step, dynamics, experiment.digest(), keep=2)
+    remote.put_attempt(1, "now")
+    index = {}
+    push_once(part, folder, index, {})
+    assert list(checkpoints_in(index)) == ["step-999998", "step-1000000"]
+    for rank in (0, 1):
+        place = TrialFolder(tmp_path / f"rank-{rank}")
+        restore(remote, place, experiment.digest(), everything=rank == 0)
+        assert load_newest(place.checkpoints, dynamics, experiment.digest()) == (1_000_000, [])
 
 
 def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_path):
