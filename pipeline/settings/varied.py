@@ -53,13 +53,21 @@ def check_pruning(asha: AshaConfig, training: "TrainingConfig", source: str) -> 
         UserError: it cannot.
     """
     every = training.log_every if asha.metric.startswith("train/") else training.evaluate_every
-    first = math.ceil(asha.grace_steps / every) * every
+    # Measured is at the first logged step from each multiple of `every` on.
+    due = max(every, asha.grace_steps // every * every)
+    first = _up_to_a_multiple(due, training.log_every)
+    if first < asha.grace_steps:
+        first = _up_to_a_multiple(due + every, training.log_every)
     if first >= training.steps:
         raise UserError(
             f"{source}: sweep.scheduler.asha.grace_steps: found {asha.grace_steps}, but with {asha.metric} measured "
             f"every {every} steps nothing could be pruned before a trial's end at step {training.steps}. Lower "
             "grace_steps, or measure more often."
         )
+
+
+def _up_to_a_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def _check_ends(field: str, domain: Domain, experiment: type[BaseModel], source: str) -> None:

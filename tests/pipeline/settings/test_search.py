@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from pipeline import measures
 from pipeline.errors import UserError
-from pipeline.settings.config import replace
+from pipeline.settings.config import TrainingConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.search import AshaConfig, Domain, SearchConfig, draw
 from pipeline.settings.trials import trials_of
+from pipeline.settings.varied import check_pruning
 
 SPACE: dict[str, Any] = {
     "training.learning_rate": {"loguniform": [1e-4, 1e-2]},
@@ -204,6 +205,22 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict[str, Any], message: str)
     with pytest.raises(UserError) as error:
         validate_experiment(swept(**{"search": {"samples": 2, "space": PLAIN}, **change}), "my.yaml")
     assert message in str(error.value)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 90), st.integers(2, 90), st.booleans())
+def test_pruning_is_possible_where_a_step_measures_what_it_compares(
+    log: int, every: int, grace: int, steps: int, of_training: bool
+) -> None:
+    """As `run_training` measures: at the first logged step of each `evaluate_every`."""
+    training = TrainingConfig(steps=steps, warmup_steps=1, log_every=log, evaluate_every=every)
+    asha = AshaConfig(metric="train/task_loss" if of_training else "eval/loss", grace_steps=grace)
+    measured = [step for step in range(log, steps, log) if of_training or step % every < log]
+    try:
+        check_pruning(asha, training, "t")
+        possible = True
+    except UserError:
+        possible = False
+    assert possible == any(step >= grace for step in measured)
 
 
 def test_a_part_of_a_search_can_be_replaced_from_the_command_line() -> None:
