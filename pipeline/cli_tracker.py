@@ -75,7 +75,7 @@ def server(
       tiny-onn server --backend-uri postgresql://tiny:PASSWORD@db/mlflow --artifacts s3://bucket/mlflow
     """
     from pipeline.errors import UserError
-    from pipeline.layout import Output
+    from pipeline.layout import Output, sqlite_uri
     from pipeline.tracking.serve import serve_all
 
     place = Output(output).server
@@ -86,7 +86,7 @@ def server(
         raise UserError(
             f"--output {output}: cannot be used ({error.strerror}). Expected a folder that can be written to."
         ) from error
-    uri = backend_uri or f"sqlite:///{(place / 'mlflow.db').resolve()}"
+    uri = backend_uri or sqlite_uri(place / "mlflow.db")
     serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
 
 

@@ -116,6 +116,11 @@ class TrialFolder:
         return self.root / "ray"
 
 
+def sqlite_uri(file: Path) -> str:
+    """The address of a store in a file. What an address would read in another way than a path is escaped."""
+    return f"sqlite:///{str(file.resolve()).replace('%', '%25').replace('?', '%3F')}"
+
+
 @dataclass(frozen=True)
 class Output:
     """All that the commands write lies under one folder, `--output`."""
@@ -130,7 +135,7 @@ class Output:
     @property
     def tracking_uri(self) -> str:
         """The MLflow store used when no other is named."""
-        return f"sqlite:///{(self.root / 'mlflow.db').resolve()}"
+        return sqlite_uri(self.root / "mlflow.db")
 
     @property
     def artifacts(self) -> Path:

@@ -5,6 +5,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
@@ -28,7 +29,8 @@ class Destination:
             return uri, None
         database = uri.removeprefix("sqlite:///")
         beside = self.uri is not None and database != uri and not database.startswith(("file:", ":memory:"))
-        return uri, Path(database).with_name("mlflow-artifacts") if beside else output.artifacts  # not where we stand
+        # Beside the database, not where we stand.
+        return uri, Path(unquote(database)).with_name("mlflow-artifacts") if beside else output.artifacts
 
     def options(self) -> list[str]:
         """The words by which a command is told of it; a password is masked, or left out."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.secrecy import mask
@@ -176,7 +176,9 @@ def _alone(uri: str) -> Iterator[None]:
 def _sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None of any other store, and of one in memory."""
     path = uri.removeprefix(_SQLITE).partition("?")[0]
-    return Path(path) if uri.startswith(_SQLITE) and path and not path.startswith(("file:", ":memory:")) else None
+    if not uri.startswith(_SQLITE) or not path or path.startswith(("file:", ":memory:")):
+        return None
+    return Path(unquote(path))
 
 
 def plain(text: str) -> str:

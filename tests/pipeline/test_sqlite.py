@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.layout import Output
+from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, leave
@@ -27,6 +28,24 @@ def test_six_writers_at_once_from_cold(tmp_path: Path) -> None:
     assert answers == [{}] * 6
     for trial, folder in trials(Output(tmp_path), experiment("six"))[:6]:
         assert_whole(Output(tmp_path), trial, folder, "FINISHED")
+
+
+@pytest.mark.parametrize("name", ["50%20 ü", "what? #1"])
+def test_a_folder_may_be_called_what_an_address_reads_in_another_way(
+    tmp_path: Path, with_store: WithStore, name: str
+) -> None:
+    output = with_store(tmp_path / name)
+    trial, folder = trials(output, experiment("odd"))[0]
+    before = output.root.joinpath("mlflow.db").stat().st_mtime_ns
+    tracker_of(output).start_trial(folder, trial, "odd", EXTRA)
+    leave(trial, folder, "FINISHED")
+    again = tracker_of(output)
+    again.start_trial(folder, trial, "odd", EXTRA, "FINISHED")
+    assert again.close("KILLED") == {}
+    assert_whole(output, trial, folder, "FINISHED")
+    assert output.root.joinpath("mlflow.db").stat().st_mtime_ns > before
+    elsewhere = Destination(Output(tmp_path / name / "other").tracking_uri).store(output)[1]
+    assert elsewhere == tmp_path / name / "other" / "mlflow-artifacts"
 
 
 def test_a_disk_that_fills_delays_delivery(tmp_path: Path, with_store: WithStore) -> None:
