@@ -20,6 +20,10 @@ from tiny_onn.routing import Routing, at_least_float32
 
 Storage = Literal["reference", "clone"]
 
+WITHOUT_COMPILER = (
+    "hooks see nothing of what torch.compile has compiled; leave the model as it is, or use engine='fused'"
+)
+
 
 class CaptureError(RuntimeError):
     """A captured call cannot be trusted. Names the module and the call."""
@@ -179,11 +183,13 @@ class Captured:
         output: Tensor | None = computation_output.detach()
         version = computation_output._version
 
-        def on_gradient(gradient: Tensor) -> None:
+        def on_gradient(gradient: Tensor | None) -> None:
             nonlocal output
             if output is not None and output._version != version:
                 raise CaptureError(f"computation_output of {record.title} was modified in place after it was captured")
             output = None  # its memory is autograd's to free
+            if gradient is None:  # inside a graph of torch.compile, where hooks of tensors are called for nothing
+                raise CaptureError(f"{record.title} was compiled; {WITHOUT_COMPILER}")
             gradient = gradient.detach()
             if record.grad_output is not None:
                 record.grad_output = record.grad_output + gradient

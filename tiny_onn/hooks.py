@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import Captured, CapturedCall, Storage, capture
+from tiny_onn.capture import WITHOUT_COMPILER, Captured, CapturedCall, CaptureError, Storage, capture
 from tiny_onn.compiling import compiled
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, scalar, set_router_gradients
@@ -94,6 +94,8 @@ class HooksPass:
             )  # the losses of a step, as in other arms
             return sum_over_workers(both)[0], both[1]
         names = [name for name in self._captured.layers if name in self._sums]
+        if not names:  # a meta-loss of 0 would look like a router that has learned all there is
+            raise CaptureError(f"no SparseProtoLinear was called in this step, or none was seen: {WITHOUT_COMPILER}")
         if isinstance(self._cost, LayerCost):
             self._towards_layer_goodness(self._cost, names)
         sums = [part.reshape(-1) for name in names for part in _parts(self._sums[name])]

@@ -69,3 +69,41 @@ def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
         hits.append(int(done.stdout))
     assert hits[0] == 0
     assert hits[1] > 0
+
+
+OF_A_COMPILED_MODEL = """
+import torch
+from tests.tiny_onn.helpers import Chain, new_dynamics
+from tiny_onn.capture import CaptureError
+
+def step(engine, backend, called_before):
+    torch._dynamo.reset()
+    model = Chain()
+    dynamics = new_dynamics(model, "per_token", engine=engine)
+    run = torch.compile(model, backend=backend) if backend else model
+    x = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    if called_before:
+        run(x)
+    with dynamics.watch(labels=6) as opened:
+        return dynamics.compute_and_apply_gradients(run(x).square().mean(), opened).meta_loss
+
+expected = step("hooks", None, False)
+assert expected > 0
+for called_before, message in ((False, "was compiled; hooks see nothing"), (True, "or none was seen: hooks")):
+    torch.testing.assert_close(step("fused", "aot_eager", called_before), expected, rtol=1e-9, atol=1e-12)
+    try:
+        step("hooks", "aot_eager", called_before)
+    except CaptureError as error:
+        assert message in str(error), error
+    else:
+        raise AssertionError("hooks were said to have worked")
+print("told")
+"""
+
+
+def test_a_compiled_model_trains_in_a_single_pass_and_is_refused_by_the_hooks() -> None:
+    """The hooks would miss its calls, and a meta-loss of 0 look like a router that has learned all there is."""
+    words = [sys.executable, "-c", OF_A_COMPILED_MODEL]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "told"
