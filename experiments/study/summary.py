@@ -18,7 +18,8 @@ from pipeline import measures
 from pipeline.colours import arm_colour
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.reporting.figures import STYLE, legend_of_arms, name_of, new_figure, row_layers
+from pipeline.reporting.figures import STYLE, name_of, new_figure, row_layers
+from pipeline.reporting.labels import legend_of_arms
 from pipeline.reporting.results import Results, Row, Trial, read_results
 from pipeline.tracking.destination import EXPERIMENT
 

@@ -1,7 +1,6 @@
 """The figures of the report's page that show a run's course and its layers: one colour an arm in all of them."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
@@ -9,13 +8,18 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from pipeline import measures
 from pipeline.colours import arm_colour
 from pipeline.reporting.filed import Filed
+from pipeline.reporting.labels import (
+    legend_of_arms,
+    lines_of,
+    steps_below,
+    widen_y,
+    wrapped,
+)
 from pipeline.reporting.plots import over_seeds
 from pipeline.reporting.results import Results, Row, Trial
 
@@ -68,43 +72,11 @@ def learning_curves(results: Results) -> Figure | None:
                 axes.set_title(title, loc="left", fontsize=10)
                 axes.grid(alpha=0.25)
                 axes.set_xlabel("training step")
+                steps_below(axes)
+                widen_y(axes, 0.005)
             if cell:
                 axes_row[0].set_ylabel(", ".join(f"{n.split('.')[-1]} {v}" for n, v in cell))
         legend_of_arms(figure, (row.arm for row in results.rows))
-    return figure
-
-
-def activation_map(results: Results) -> Figure | None:
-    """Layer x step, the colour saying what part of the experts is active: a panel for each row, the mean over seeds."""
-    rows = [row for row in results.rows if any(t.activation for t in row.trials.values())][:MOST_ROWS]
-    if not rows:
-        return None
-    with mpl.rc_context(STYLE):
-        columns = min(2, len(rows))
-        lines = math.ceil(len(rows) / columns)
-        layers = max(len(row_layers(row)) for row in rows)
-        figure = new_figure(9.4, 0.5 + lines * (1.0 + 0.21 * layers))
-        grid = figure.subplots(lines, columns, squeeze=False).ravel()
-        mesh = None
-        for axes, row in zip(grid, rows, strict=False):
-            steps, rates = _rates(row)
-            mesh = axes.pcolormesh(
-                _edges(steps),
-                np.arange(len(rates) + 1) - 0.5,
-                100 * rates,
-                cmap="viridis",
-                norm=PowerNorm(0.5, 0, 100),
-                rasterized=True,  # or there are seams between the cells
-            )
-            axes.set_yticks(range(len(rates)), [f"L{layer}" for layer in row_layers(row)])
-            axes.invert_yaxis()
-            axes.set_title(name_of(row), loc="left", color=arm_colour(row.arm), fontweight="bold")
-            axes.set_xlabel("training step")
-        for axes in grid[len(rows) :]:
-            axes.set_axis_off()
-        assert mesh is not None
-        bar = figure.colorbar(mesh, ax=list(grid), ticks=[0, 1, 5, 10, 25, 50, 75, 100], pad=0.02, aspect=30)
-        bar.set_label("experts active (%)")
     return figure
 
 
@@ -114,7 +86,10 @@ def distributions(results: Results, filed: Filed) -> Figure | None:
     if not rows:
         return None
     with mpl.rc_context(STYLE):
-        heights = [1.0 + 0.36 * len(row_layers(row)) for row in rows]
+        names = [wrapped(f"{name_of(row)}: learning cost", 42) for row in rows]  # Goodness is the shorter word
+        heights = [
+            0.84 + 0.16 * lines_of([name]) + 0.36 * len(row_layers(row)) for row, name in zip(rows, names, strict=True)
+        ]
         figure = new_figure(9.4, 0.4 + sum(heights))
         grid = figure.subplots(len(rows), 2, squeeze=False, sharex="col", height_ratios=heights)
         for pair, row in zip(grid, rows, strict=True):
@@ -122,7 +97,7 @@ def distributions(results: Results, filed: Filed) -> Figure | None:
             for axes, part, title in zip(pair, ("cost", "goodness"), ("learning cost", "Goodness"), strict=True):
                 layers = [getattr(each, part) for each in found]
                 _ridges(axes, layers, arm_colour(row.arm))
-                axes.set_title(f"{name_of(row)}: {title}", loc="left")
+                axes.set_title(wrapped(f"{name_of(row)}: {title}", 42), loc="left")
             pair[1].axvline(-1, color="#444444", lw=1, ls="--")
         grid[-1, 0].set_xlabel("log10 of the learning cost")
         grid[-1, 1].set_xlabel("log10 of Goodness, as a part of the best expert's")
@@ -159,12 +134,6 @@ def experts_in_use(results: Results) -> Figure | None:
     return figure
 
 
-def legend_of_arms(figure: Figure, arms: Iterable[str]) -> None:
-    """Below the panels: which colour is which arm."""
-    handles = [Line2D([], [], color=arm_colour(arm), lw=3, label=arm.rpartition(":")[2]) for arm in dict.fromkeys(arms)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False)
-
-
 def left_out(results: Results) -> str:
     """How much of a large grid the figures do not show, in words; "" where they show all."""
     cells = len({row.cell for row in results.rows})
@@ -192,25 +161,6 @@ def _band(axes: Axes, curves: list[tuple[list[int], list[float]]], arm: str, sca
     marker = "o" if few else None
     axes.plot(steps, scale * mean, color=arm_colour(arm), ls=line, lw=1.8, marker=marker, markersize=3.5)
     axes.fill_between(steps, scale * low, scale * high, color=arm_colour(arm), alpha=0.18, lw=0)
-
-
-def _rates(row: Row) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] and the mean over seeds of the activation rate, [layers, S]; NaN where no seed has the step."""
-    means = {}
-    for layer in row_layers(row):
-        curves = [t.activation[layer] for t in row.trials.values() if layer in t.activation]
-        steps, _, mean, _ = over_seeds(curves)
-        means[layer] = dict(zip(steps.tolist(), mean.tolist(), strict=True))
-    every = sorted({step for mean in means.values() for step in mean})
-    return np.array(every), np.array([[mean.get(step, math.nan) for step in every] for mean in means.values()])
-
-
-def _edges(steps: np.ndarray) -> np.ndarray:
-    """Borders half-way between the steps."""
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5, steps[0] + 0.5])
-    middle = (steps[1:] + steps[:-1]) / 2
-    return np.concatenate([[2 * steps[0] - middle[0]], middle, [2 * steps[-1] - middle[-1]]])
 
 
 def _ridges(axes: Axes, seeds: Sequence[dict], colour: str) -> None:

@@ -7,18 +7,20 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline import measures
 from pipeline.colours import arm_colour
 from pipeline.reporting.columns import Column
 from pipeline.reporting.figures import MOST_ROWS, STYLE, name_of, new_figure
+from pipeline.reporting.labels import lines_of, widen_x, wrapped
 from pipeline.reporting.results import Results, Row
 from pipeline.reporting.statistics import Difference
 
 _SPEED = (
     (measures.STEP_SECONDS, "step time (ms)"),
     (measures.TOKENS_PER_SECOND, "tokens per second"),
-    (measures.PEAK_MEMORY_MIB, "peak memory of a worker (MiB)"),
+    (measures.PEAK_MEMORY_MIB, "peak memory (MiB)"),
 )
 
 
@@ -33,7 +35,7 @@ def effects(
     across = min(3, len(shown))
     down = math.ceil(len(shown) / across)
     with mpl.rc_context(STYLE):
-        figure = new_figure(9.4, down * (0.75 + 0.34 * len(places)))
+        figure = new_figure(9.4, down * (0.75 + _height([results.rows[place] for place in places])))
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         for axes, column in zip(grid.ravel(), shown, strict=False):
             for line, place in enumerate(places):
@@ -42,6 +44,8 @@ def effects(
                     _effect(axes, line, found, column.scale, arm_colour(results.rows[place].arm))
             axes.axvline(0, color="#444444", lw=1)
             axes.set_title(f"{column.title} ({column.unit})", loc="left")
+            widen_x(axes, 4 * 10.0**-column.digits)
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
             _lines(axes, [results.rows[place] for place in places])
         for axes in grid.ravel()[len(shown) :]:
             axes.set_axis_off()
@@ -62,7 +66,7 @@ def speed_and_memory(results: Results) -> Figure | None:
     if not found:
         return None
     with mpl.rc_context(STYLE):
-        figure = new_figure(9.4, 0.8 + 0.34 * len(rows))
+        figure = new_figure(9.4, 0.8 + _height(rows))
         grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
         for axes, (title, values) in zip(grid, found, strict=True):
             for line, (row, each) in enumerate(zip(rows, values, strict=True)):
@@ -84,10 +88,19 @@ def _effect(axes: Axes, line: int, found: Difference, scale: float, colour: str)
 
 
 def _lines(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])
+    axes.set_yticks(range(len(rows)), _labels(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(alpha=0.25, axis="x")
     axes.tick_params(axis="y", length=0)
+
+
+def _labels(rows: Sequence[Row]) -> list[str]:
+    return [wrapped(name_of(row), 26) for row in rows]
+
+
+def _height(rows: Sequence[Row]) -> float:
+    """What the lines of the rows take, in inches."""
+    return len(rows) * max(0.34, 0.08 + 0.16 * lines_of(_labels(rows)))
 
 
 def _finite(found: Difference | None) -> bool:

@@ -9,6 +9,7 @@ from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
 
 CONTROL = "per_token"
 _SPARSE = 0.1  # a layer with a smaller part of its experts active counts as sparse
+_NAMED = 6  # of the trials that did not finish
 _SAME = 1.05  # factors nearer to 1 than this count as equal
 
 
@@ -155,7 +156,8 @@ def limits(results: Results) -> str:
         )
     missing = results.total - results.finished - results.pruned
     if missing:
-        text += f" {missing} of {results.total} trials did not finish and are not in it."
+        named = ", ".join(results.unfinished[:_NAMED]) + (", ..." if len(results.unfinished) > _NAMED else "")
+        text += f" {missing} of {results.total} trials did not finish and are not in it{named and ': '}{named}."
     return text
 
 

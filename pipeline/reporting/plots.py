@@ -9,6 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from pipeline.reporting.labels import steps_below, wrapped
+
 # series[arm][layer] = one (steps, values) for each seed
 Series = Mapping[str, Mapping[int, list[tuple[list[int], list[float]]]]]
 
@@ -23,25 +25,29 @@ def activation_by_layer(series: Series, title: str = "") -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     layers = sorted({layer for arm in arms for layer in series[arm]})
     shades = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, max(1, len(layers))))
+    highest = 0.0
     for axes, arm in zip(grid, arms, strict=False):
         for layer, curves in sorted(series[arm].items()):
             steps, low, mean, high = over_seeds(curves)
+            highest = max(highest, *high)
             colour = shades[layers.index(layer)]
             axes.plot(steps, 100 * mean, color=colour, lw=1.8, label=f"L{layer}")
             axes.fill_between(steps, 100 * low, 100 * high, color=colour, alpha=0.18, lw=0)
         seeds = max((len(curves) for curves in series[arm].values()), default=0)
-        axes.set_title(f"{arm}  ({seeds} seed{'s' if seeds != 1 else ''})", fontsize=12, loc="left")
+        heading = wrapped(f"{arm}  ({seeds} seed{'s' if seeds != 1 else ''})", 40)
+        axes.set_title(heading, fontsize=12, loc="left")
         axes.grid(alpha=0.25)
         axes.tick_params(labelbottom=True)
+        steps_below(axes)
     for axes in grid[len(arms) :]:
         axes.set_axis_off()
     for axes in grid[: len(arms)]:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 105 * highest or 1)
     figure.supxlabel("training step")
     figure.supylabel("experts active per token (%)")
     if arms:
         handles = [Line2D([], [], color=shades[i], lw=2.5, label=f"layer {layer}") for i, layer in enumerate(layers)]
-        figure.legend(handles=handles, loc="outside right upper", frameon=False)
+        figure.legend(handles=handles, loc="outside right center", frameon=False)
     figure.suptitle(title or "Activation rate by layer: mean over seeds, band from lowest to highest", fontsize=12)
     return figure
 

@@ -19,6 +19,8 @@ from pipeline.reporting.findings import CONTROL, findings
 from pipeline.reporting.results import Results, Row, read_results
 from pipeline.reporting.statistics import Difference, mean, paired_difference
 
+_WIDEST = len("* 1.2345")  # number in a table for a terminal
+
 
 @dataclass(frozen=True)
 class Report:
@@ -84,9 +86,9 @@ def print_report(report: Report, console: Console) -> None:
         rows = [row for row in results.rows if row.cell == cell]
         title = ", ".join(f"{name} {value}" for name, value in cell)
         table = Table(title=Text(title) if title else None, title_justify="left")
-        table.add_column("mean over seeds")
-        for row in rows:
-            table.add_column(Text(row.arm), justify="right", no_wrap=True)
+        table.add_column("mean over seeds", no_wrap=True)
+        for row in rows:  # a long name is folded, as a row without its title says nothing
+            table.add_column(Text(row.arm, overflow="fold"), justify="right", min_width=_WIDEST)
         table.add_row("seeds", *(str(len(row.trials)) for row in rows))
         means = [[_mean(results, row, column, "* {}".format) for row in rows] for column in report.columns]
         for column, cells in zip(report.columns, means, strict=True):
@@ -134,7 +136,7 @@ def markdown(report: Report, with_figure: bool) -> str:
         parts += ["## All seeds", _table([*names, "seed", *titles], seeds)]
     else:
         parts += [*map(escape, report.findings)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def headline(results: Results) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from pipeline import measures
 from pipeline.colours import arm_colour
 from pipeline.reporting import figures, figures_of_seeds
+from pipeline.reporting.activation_figure import activation_map
 from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.columns import Column
 from pipeline.reporting.comparisons import note
@@ -127,7 +128,7 @@ def _curves(report: Report) -> Section:
 
 
 def _activation(report: Report) -> Section:
-    figure = figures.activation_map(report.results)
+    figure = activation_map(report.results)
     words = (
         "The part of the experts that a token activates, by layer and step, mean over valid tokens, projections and "
     )
@@ -195,10 +196,8 @@ def _exact(results: Results) -> str:
 
 def _speed(report: Report) -> Section:
     figure = figures_of_seeds.speed_and_memory(report.results)
-    words = (
-        "A dot for each seed: the median step, and throughput and memory at the end of training, on the machine and "
-    )
-    words += "under the load that there was. The stroke is their mean."
+    words = "A dot for each seed: the median step, and throughput and a worker's memory at the end of training, on the "
+    words += "machine and under the load that there was. The stroke is their mean."
     return "Step time and memory", "speed", picture(figure, "Step time, throughput and memory by arm", words)
 
 

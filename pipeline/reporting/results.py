@@ -74,7 +74,8 @@ class Results:
     """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since.
 
     A pruned trial counts as PRUNED, not as FINISHED: it is in no row. `about`: what the sweep was said to be for before
-    it ran: `description`, and of a study its `question`, `expectation`, ...
+    it ran: `description`, and of a study its `question`, `expectation`, ... `unfinished` are the trials that
+    have neither finished nor been pruned.
     """
 
     sweep: str
@@ -83,6 +84,7 @@ class Results:
     older: int
     varying: list[str]
     about: dict[str, str] = field(default_factory=dict)
+    unfinished: tuple[str, ...] = ()
 
     @property
     def finished(self) -> int:
@@ -137,7 +139,9 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
         rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
     ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
     summaries = [r for r in everything if r.data.tags.get(ROLE) == "summary" and r.data.tags.get(SWEEP) == sweep]
-    return Results(sweep, ordered, statuses, len(mine) - len(newest), varying, _about(summaries))
+    unfinished = sorted(plain(key) for key, run in newest.items() if _status(run) not in ("FINISHED", "PRUNED"))
+    older = len(mine) - len(newest)
+    return Results(sweep, ordered, statuses, older, varying, _about(summaries), tuple(unfinished))
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":

@@ -131,7 +131,9 @@ def test_unfinished_trials_are_counted_and_left_out(output, tracker):
     assert reporting.headline(report.results) == "5 of 9 trials finished (4 FAILED)."
     assert [row.arm for row in report.results.rows] == ["per_token", "aggregated"]
     assert report.differences[1]["eval_loss"].seeds == 2
-    assert "4 of 9 trials did not finish" in report.findings[-1]
+    assert report.findings[-1].endswith(
+        "4 of 9 trials did not finish and are not in it: aggregated-s0, none-s0, none-s1, none-s2."
+    )
 
 
 @pytest.mark.parametrize(
