@@ -9,13 +9,13 @@ Importing this takes a moment; torch, Ray and MLflow are imported by what needs 
 any thread, and where an event loop runs.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.settings.changes import check_changes, command_words
 from pipeline.tracking.destination import EXPERIMENT
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ def ablate(
     A call that is made again goes on where the last one stopped, and repeats no trial that has ended.
 
     Args:
-        changes: settings to replace, by their dotted names, for example {"training.steps": 40}.
+        changes: settings to replace, by their dotted names, for example {"training.steps": 40}, or some of a group:
+            {"model": {"layers": 4}}.
         output: the folder for everything that is written.
         scale: one of the file's `scales`; `changes` go on top of it.
         resume: False refuses a sweep that has been started before.
@@ -60,6 +61,10 @@ def ablate(
         track_later: start even if the store does not answer.
         storage: where data, checkpoints and the sweep's state lie that all machines reach, as a path or URI; `output`
             then holds copies, and may be empty at first.
+
+    Returns:
+        How it ended, also where trials failed (`exit_code` 1, the reasons in `ended.failures`) or Ctrl-C, a notebook's
+        stop button, stopped it (130): a loop over calls has to look at `exit_code`.
 
     Raises:
         UserError: something was refused before anything started.
@@ -70,7 +75,7 @@ def ablate(
     return _run(
         experiment,
         trials_of(experiment, str(config)),
-        _words("ablate", config, changes, scale, output),
+        command_words("ablate", config, changes, scale, output),
         output,
         resume=resume,
         address=address,
@@ -106,7 +111,7 @@ def train(
     return _run(
         experiment,
         every_trial(experiment),
-        _words("train", config, changes, scale, output),
+        command_words("train", config, changes, scale, output),
         output,
         resume=resume,
         address=address,
@@ -205,6 +210,7 @@ def read(config: str | Path, changes: Changes | None = None, scale: str | None =
     from pipeline.settings.config import replace
     from pipeline.settings.experiment_file import at_scale, read_experiment
 
+    check_changes(changes)
     experiment = read_experiment(Path(config))
     if scale is not None:
         experiment = at_scale(experiment, scale, str(config))
@@ -240,11 +246,3 @@ def _run(
 
     destination = Destination(tracking_uri or None, mlflow_experiment)
     return run(experiment, trials, Path(output), words, destination, **options)
-
-
-def _words(name: str, config: str | Path, changes: Changes | None, scale: str | None, output: str | Path) -> list[str]:
-    """The words of the command that does the same as a call."""
-    words = ["tiny-onn", name, str(config), *(["--scale", scale] if scale else [])]
-    for setting, value in (changes or {}).items():
-        words += ["--set", f"{setting}={value if isinstance(value, str) else json.dumps(value)}"]
-    return [*words, "--output", str(output)]

@@ -1,6 +1,8 @@
-"""Settings that are replaced: as FIELD=VALUE of the command line, and in what an experiment holds."""
+"""Settings that are replaced: as FIELD=VALUE of the command line, by a program, and in what an experiment holds."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
@@ -25,6 +27,27 @@ def parse_changes(changes: tuple[str, ...]) -> dict[str, Any]:
             raise UserError(f"--set {field}: is set twice, to {texts[field]} and to {text}; expected once")
         texts[field], values[field] = text, parse_value(text, f"--set {field}")
     return values
+
+
+def check_changes(changes: Any) -> None:
+    """Whether a program gave settings by name.
+
+    Raises:
+        UserError: it did not.
+    """
+    if changes is None or (isinstance(changes, Mapping) and all(isinstance(field, str) for field in changes)):
+        return
+    raise UserError(f'changes: found {changes!r}; expected settings by name, as in {{"training.steps": 40}}')
+
+
+def command_words(
+    name: str, config: str | Path, changes: Mapping[str, Any] | None, scale: str | None, output: str | Path
+) -> list[str]:
+    """The words of the command that does the same as a call."""
+    words = ["tiny-onn", name, str(config), *(["--scale", scale] if scale else [])]
+    for setting, value in (changes or {}).items():
+        words += ["--set", f"{setting}={value if isinstance(value, str) else json.dumps(value)}"]
+    return [*words, "--output", str(output)]
 
 
 def put(place: dict[str, Any], name: str, value: Any, field: str, names: Collection[str]) -> list[str]:

@@ -7,6 +7,7 @@ import math
 import shlex
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,6 +21,7 @@ from pipeline.reporting.frames import curves_frame, results_frame
 from pipeline.reporting.results import read_results
 from pipeline.run import Outcome
 from pipeline.running import sweep
+from pipeline.settings.changes import command_words
 from pipeline.settings.trials import trials_of
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline import sweep_samples
@@ -37,10 +39,17 @@ def test_changes_go_on_top_of_the_scale(config: Path) -> None:
     assert (read.model.layers, read.training.steps) == (3, 4)
     with pytest.raises(UserError, match=r"'training.stepps' is no setting \(did you mean 'training.steps'\?\)"):
         api.read(config, {"training.stepps": 4})
+    assert api.read(config, {"model": {"layers": 2}}).model.hidden == 8
+
+
+@pytest.mark.parametrize("changes", ["training.steps=4", ["training.steps=4"], {1: 4}])
+def test_changes_that_are_no_settings_by_name_are_refused(config: Path, changes: Any) -> None:
+    with pytest.raises(UserError, match=r"changes: found .*; expected settings by name"):
+        api.read(config, changes)
 
 
 def test_a_call_is_told_as_the_command_that_does_the_same() -> None:
-    words = api._words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "none"}, "gpu", "runs")
+    words = command_words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "none"}, "gpu", "runs")
     assert shlex.join(words) == (
         "tiny-onn ablate 'a b.yaml' --scale gpu --set training.steps=4 --set training.arm=none --output runs"
     )
