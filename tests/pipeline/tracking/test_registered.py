@@ -6,6 +6,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -64,6 +65,24 @@ def test_the_model_of_a_run_draws_what_was_predicted(trained):
     assert any(each["prediction"] is not None for each in predictions)  # it has learnt to draw a grid
     for each in predictions:
         assert model.predict(tasks[each["task_id"]], each["pair"]) == each["prediction"]
+
+
+def test_a_task_may_hold_arrays_as_a_notebook_does(trained):
+    output, run_id, predictions, tasks = trained
+    model = load_model(run_id, output.tracking_uri)
+    each = predictions[0]
+    task = tasks[each["task_id"]]
+    value = {
+        "train": [{"input": np.array(p.input), "output": torch.tensor(p.output)} for p in task.train],
+        "test": tuple({"input": [np.array(row) for row in p.input]} for p in task.test),
+    }
+    assert model.predict(value, each["pair"]) == each["prediction"]
+    value["train"][0]["input"] = np.array([[0.5]])
+    with pytest.raises(UserError, match=r"task given, train pair 0, input, cell \(row 0, column 0\): found 0\.5"):
+        model.predict(value)
+    value["train"][0]["input"] = object()
+    with pytest.raises(UserError, match="task given: holds what is no ARC JSON"):
+        model.predict(value)
 
 
 def test_mlflow_loads_it_from_the_run_and_from_the_registry(trained, monkeypatch):
