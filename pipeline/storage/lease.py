@@ -35,6 +35,7 @@ class Lease:
             "token": uuid.uuid4().hex,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "among": _processes_here(),
             "beats": 0,
         }
         self._lost: str | None = None
@@ -107,5 +108,15 @@ def _holder(owner: dict[str, Any]) -> str:
 
 
 def _is_dead(owner: dict[str, Any]) -> bool:
-    """Known for sure only of processes of this machine."""
-    return owner.get("host") == socket.gethostname() and not Path(f"/proc/{owner.get('pid')}").exists()
+    """Known for sure only of a process that this one could see if it lived."""
+    here = _processes_here()
+    return here is not None and owner.get("among") == here and not Path(f"/proc/{owner.get('pid')}").exists()
+
+
+def _processes_here() -> str | None:
+    """Those among which a number is that of one process: of a machine since its start and, there, of a container, whose
+    host name may be the machine's or another container's. None where that is not known."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None

@@ -185,10 +185,16 @@ class Storage:
         with self._errors():
             if not whole:
                 self.filesystem.create_dir(folder, recursive=True)
-            with self.filesystem.open_output_stream(place) as stream:
-                yield stream
-            if not whole:
-                self.filesystem.move(place, self.path)
+            try:
+                with self.filesystem.open_output_stream(place) as stream:
+                    yield stream
+                if not whole:
+                    self.filesystem.move(place, self.path)
+            except BaseException:
+                if not whole:  # the room is needed
+                    with contextlib.suppress(OSError):
+                        self.filesystem.delete_file(place)
+                raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

@@ -29,3 +29,4 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="no space"):
         write_whole(path, json.dumps(2))
     assert read_json(path) == 1
+    assert [found.name for found in path.parent.iterdir()] == ["file.json"]

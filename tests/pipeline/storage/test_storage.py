@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import resource
 import threading
 import time
 
@@ -207,3 +208,35 @@ def test_a_lease_is_held_by_one(storage):
     file.write_bytes(b"half a")
     with Lease(file, 0.1, 0.3):
         pass
+
+
+def test_only_a_process_that_this_one_could_see_is_known_to_be_dead(storage, monkeypatch):
+    """In another container of this machine, under its name, a process of any number may be alive."""
+    file = storage / "lease.json"
+    with Lease(file, 0.1, 1.0):
+        ours = json.loads(file.read_bytes())
+    dead = {**ours, "token": "x", "pid": 2**22 + 1}
+    file.write_bytes(json.dumps(dead).encode())
+    began = time.monotonic()
+    with Lease(file, 0.1, 60.0):
+        assert time.monotonic() - began < 30  # at once
+    monkeypatch.setattr("pipeline.storage.lease.os.readlink", lambda _: "pid:[1]")
+    file.write_bytes(json.dumps(dead).encode())
+    began = time.monotonic()
+    with Lease(file, 0.1, 1.0):
+        assert time.monotonic() - began > 1.0  # after its silence
+
+
+def test_what_a_folder_has_no_room_for_leaves_nothing_behind(tmp_path):
+    """Else each try, of which there are many, would take a part of what room somebody makes."""
+    storage, (source, large) = open_storage(str(tmp_path / "shared")), (tmp_path / "large", b"x" * 2**20)
+    source.write_bytes(large)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for put in (lambda: (storage / "a").write_bytes(large), lambda: (storage / "a").upload(source)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, limits[1]))
+        try:
+            with pytest.raises(StorageError):
+                put()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list((tmp_path / "shared").iterdir()) == []
