@@ -116,9 +116,7 @@ def _parsed(value: Any) -> Task:
     try:  # as from a file, which holds no arrays; a notebook does
         plain = json.loads(json.dumps(dict(value), default=lambda array: array.tolist()))
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"task given: holds what no ARC JSON can ({error}); expected grids as lists or arrays"
-        ) from None
+        raise UserError(f"task given: holds what is no ARC JSON ({error}); expected lists or arrays") from None
     try:
         return parse_task(plain, "given", "predict", for_prediction=True)
     except RefusedTask as error:
