@@ -15,9 +15,9 @@ _ROUND_PERCENTS = ((1.6, (0, 1, 5, 10, 25, 50, 75, 100)), (0.0, (0, 5, 25, 50, 1
 
 
 def wrapped(name: str, letters: int) -> str:
-    """The whole name, in lines of at most so many letters, broken after '_', '.', ':' and spaces where that can be."""
+    """The whole name, in lines of at most so many letters, broken after '_', ':' and spaces where that can be."""
     lines = [""]
-    for part in re.findall(rf"[^_.:\s]{{0,{letters - 1}}}[_.:\s]|[^_.:\s]{{1,{letters}}}", name):
+    for part in re.findall(rf"[^_:\s]{{0,{letters - 1}}}[_:\s]|[^_:\s]{{1,{letters}}}", name):
         if len(lines[-1]) + len(part.rstrip()) > letters:
             lines.append("")
         lines[-1] += part

@@ -60,6 +60,7 @@ def test_names_are_broken_where_their_words_end() -> None:
     assert wrapped("per_token · learning_rate 0.00123 · gain 0.5", 26) == (
         "per_token · learning_rate\n0.00123 · gain 0.5"
     )
+    assert wrapped("none · learning_rate 0.0012345", 24) == "none · learning_rate\n0.0012345"
     assert wrapped("per_token", 26) == "per_token"
 
 
