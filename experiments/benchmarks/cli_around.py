@@ -1,0 +1,192 @@
+"""The benchmarks of what lies around a step: workers, data, the tracker, and what a driver and a rank take."""
+
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from experiments.benchmarks.options import OUTPUT, check_width, common
+
+
+@click.command(
+    context_settings={"default_map": {"threads": 1}}, short_help="How a step scales with workers, here and predicted."
+)
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width.")
+@click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Of the model.")
+@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option(
+    "--workers", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True, help="How many. May be repeated."
+)
+@click.option(
+    "--bandwidth-gbit",
+    type=click.FloatRange(0, min_open=True),
+    default=100.0,
+    show_default=True,
+    help="Of the network that is predicted for.",
+)
+@click.option("--latency-us", type=click.FloatRange(0), default=10.0, show_default=True, help="Its delay of a message.")
+@common
+def scaling(
+    hidden: int,
+    layers: int,
+    seq: int,
+    workers: tuple[int, ...],
+    bandwidth_gbit: float,
+    latency_us: float,
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """How does a step scale with workers, here and, predicted, on 8 to 1024 over a given network?
+
+    \b
+    Examples:
+      tiny-onn bench scaling
+      tiny-onn bench scaling --workers 1 --workers 2 --repeats 3
+      tiny-onn bench scaling --hidden 256 --bandwidth-gbit 10 --latency-us 50
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import scaling as question
+    from experiments.benchmarks.cost_model import Network
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.scaling_worker import Model
+    from tiny_onn.compiling import compiler_problem
+
+    check_width(hidden)
+    network = Network(bandwidth_gbit * 1e9 / 8, latency_us * 1e-6)
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(
+            Model(hidden, layers, seq), workers, threads, repeats, network, compiler_problem(), progress
+        )
+    tell(result, output, as_json)
+
+
+@click.command(short_help="Whether the loader keeps up with training.")
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width.")
+@click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Of the model.")
+@click.option(
+    "--scale-factors",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1, 10, 100),
+    show_default=True,
+    help="How many times the data set. May be repeated.",
+)
+@common
+def data(
+    hidden: int,
+    layers: int,
+    scale_factors: tuple[int, ...],
+    repeats: int,
+    threads: int,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Can the loader keep up with training, and does it stay small as the data set grows?
+
+    \b
+    Examples:
+      tiny-onn bench data
+      tiny-onn bench data --scale-factors 1 --scale-factors 10 --repeats 3
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import data as question
+    from experiments.benchmarks.report import Progress, tell
+    from pipeline.settings.config import Experiment, ModelConfig
+
+    check_width(hidden)
+    experiment = Experiment(
+        name="bench-data", model=ModelConfig(hidden=hidden, layers=layers, heads=max(1, hidden // 32))
+    )
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(experiment, scale_factors, repeats, threads, progress)
+    tell(result, output, as_json)
+
+
+@click.command(short_help="Whether MLflow keeps up with a sweep.")
+@click.option("--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="At once.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Logged, by each trial.")
+@click.option(
+    "--every", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds a step."
+)
+@click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
+@click.option("--store", "stores", multiple=True, help="sqlite, server or postgres; all that are there by default. May be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def tracking(
+    trials: int,
+    steps: int,
+    every: float,
+    processes: int,
+    stores: tuple[str, ...],
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Does the courier keep up with many trials, and what would it cost them to log by themselves?
+
+    \b
+    Examples:
+      tiny-onn bench tracking
+      tiny-onn bench tracking --trials 20 --steps 5 --every 1 --store sqlite
+      tiny-onn bench tracking --trials 200 --steps 6 --store postgres
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import tracking as question
+    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.tracking_load import Load
+    from experiments.benchmarks.tracking_stores import STORES
+
+    for name in stores:
+        if name not in STORES:
+            raise click.BadParameter(f"{name!r}; there are {', '.join(STORES)}", param_hint="--store")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(stores or STORES, Load(trials, steps, every, processes), progress)
+    tell(result, output, as_json)
+
+
+@click.command(short_help="What a driver and a rank take, by trials and rows.")
+@click.option(
+    "--trials", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="That a driver looks at."
+)
+@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="That are planned.")
+@click.option(
+    "--ranks", multiple=True, type=click.IntRange(1), default=(1, 64, 256), show_default=True, help="How many. May be repeated."
+)
+@click.option(
+    "--rows-per-group",
+    "groups",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(16, 256),
+    show_default=True,
+    help="Of Parquet. May be repeated.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def limits(
+    trials: int, rows: int, ranks: tuple[int, ...], groups: tuple[int, ...], output: Path, as_json: bool
+) -> None:
+    """What do a driver and a rank take, for each trial and row? The constants of experiments/SCALE.md.
+
+    \b
+    Examples:
+      tiny-onn bench limits
+      tiny-onn bench limits --trials 100 --rows 20000 --ranks 1 --ranks 64
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import limits as question
+    from experiments.benchmarks.report import Progress, tell
+
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(trials, rows, ranks, groups, progress)
+    tell(result, output, as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits)
