@@ -18,6 +18,7 @@ _ADDRESS = click.option(
     help="Where the head of the cluster takes jobs, for example http://10.0.0.5:8265.",
 )
 _NAME = click.argument("name")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, a job each.")
 
 
 @click.command(short_help="Run CONFIG on a Ray cluster, and follow its log.")
@@ -37,11 +38,24 @@ _NAME = click.argument("name")
 )
 @click.option("--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
 @click.option("--resume", is_flag=True, help="Go on with the job of this name.")
+@click.option(
+    "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
+)
 @click.option("--detach", is_flag=True, help="Return as soon as the job is there.")
 @click.option("--install", is_flag=True, help="Let the cluster install the pinned requirements for this job.")
 @click.option("--any-versions", is_flag=True, help="Do not compare the cluster's packages with the constraints file.")
 @click.option(
-    "--tree", type=click.Path(path_type=Path), default=Path("."), help="The project to send. Default: this folder."
+    "--add",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="A module or package of your own that goes along: NAME.py, or a folder with an __init__.py. May be repeated.",
+)
+@click.option(
+    "--tree",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="The project to send. Default: the one that this folder is in.",
 )
 @click.option(
     "--constraints", type=click.Path(path_type=Path), default=None, help="Default: the project's constraints.txt."
@@ -53,7 +67,8 @@ def submit(
     name: str | None,
     scale: str | None,
     changes: tuple[str, ...],
-    tree: Path,
+    add: tuple[Path, ...],
+    tree: Path | None,
     constraints: Path | None,
     detach: bool,
     resume: bool,
@@ -63,7 +78,9 @@ def submit(
 
     The working tree goes along: what git knows or would add, without data, runs and environments. CONFIG is validated
     here, before anything is sent. The driver runs on the cluster: Ctrl-C ends only the following. The exit code is
-    the job's. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
+    the job's: 0; 1 when a trial failed; 2 when something was refused, here or there; 143 when it was stopped; and 130
+    after Ctrl-C, which does not end the job. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and
+    ~/.ray/auth_token.
 
     \b
     Examples:
@@ -71,35 +88,44 @@ def submit(
       tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 --resume
       tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 \\
           --name wide --set model.hidden=128 --set workers.count=4 --output /mnt/shared/tiny-onn --detach
+      tiny-onn submit experiments/mine.yaml --address http://10.0.0.5:8265 --add ../my_costs.py
     """
     from pipeline.api import read
     from pipeline.secrecy import public
     from pipeline.settings.changes import parse_changes
+    from pipeline.submission.package import project_around
     from pipeline.submission.submit import Submission, follow, how_to_go_on
     from pipeline.submission.submit import submit as send
 
     if name is not None:
         changes = (*changes, f"name={name}")
-    typed = {"--scale": scale, "--output": options["output"]}
+    paths = {"--tree": tree, "--constraints": constraints}
+    typed = {"--scale": scale, "--output": options["output"], **{word: str(path or "") for word, path in paths.items()}}
     typed |= {f"--{name.replace('_', '-')}": public(options[name] or "") for name in ("storage", "tracking_uri")}
     if options["mlflow_experiment"] != "tiny-onn":
         typed["--experiment"] = options["mlflow_experiment"]
     words = ["tiny-onn", "submit", str(config), "--address", address]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for option, value in typed.items() if value for word in (option, value)]
-    words += [f"--{flag.replace('_', '-')}" for flag in ("install", "any_versions") if options[flag]]
+    words += [word for path in add for word in ("--add", str(path))]
+    words += [f"--{flag.replace('_', '-')}" for flag in ("install", "any_versions", "track_later") if options[flag]]
+    tree = tree or project_around(Path())
     submission = Submission(
         experiment=read(config, parse_changes(changes), scale),
         tree=tree,
         constraints=constraints or tree / "constraints.txt",
         command=shlex.join(words),
         resume=resume,
+        add=add,
         **options,
     )
     server = _server(address)
     job = send(submission, server, click.echo)
     click.echo(how_to_go_on(job.name, server.url))
-    sys.exit(0 if detach else follow(job, server, click.echo))
+    if detach:
+        return
+    click.echo("What it prints follows here; Ctrl-C leaves it running.")
+    sys.exit(follow(job, server, click.echo))
 
 
 @click.group()
@@ -114,25 +140,40 @@ def jobs() -> None:
     """
 
 
-@jobs.command("list")
+@jobs.command("list", short_help="All jobs, oldest first.")
 @_ADDRESS
-def list_jobs(address: str) -> None:
-    """All jobs, oldest first."""
-    found = _server(address).jobs()
-    _table(found, "no jobs yet")
+@_JSON
+def list_jobs(address: str, as_json: bool) -> None:
+    """All jobs that `tiny-onn submit` has sent, oldest first.
+
+    \b
+    Examples:
+      tiny-onn jobs list --address http://10.0.0.5:8265
+      tiny-onn jobs list --address http://10.0.0.5:8265 --json
+    """
+    _show(_server(address).jobs(), as_json, "no jobs yet")
 
 
 @jobs.command(short_help="The jobs NAME has had; exits as the last one did.")
 @_NAME
 @_ADDRESS
-def status(name: str, address: str) -> None:
-    """The jobs NAME has had; the exit code is the last one's (0 while it runs)."""
+@_JSON
+def status(name: str, address: str, as_json: bool) -> None:
+    """The jobs NAME has had; the exit code is the last one's (0 while it runs, and 143 of one that was stopped).
+
+    \b
+    Examples:
+      tiny-onn jobs status ablation --address http://10.0.0.5:8265
+      tiny-onn jobs status ablation --address http://10.0.0.5:8265 --json
+    """
+    from functools import partial
+
     from pipeline.submission.submit import exit_code
 
     server = _server(address)
     last = server.newest(name)
-    _table(server.jobs(name), "")
-    sys.exit(exit_code(last, click.echo) if last.ended else 0)
+    _show(server.jobs(name), as_json)
+    sys.exit(exit_code(last, partial(click.echo, err=as_json)) if last.ended else 0)
 
 
 @jobs.command(short_help="Follow what the last job NAME prints.")
@@ -140,7 +181,15 @@ def status(name: str, address: str) -> None:
 @_ADDRESS
 @click.option("--no-follow", is_flag=True, help="Print what there is, and end.")
 def logs(name: str, address: str, no_follow: bool) -> None:
-    """What the last job NAME has printed, and what it prints, until it ends; Ctrl-C leaves it running."""
+    """What the last job NAME has printed, and what it prints, until it ends; Ctrl-C leaves it running.
+
+    The exit code is the job's, or 130 after Ctrl-C: this is also how a script waits for a job.
+
+    \b
+    Examples:
+      tiny-onn jobs logs ablation --address http://10.0.0.5:8265
+      tiny-onn jobs logs ablation --address http://10.0.0.5:8265 --no-follow
+    """
     from pipeline.errors import UserError
     from pipeline.submission.jobs import Unreachable
     from pipeline.submission.submit import follow
@@ -159,7 +208,14 @@ def logs(name: str, address: str, no_follow: bool) -> None:
 @_NAME
 @_ADDRESS
 def stop(name: str, address: str) -> None:
-    """Stop the job NAME: its runs end as KILLED, and `tiny-onn submit ... --resume` goes on with it."""
+    """Stop the job NAME: its runs end as KILLED, and `tiny-onn submit ... --resume` goes on with it.
+
+    It is waited for; the exit code is 0 when it has ended, and 1 when it still runs after a minute and a half.
+
+    \b
+    Examples:
+      tiny-onn jobs stop ablation --address http://10.0.0.5:8265
+    """
     from pipeline.submission.submit import stop as stop_job
 
     sys.exit(stop_job(name, _server(address), click.echo))
@@ -169,19 +225,26 @@ COMMANDS: tuple[click.Command, ...] = (submit, jobs)
 
 
 def _server(address: str) -> Any:
-    from pipeline.submission.jobs import JobServer, find_token, job_server_url
+    from pipeline.running.token import find_token
+    from pipeline.submission.jobs import JobServer, job_server_url
 
     return JobServer(job_server_url(address), find_token(os.environ))
 
 
-def _table(found: list[Any], nothing: str) -> None:
+def _show(found: list[Any], as_json: bool, nothing: str = "") -> None:
+    import json
     import time
 
+    if as_json:
+        click.echo(json.dumps([job.as_json() for job in found], indent=1))
+        return
     show: Callable[[int | None], str] = lambda ms: (  # noqa: E731
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
     )
+    names, states = (max((len(getattr(job, field)) for job in found), default=0) for field in ("name", "status"))
     for job in found:
         code = "" if job.exit_code is None else f"  exit code {job.exit_code}"
-        click.echo(f"{job.name}  {job.status}  from {show(job.began_ms)}  to {show(job.ended_ms)}  ({job.id}){code}")
+        when = f"from {show(job.began_ms)}  to {show(job.ended_ms):19}"
+        click.echo(f"{job.name:{names}}  {job.status:{states}}  {when}  ({job.id}){code}")
     if not found and nothing:
         click.echo(nothing)

@@ -3,13 +3,14 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import requests
 
 from pipeline.errors import UserError
+from pipeline.running.token import Token
 
 _CONNECT_S, _ANSWER_S = 3.0, 5.0
 NAME_KEY = "tiny_onn_name"
@@ -19,14 +20,6 @@ _REDIRECTING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray would take these
 
 class Unreachable(Exception):
     """The job server did not answer this time."""
-
-
-@dataclass(frozen=True)
-class Token:
-    """A cluster's secret, and where it was found."""
-
-    secret: str = field(repr=False)
-    source: str
 
 
 @dataclass(frozen=True)
@@ -46,28 +39,15 @@ class Job:
         """Whether it runs no more."""
         return self.status in _ENDED
 
+    @property
+    def refused(self) -> bool:
+        """Whether it ended before anything was started, as `tiny-onn` then says by this exit code."""
+        return self.exit_code == 2
 
-def find_token(environment: Mapping[str, str]) -> Token | None:
-    """The token, where Ray looks for it too: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
-
-    Raises:
-        UserError: the file that RAY_AUTH_TOKEN_PATH names cannot be read, or is empty.
-    """
-    if environment.get("RAY_AUTH_TOKEN", "").strip():
-        return Token(environment["RAY_AUTH_TOKEN"].strip(), "RAY_AUTH_TOKEN")
-    named = environment.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path(environment.get("HOME", "/")) / ".ray" / "auth_token"
-    try:
-        secret = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        if named:
-            raise UserError(
-                f"RAY_AUTH_TOKEN_PATH={path}: cannot be read ({error}). Expected a token's file."
-            ) from error
-        return None
-    if named and not secret:
-        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: is empty. Expected the cluster's token.")
-    return Token(secret, str(path)) if secret else None
+    def as_json(self) -> dict[str, Any]:
+        """For a script; times as ISO 8601."""
+        times = {"began": _iso(self.began_ms), "ended": _iso(self.ended_ms)}
+        return {k: v for k, v in asdict(self).items() if not k.endswith("_ms")} | times
 
 
 def job_server_url(address: str) -> str:
@@ -193,12 +173,18 @@ class JobServer:
                 f"{self.url}: refuses the token of {source}. Expected the token that the cluster was started with "
                 "(`ray get-auth-token` on its head shows it)."
             )
-        if isinstance(cause, requests.ConnectionError | requests.Timeout):
+        no_http = "BadStatusLine" in str(cause)  # something answers there, in another tongue
+        if isinstance(cause, requests.ConnectionError | requests.Timeout) and not no_http:
             return (
                 f"{self.url}: nothing answers ({_in_a_line(cause)}). Expected a running Ray cluster's job server; is "
                 "the head up, the port 8265 open to this machine, and `ray[default]` installed there?"
             )
-        return f"{self.url}: is not Ray's job server ({_in_a_line(cause)}). Expected http://HEAD:8265, the dashboard."
+        why = "it does not speak HTTP; 6379 is where nodes join" if no_http else _in_a_line(cause)
+        return f"{self.url}: is not Ray's job server ({why}). Expected http://HEAD:8265, the dashboard."
+
+
+def _iso(ms: int | None) -> str | None:
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds") if ms else None
 
 
 def _job(told: Mapping[str, Any]) -> Job:

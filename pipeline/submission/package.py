@@ -13,6 +13,7 @@ MOST_BYTES = 100_000_000
 _SHOWN = 5  # of what is large
 _LEFT_OUT_AT_THE_TOP = ("runs", "data", "build")
 _LEFT_OUT = ("node_modules", "site-packages", "__pycache__")  # and all folders whose names begin with a dot
+_OF_THE_PROJECT = ("pyproject.toml", "pipeline", "tiny_onn")
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
 
 
@@ -37,22 +38,32 @@ def files_to_send(tree: Path, wanted: Iterable[Path] = ()) -> list[Path]:
     return sorted(p for p in found if (tree / p).is_file() and (tree / p).resolve().is_relative_to(inside))
 
 
-def write_package(tree: Path, files: Iterable[Path], extra: Mapping[str, str], target: Path) -> int:
-    """Zips `files` of `tree` and `extra` (path in the package -> text) into `target`; returns its size in bytes.
+def project_around(folder: Path) -> Path:
+    """The nearest folder upwards that holds this project; `folder` itself where none does."""
+    around = (folder, *folder.resolve().parents)
+    return next((each for each in around if all((each / name).exists() for name in _OF_THE_PROJECT)), folder)
+
+
+def write_package(
+    tree: Path, files: Iterable[Path], extra: Mapping[str, str], target: Path, own: Mapping[Path, Path] | None = None
+) -> int:
+    """Zips `files` of `tree`, `own` files (path in the package -> path here) and `extra` (path in the package -> text)
+    into `target`; returns its size in bytes.
 
     Raises:
         UserError: there is more than MOST_BYTES to send; names what is largest.
     """
-    sizes = Counter({path: (tree / path).stat().st_size for path in files})
+    places = {path: tree / path for path in files} | dict(own or {})
+    sizes = Counter({path: place.stat().st_size for path, place in places.items()})
     if sizes.total() > MOST_BYTES:
         raise UserError(
             f"--tree {tree}: {sizes.total() / 1e6:,.0f} MB would be sent, at most {MOST_BYTES / 1e6:,.0f} are. "
             f"Largest: {_largest(sizes)}. Let .gitignore name what is no code, or move it out of the tree."
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as package:
-        for path in sorted(sizes):
-            executable = os.access(tree / path, os.X_OK)
-            _add(package, path.as_posix(), (tree / path).read_bytes(), 0o755 if executable else 0o644)
+        for path, place in sorted(places.items()):
+            executable = os.access(place, os.X_OK)
+            _add(package, path.as_posix(), place.read_bytes(), 0o755 if executable else 0o644)
         for name, text in sorted(extra.items()):
             _add(package, name, text.encode(), 0o644)
     return target.stat().st_size
@@ -70,12 +81,12 @@ def _listed(tree: Path) -> list[Path]:
     try:
         listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
-        return [path.relative_to(tree) for path in _walk(tree)]
+        return [path.relative_to(tree) for path in walk(tree)]
     return [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
 
 
-def _walk(tree: Path) -> Iterable[Path]:
-    """Without git: does not even look into what is left out."""
+def walk(tree: Path) -> Iterable[Path]:
+    """Without git, all files but those that are left out, whose folders it does not even look into."""
     for folder, folders, files in os.walk(tree):
         here = Path(folder).relative_to(tree)
         folders[:] = [name for name in folders if not _is_left_out(here / name / "any")]

@@ -20,6 +20,7 @@ from pipeline.running.pins import pinned_requirements, read_pins, requirements
 from pipeline.settings.config import Experiment
 from pipeline.submission import on_cluster
 from pipeline.submission.jobs import NAME_KEY, Job, JobServer, Unreachable
+from pipeline.submission.own_code import not_sent, own_files
 from pipeline.submission.package import files_to_send, write_package
 from pipeline.tracking.describe import COMMIT_SENT, git_commit
 
@@ -31,7 +32,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent. `command` is what the user typed, without --resume and without a password."""
+    """What is sent. `command` is what the user typed, without --resume and without a password; `add` are modules and
+    packages of the user's own."""
 
     experiment: Experiment
     tree: Path
@@ -44,6 +46,8 @@ class Submission:
     install: bool = False
     any_versions: bool = False
     resume: bool = False
+    track_later: bool = False
+    add: tuple[Path, ...] = ()
     verbose: bool = False
 
     @property
@@ -58,7 +62,8 @@ class Submission:
         words += ["ablate" if self.experiment.sweep else "train", on_cluster.CONFIG]
         words += ["--experiment", self.mlflow_experiment]
         words += ["--output", self.output] if self.output else []
-        words += [flag for flag, wanted in (("--resume", self.resume), ("--verbose", self.verbose)) if wanted]
+        flags = {"--resume": self.resume, "--track-later": self.track_later, "--verbose": self.verbose}
+        words += [flag for flag, wanted in flags.items() if wanted]
         return f"exec {shlex.join(words)}"  # in place of the shell, so that its exit code and signals are the job's
 
 
@@ -99,6 +104,9 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
     data = submission.experiment.data.folder
     wanted = [Path(data)] if data and not Path(data).is_absolute() else []
     files = files_to_send(submission.tree, wanted)
+    own = own_files(submission.add, files)
+    for missing in not_sent(submission.experiment, (*files, *own)):
+        say(missing)
     extra = {
         on_cluster.CONFIG: json.dumps(submission.experiment.model_dump(mode="json"), indent=1),
         on_cluster.CONSTRAINTS: submission.constraints.read_text(encoding="utf-8"),
@@ -113,8 +121,9 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
     job_id = f"{name}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"
-        size = write_package(submission.tree, files, extra, package)
-        say(f"Sending {len(files)} files of {submission.tree.resolve()} ({size / 1e6:.1f} MB) to {server.url}")
+        size = write_package(submission.tree, files, extra, package, own)
+        beside = f" and {len(own)} of your own" if own else ""
+        say(f"Sending {len(files)} files of {submission.tree.resolve()}{beside} ({size / 1e6:.1f} MB) to {server.url}")
         runtime_env: dict[str, Any] = {"working_dir": str(package), "env_vars": environment}
         if submission.install:
             runtime_env["pip"] = {"packages": pinned, "pip_check": False}
@@ -130,9 +139,10 @@ def _check_name_is_free(submission: Submission, jobs: list[Job], url: str) -> No
             f"{name}: a job of this name runs at {url} ({running[-1].id}). Follow it with\n"
             f"  tiny-onn jobs logs {name} --address {url}\nor give this one another name with --name."
         )
-    if jobs and not submission.resume:
+    begun = [job for job in jobs if not job.refused]
+    if begun and not submission.resume:
         raise UserError(
-            f"{name}: a job of this name has run at {url} ({jobs[-1].id}, {jobs[-1].status}). Go on with it:\n"
+            f"{name}: a job of this name has run at {url} ({begun[-1].id}, {begun[-1].status}). Go on with it:\n"
             f"  {submission.command} --resume\nor give this one another name with --name."
         )
 

@@ -1,6 +1,7 @@
 """Who may submit, what is refused before anything is sent, and how a job is followed, with a small server."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,7 +13,8 @@ from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.submission.jobs import Job, JobServer, Token, find_token, job_server_url
+from pipeline.running.token import Token, find_token
+from pipeline.submission.jobs import Job, JobServer, job_server_url
 from pipeline.submission.submit import exit_code, follow
 
 ROOT = Path(__file__).parents[3]
@@ -148,7 +150,8 @@ def test_a_name_that_runs_or_has_run_is_refused(server: Any) -> None:
     server.jobs = [told("other", "RUNNING"), told("smoke", "FAILED", 1)]
     outcome = submit(server, "--set", "training.seed=3")
     assert outcome.exit_code == 2
-    assert f"smoke.yaml --address {address(server)} --set training.seed=3 --resume" in outcome.output
+    again = f"smoke.yaml --address {address(server)} --set training.seed=3 --tree {ROOT} --resume"
+    assert again in outcome.output
     server.jobs = [told("smoke", "RUNNING", began=2), told("smoke", "FAILED", 1)]
     outcome = submit(server, "--resume")
     assert outcome.exit_code == 2
@@ -165,6 +168,54 @@ def test_the_newest_job_of_a_name_is_the_one_that_counts(server: Any) -> None:
     assert outcome.exit_code == 2
     assert "no job 'smoky'" in outcome.output
     assert "there are: smoke" in outcome.output
+
+
+def test_a_job_that_was_refused_leaves_its_name_free(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(JobServer, "submit", lambda self, job_id, entrypoint, *_: sent.append(entrypoint))
+    server.jobs = [told("smoke", "FAILED", 2)]
+    outcome = submit(server, "--detach", "--track-later")
+    assert outcome.exit_code == 0, outcome.output
+    assert len(sent) == 1
+    assert sent[0].endswith("--experiment tiny-onn --track-later")
+    server.jobs = [told("smoke", "FAILED", 1), told("smoke", "FAILED", 2, began=2)]
+    outcome = submit(server, "--detach")
+    assert outcome.exit_code == 2
+    assert "a job of this name has run" in outcome.output
+
+
+def test_jobs_for_a_script(server: Any) -> None:
+    server.jobs = [told("smoke", "FAILED", 1, began=1_764_064_800_000), told("other", "RUNNING", began=1)]
+    outcome = run("jobs", "list", "--address", address(server), "--json")
+    assert [each["name"] for each in json.loads(outcome.output)] == ["other", "smoke"]
+    outcome = run("jobs", "status", "smoke", "--address", address(server), "--json")
+    assert outcome.exit_code == 1
+    assert json.loads(outcome.stdout) == [
+        {
+            "id": "smoke-1a2b",
+            "name": "smoke",
+            "status": "FAILED",
+            "message": "Job entrypoint command failed",
+            "exit_code": 1,
+            "began": "2025-11-25T10:00:00+00:00",
+            "ended": None,
+        }
+    ]
+
+
+def test_the_address_that_nodes_join_is_told_from_one_where_nothing_answers() -> None:
+    def answer(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1000)
+            client.sendall(b"\x00\x00\x18\x04\x00\x00\x00\x00\x00\x00\x04\x00\n")  # as a server of gRPC begins
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        outcome = run("jobs", "list", "--address", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert outcome.exit_code == 2
+    assert "is not Ray's job server (it does not speak HTTP; 6379 is where nodes join)" in outcome.output
+    assert outcome.output.strip().isprintable()
 
 
 def test_following_prints_each_line_once_and_ends_with_the_jobs_exit_code(server: Any) -> None:

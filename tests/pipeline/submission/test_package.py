@@ -11,7 +11,12 @@ import pipeline.submission.package
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.running.pins import disagreements, installed, pinned_requirements, read_pins, requirements
-from pipeline.submission.package import files_to_send, write_package
+from pipeline.settings.config import SweepConfig
+from pipeline.submission.own_code import not_sent, own_files
+from pipeline.submission.package import files_to_send, project_around, write_package
+from tests.pipeline.toy_training import toy_experiment
+
+ROOT = Path(__file__).parents[3]
 
 STAYS = (
     "runs/sweeps/a/metrics.jsonl",
@@ -85,6 +90,57 @@ def test_the_package_holds_the_files_and_is_the_same_each_time(tmp_path: Path) -
         assert package.getinfo("run.sh").external_attr >> 16 == 0o755
 
 
+def own_arms(folder: Path) -> tuple[Path, Path]:
+    """A module, and a package with what gathers in one."""
+    module, package = folder / "beside" / "mine.py", folder / "beside" / "my_costs"
+    (package / "deep" / "__pycache__").mkdir(parents=True)
+    for path in (
+        module,
+        package / "__init__.py",
+        package / "deep" / "a.py",
+        package / "deep" / "__pycache__" / "b.pyc",
+    ):
+        path.write_text("HALF = 1")
+    return module, package
+
+
+def test_modules_of_ones_own_go_along_by_the_names_that_they_are_imported_by(tmp_path: Path) -> None:
+    project = tree(tmp_path / "project")
+    files = files_to_send(project)
+    own = own_files(own_arms(tmp_path), files)
+    write_package(project, files, {}, tmp_path / "x.zip", own)
+    with zipfile.ZipFile(tmp_path / "x.zip") as package:
+        names = set(package.namelist())
+        assert names - {*GOES, "ignored.log"} == {"mine.py", "my_costs/__init__.py", "my_costs/deep/a.py"}
+        assert package.read("mine.py") == b"HALF = 1"
+
+
+def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
+    module, package = own_arms(tmp_path)
+    for path in (package.parent, tmp_path / "none", package / "deep" / "__pycache__" / "b.pyc"):
+        with pytest.raises(UserError, match=r"--add .*: is no module\. Expected a file NAME\.py, or the folder"):
+            own_files([path], [])
+    with pytest.raises(UserError, match=r"the project that is sent has a my_costs itself"):
+        own_files([module, package], [Path("my_costs/x.py")])
+
+
+def test_an_arm_whose_module_does_not_go_along_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, package = own_arms(tmp_path)
+    monkeypatch.syspath_prepend(module.parent)
+    arms = ("none", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X")
+    swept = toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0, 1)))
+    places = [said.partition("else submit with --add ")[2] for said in not_sent(swept, [Path("pipeline/a.py")])]
+    assert places == [str(module), str(package), "path/to/nowhere"]
+    assert "nowhere, of the arm 'nowhere:X', does not go along" in not_sent(swept, [])[2]
+    assert not_sent(swept, [Path("mine.py"), Path("my_costs/deep/a.py"), Path("nowhere/x.py")]) == []
+
+
+def test_the_project_is_found_from_within(tmp_path: Path) -> None:
+    inside = ROOT / "experiments" / "study"
+    assert project_around(inside).resolve() == ROOT
+    assert project_around(tmp_path) == tmp_path
+
+
 def test_too_much_is_refused_with_what_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.submission.package, "MOST_BYTES", 3_000_000)
     project = tree(tmp_path)
@@ -137,8 +193,7 @@ def test_constraints_that_pin_nothing_are_refused(tmp_path: Path, text: str | No
 
 @pytest.mark.pinned
 def test_this_projects_own_files_agree_with_what_is_installed_here() -> None:
-    root = Path(__file__).parents[3]
-    needed, pins = requirements(root / "pyproject.toml"), read_pins(root / "constraints.txt")
+    needed, pins = requirements(ROOT / "pyproject.toml"), read_pins(ROOT / "constraints.txt")
     assert {"torch", "ray", "mlflow"} <= set(needed)
     assert len(pinned_requirements(needed, pins)) == len(needed)
     assert disagreements({name: pins[name] for name in needed}, installed(needed)) == []

@@ -1,0 +1,59 @@
+"""Modules and packages of one's own that go to a cluster beside the project, such as those of an arm."""
+
+import importlib.machinery
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.settings.config import Experiment
+from pipeline.settings.trials import every_trial
+from pipeline.submission.package import walk
+
+
+def own_files(paths: Sequence[Path], sent: Iterable[Path]) -> dict[Path, Path]:
+    """The files of modules and packages at `paths`: by their path in what is sent, where they are imported by their
+    names, the path here.
+
+    Raises:
+        UserError: one is neither, or `sent` has something of its name.
+    """
+    taken = {path.parts[0] for path in sent}
+    found: dict[Path, Path] = {}
+    for path in paths:
+        name = path.resolve().name
+        if path.is_file() and path.suffix == ".py":
+            found[Path(name)] = path
+        elif (path / "__init__.py").is_file():
+            found |= {Path(name) / each.relative_to(path): each for each in walk(path) if each.is_file()}
+        else:
+            raise UserError(
+                f"--add {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
+                "__init__.py in it: they are imported on the cluster by these names."
+            )
+        if name in taken:
+            raise UserError(f"--add {path}: the project that is sent has a {name} itself. Expected another name.")
+        taken.add(name)
+    return found
+
+
+def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
+    """What to say of each module that an arm names and that is not among the files sent: the nodes must have it."""
+    tops = {path.parts[0] for path in sent}
+    arms = {trial.experiment.training.arm for trial in every_trial(experiment)}
+    modules: Mapping[str, str] = {arm.partition(":")[0].partition(".")[0]: arm for arm in sorted(arms) if ":" in arm}
+    return [
+        f"{module}, of the arm {arm!r}, does not go along. The cluster's nodes must have it; else submit with "
+        f"--add {_place(module)}"
+        for module, arm in modules.items()
+        if module not in tops and f"{module}.py" not in tops
+    ]
+
+
+def _place(module: str) -> str:
+    """Where it is here; the current folder counts, as it does for `python -m`."""
+    spec = importlib.machinery.PathFinder.find_spec(module, ["", *sys.path])
+    if spec is None or spec.origin is None:
+        return f"path/to/{module}"
+    origin = Path(spec.origin)
+    return str(origin.parent if spec.submodule_search_locations else origin)
