@@ -91,8 +91,8 @@ def tell_end(
         say(console, f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
     if outcome.failed:
         say(console, f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
-    for problem in problems:
-        say(console, f"Not all of it is tracked. {problem}", "yellow")
+    if problems:
+        say(console, "\n".join(["Not all of it is tracked:", *(f"  {problem}" for problem in problems)]), "yellow")
     if outcome.signal is not None:
         name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
         say(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")

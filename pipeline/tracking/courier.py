@@ -15,6 +15,7 @@ from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.crew import Crew
+from pipeline.tracking.store import StoreUnreachable
 
 _EVERY_S = 3.0
 _STUCK_S = 120.0  # for one trial to be shipped; a tracker that takes longer is given up
@@ -90,7 +91,8 @@ class Courier:
         self._states: dict[str, State] = {}
         self._summary_open = experiment.sweep is None  # one run alone has no summary
         self._problems: dict[str, str] = {}  # shared by all threads
-        self._lock = threading.Lock()  # guards it
+        self._away: set[str] = set()  # of these, those that only say that the store does not answer
+        self._lock = threading.Lock()  # guards both
         self._moved = time.monotonic()
         self._closing = threading.Event()
         self._let_go = False
@@ -104,7 +106,8 @@ class Courier:
         self._states = dict(states)
 
     def let_go(self) -> None:
-        """Tells the tracker nothing more, not even that runs have ended: another process goes on with them."""
+        """Tells the tracker nothing more, not even that runs have ended: another process goes on with them, or nothing
+        was begun."""
         self._let_go = True
         self._closing.set()
         self._thread.join(_HURRY_S)
@@ -152,13 +155,18 @@ class Courier:
             files = self._attempt("report", self._make_report) if self._make_report else []
             self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
         undelivered: dict[Path, str] = self._attempt("close", lambda: self._tracker.close(self._status)) or {}
+        if undelivered:
+            with self._lock:  # one word of a store that does not answer is enough
+                self._problems = {what: said for what, said in self._problems.items() if what not in self._away}
         for why in dict.fromkeys(undelivered.values()):
             names = ", ".join(folder.name for folder, reason in undelivered.items() if reason == why)
             self._note(f"close {why}", f"the tracker has not taken all of {names}" + (f" ({why})" if why else ""))
+        if undelivered and "report" in self._away:
+            self._note("report", "the report, which is made of what the tracker has, comes with the rest")
 
     def _round(self) -> bool:
         """Has every trial told of that is not still being told of; whether there was one."""
-        if not self._summary_open:
+        if self._states and not self._summary_open:  # before any is known, all may still be refused
             opened = self._attempt("summary", lambda: self._tracker.start_summary(self._folder, self._experiment))
             self._summary_open = opened is not None
         passed_over = False
@@ -193,11 +201,14 @@ class Courier:
             value = call()
         except Exception as error:
             self._note(what, mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}"))
+            with self._lock:
+                (self._away.add if isinstance(error, StoreUnreachable) else self._away.discard)(what)
             return None
         finally:
             self._moved = time.monotonic()
         with self._lock:
             self._problems.pop(what, None)
+            self._away.discard(what)
         return value
 
     def _note(self, what: str, problem: str) -> None:

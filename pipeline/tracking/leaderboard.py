@@ -47,15 +47,19 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
 
 
 def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
-    """The addresses of the sweeps' reports, in their summary runs; the newest of each sweep."""
+    """The addresses of the sweeps' reports, in their summary runs, or of a summary without one yet; the newest of each
+    sweep."""
     runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
     page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     for run in runs:
         there = any(file.path == "report.html" for file in client.list_artifacts(run.info.run_id))
         place = f"{run.info.run_id}/artifacts/report.html" if there else run.info.run_id
-        found[f"report of {run.data.tags.get('sweep', '?')}"] = f"{page}/{place}?workflowType=machine_learning"
-    return found
+        sweep = run.data.tags.get("sweep", "?")
+        found[sweep] = {
+            f"{'report' if there else 'summary'} of {sweep}": f"{page}/{place}?workflowType=machine_learning"
+        }
+    return {name: link for links_of in found.values() for name, link in links_of.items()}
 
 
 def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:

@@ -75,9 +75,10 @@ def free_port(host: str, port: int | None) -> int:
         try:
             probe.bind((host, port or 0))
         except OSError as error:
+            another = "--port" if host == LOOPBACK else "--host or --port"  # `ui` has no --host
             raise UserError(
                 f"port {port} of {host} cannot be used ({error.strerror}). Expected an address of this machine, and a "
-                "port that nothing listens at; name another with --host or --port."
+                f"port that nothing listens at; name another with {another}."
             ) from error
         return int(probe.getsockname()[1])
 

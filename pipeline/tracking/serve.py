@@ -10,7 +10,7 @@ from pipeline.interrupts import Interrupts
 from pipeline.secrecy import mask, public
 from pipeline.tracking.leaderboard import links, report_links, share_leaderboard
 from pipeline.tracking.mlflow_process import LOOPBACK, mlflow_server, watch
-from pipeline.tracking.store import find_experiment, open_store
+from pipeline.tracking.store import SERVERS_OWN, find_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,7 +54,7 @@ def serve_all(
     Raises:
         UserError: there is no such database, the port is taken, or the server does not come up or ends.
     """
-    open_store(uri)
+    open_store(uri, named_by=SERVERS_OWN)
     options = ["--workers", str(workers), "--artifacts-destination", artifacts]
     if allowed_hosts:  # which MLflow takes in place of its own
         names = [name.partition(":")[0] for name in allowed_hosts]

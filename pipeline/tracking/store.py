@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pipeline.secrecy import mask
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SERVERS_OWN = "--backend-uri"  # the database behind a server
 _SQLITE = "sqlite:///"
 _SERVERS = ("http", "https", "postgresql", "mysql", "mssql")  # schemes of stores that take several calls at a time
 _MAY_COME_BACK = (*_SERVERS, "sqlite")  # schemes of stores that can be away
@@ -30,18 +32,24 @@ _SAYS_LITTLE = (
     "[parameters:",
     "(Background on this",
 )  # lines of SQLAlchemy's errors
+_CAUSE = re.compile(r"Max retries exceeded with url: .*\(Caused by \w+\((.*)\)\)")
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the page asks, and opens in its chat-model mode
 
 
 class StoreUnreachable(UserError):
-    """The store's address is one that could be, but it does not answer now."""
+    """The store's address is one that could be, but it does not answer now. `brief` says so without advice."""
+
+    def __init__(self, message: str, brief: str) -> None:
+        super().__init__(message)
+        self.brief = brief
 
 
-def open_store(uri: str, create: bool = True) -> "MlflowClient":
+def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") -> "MlflowClient":
     """A client of the store at `uri`; a SQLite file that is not there yet is created whole, by one process alone.
 
     Args:
         create: False for who comes to read: then a SQLite file that is not there is an error.
+        named_by: what the user named it by, for errors.
 
     Raises:
         StoreUnreachable: the store does not answer: within about ten seconds, of a locked SQLite file twenty.
@@ -60,7 +68,7 @@ def open_store(uri: str, create: bool = True) -> "MlflowClient":
 
     # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    with store_errors(uri), _alone(uri):
+    with store_errors(uri, named_by), _alone(uri):
         _knock(uri)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -85,7 +93,7 @@ def _knock(uri: str) -> None:
 
 
 @contextmanager
-def store_errors(uri: str) -> Iterator[None]:
+def store_errors(uri: str, named_by: str = "tracking URI") -> Iterator[None]:
     """What MLflow, its database or the network raise comes out as an error to read, as `open_store` tells."""
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
@@ -98,17 +106,22 @@ def store_errors(uri: str) -> Iterator[None]:
         never |= isinstance(error, ValueError) and not isinstance(error, OSError)  # of requests' errors some are both
         never |= isinstance(error, SQLAlchemyError) and not isinstance(error, OperationalError)
         scheme = uri.partition("://")[0].partition("+")[0]
-        kind = UserError if never or scheme not in _MAY_COME_BACK else StoreUnreachable
         advice = "Check the address, or leave it out to track in the output folder."
         if "sqlite3.DatabaseError" in str(error):
             advice = (
                 "If it was the store of a sweep, the file is damaged: move it away, and `tiny-onn sync` fills a new "
                 "one with all that the trials' folders hold."
             )
-        raise kind(
-            f"tracking URI {mask(uri)}: cannot be used ({in_a_line(error, uri)}). Expected a reachable "
-            f"MLflow server, or a SQLite file as sqlite:////path/mlflow.db. {advice}"
-        ) from None
+        brief = f"{named_by} {mask(uri)}: cannot be used ({in_a_line(error, uri)})"
+        if named_by == SERVERS_OWN:
+            expected = "a database that runs, with its driver installed here, as postgresql://user@host/mlflow"
+            advice = advice if "damaged" in advice else "Leave it out for a SQLite file in --output."
+        else:
+            expected = "a reachable MLflow server"
+        told = f"{brief}. Expected {expected}, or a SQLite file as sqlite:////path/mlflow.db. {advice}"
+        if never or scheme not in _MAY_COME_BACK:
+            raise UserError(told) from None
+        raise StoreUnreachable(told, brief) from None
 
 
 def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -> str:
@@ -190,4 +203,6 @@ def in_a_line(error: BaseException, uri: str = "") -> str:
     """The line of an error that says most, without passwords and in at most 200 characters."""
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(_SAYS_LITTLE)]
     line = plain(mask(lines[0], uri)) if lines else type(error).__name__
+    if cause := _CAUSE.search(line):  # of a request, behind its whole address
+        line = cause[1].rpartition(": ")[2].strip("'\" ")
     return line if len(line) <= 200 else line[:200] + "…"

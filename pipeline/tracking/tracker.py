@@ -177,7 +177,9 @@ class Tracker:
                 answered, run.problem, run.pause = True, "", Pause()
         except (MlflowException, OSError, UserError) as error:
             run.unsure = True
-            told = mask(str(error), self._uri) if isinstance(error, UserError) else in_a_line(error, self._uri)
+            told = error.brief if isinstance(error, StoreUnreachable) else in_a_line(error, self._uri)
+            if isinstance(error, UserError) and not isinstance(error, StoreUnreachable):
+                told = mask(str(error), self._uri)
             if isinstance(error, MlflowException) and error.get_http_status_code() in _ITS_OWN_FAULT:
                 run.problem = told
                 run.pause.grow()

@@ -12,6 +12,7 @@ from pipeline.records.state import State
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
+from pipeline.tracking.store import StoreUnreachable
 from tests.pipeline.mlflow_server import wait_for
 from tests.pipeline.toy_training import RecordingTracker, toy_experiment
 
@@ -37,6 +38,15 @@ class StuckTracker(RecordingTracker):
     def ship(self, folder: TrialFolder) -> int:
         self.release.wait(20)
         return 0
+
+
+class AwayTracker(RecordingTracker):
+    """Takes nothing in the end, if `away`."""
+
+    away = True
+
+    def close(self, status: str) -> dict[Path, str]:
+        return {Path("toy"): "http://host: refused", Path("none-s0"): "http://host: refused"} if self.away else {}
 
 
 class WatchedTracker(RecordingTracker):
@@ -190,3 +200,25 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
     assert problems == []
     assert tracker.ended() == dict.fromkeys(["per_token-s0", *others], "FINISHED")
     assert [call for call in tracker.calls if call[1] == "per_token-s0"].count(("ship", "per_token-s0")) >= 2
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool) -> None:
+    experiment = toy_experiment(arms=("none",))
+    tracker = AwayTracker()
+    tracker.away = away
+    pairs = [(trial, TrialFolder(tmp_path / trial.key)) for trial in trials_of(experiment)]
+    courier = Courier(tracker, "toy", tmp_path, experiment, pairs, {"data_name": "d"})
+
+    def report() -> list[Path]:
+        raise StoreUnreachable("http://host: refused. Check the address.", "http://host: refused")
+
+    courier.see({"none-s0": State.FINISHED})
+    problems = courier.finish("FINISHED", report, None)
+    if away:
+        assert problems == [
+            "the tracker has not taken all of toy, none-s0 (http://host: refused)",
+            "the report, which is made of what the tracker has, comes with the rest",
+        ]
+    else:  # it was back when the rest was delivered
+        assert problems == ["report: http://host: refused. Check the address."]

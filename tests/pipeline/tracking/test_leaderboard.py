@@ -54,7 +54,7 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
         assert "workflowType=machine_learning" in link
         assert "viewStateShareKey=arms" in link or "viewStateShareKey=prototypes" in link
     (report,) = report_links(tracker._client, "http://127.0.0.1:5000", tracker.experiment_id).items()
-    assert report[0] == "report of sample"
+    assert report[0] == "summary of sample"
     assert f"/runs/{summary}?" in report[1]
     with pytest.raises(UserError, match="no experiment 'nosuch'"):
         serve(output.tracking_uri, "nosuch", output.artifacts, None)

@@ -95,7 +95,7 @@ def test_a_server_for_many_keeps_runs_and_the_files_that_clients_send(tmp_path: 
 
 def test_a_server_whose_database_or_address_cannot_be_is_refused(tmp_path: Path) -> None:
     for options, reason in (
-        (["--backend-uri", "postgresql://me:s3cret@127.0.0.1:9/x"], "postgresql://me:***@127.0.0.1:9/x"),
+        (["--backend-uri", "postgresql://me:s3cret@127.0.0.1:9/x"], "--backend-uri postgresql://me:***@127.0.0.1:9/x"),
         (["--host", "192.0.2.1"], "port 5000 of 192.0.2.1 cannot be used"),
     ):
         words = [sys.executable, "-m", "pipeline.cli", "server", "--output", str(tmp_path), *options]
