@@ -14,8 +14,8 @@ _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's resu
 _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
 
 
-def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, command: str) -> None:
-    """Writes folder/sweep.json, or finds there that the folder is this experiment's own.
+def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, command: str) -> bool:
+    """Writes folder/sweep.json, or finds there that the folder is this experiment's own; whether it was written now.
 
     Raises:
         UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False.
@@ -27,8 +27,15 @@ def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, co
             "Finished trials are not repeated. To start over, remove that folder"
             f"{_THERE_TOO.format(folder.name)}."
         )
-    if not (folder / "sweep.json").exists():
+    fresh = not (folder / "sweep.json").exists()
+    if fresh:
         write_whole(folder / "sweep.json", json.dumps(_record(experiment, data_hash), indent=1))
+    return fresh
+
+
+def withdraw(folder: Path) -> None:
+    """Takes a fresh claim back: nothing was begun, and a command with other settings may have the folder."""
+    (folder / "sweep.json").unlink(missing_ok=True)
 
 
 def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.running.token import Token, find_token
 from pipeline.settings.config import WorkersConfig
 
 # Read by Ray when it is imported, and by the processes that it starts.
@@ -37,8 +38,8 @@ _ENVIRONMENT = {
 }
 # Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a cluster that asks for none takes it, too
 _PROBE_SECONDS = 5.0
-_LOOK_EVERY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,36 +56,6 @@ class Cluster:
 
     nodes: tuple[Resources, ...]
     head: str = ""
-
-
-class Room:
-    """How many trials run at once: as many as the cluster has room for now, since machines come and go.
-
-    Args:
-        asked: what each trial may ask for.
-        wanted: run no more than this.
-
-    Raises:
-        UserError: at first, there is no room for a single one.
-    """
-
-    def __init__(self, asked: Sequence[WorkersConfig], wanted: int) -> None:
-        self._asked, self._wanted = list(dict.fromkeys(asked)), wanted
-        self.at_once = min(fit(workers, nodes(), wanted) for workers in self._asked)
-        self.lacking: str | None = None  # why there is not even room for one any more
-        self._looked_at = time.monotonic()
-
-    def look(self) -> int:
-        """`at_once`, looked at anew every few seconds; at least 1: a trial waits for its room by itself."""
-        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
-            there = nodes()
-            try:
-                self.at_once = min(fit(workers, there, self._wanted) for workers in self._asked)
-                self.lacking = None
-            except UserError as error:
-                self.at_once, self.lacking = 1, str(error)
-            self._looked_at = time.monotonic()
-        return self.at_once
 
 
 def local_resources() -> Resources:
@@ -130,7 +101,8 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
     """
     if address is not None:
         check_address(address)
-    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
+    token = None if address is None else find_token(os.environ)
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else _WITH_TOKEN if token else {})
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     import ray  # reads the environment above
 
@@ -151,10 +123,25 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
             try:
                 ray.init(**options)
             except ConnectionError as error:
-                raise UserError(f"address {address}: no Ray cluster could be joined ({error}).") from error
+                raise UserError(
+                    f"address {address}: no Ray cluster could be joined ({error}). {_key(token)}"
+                ) from error
             yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
         finally:
             ray.shutdown()
+
+
+def _key(token: Token | None) -> str:
+    """What to say of the token where a cluster listens, and cannot be joined."""
+    if token is None:
+        return (
+            "If it asks for a token, put that into ~/.ray/auth_token, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; "
+            "else look whether what listens there is the head of a Ray cluster of this version."
+        )
+    return (
+        f"Is the token of {token.source} this cluster's (`ray get-auth-token` on its head shows it), and what listens "
+        "there the head of a Ray cluster of this version?"
+    )
 
 
 def nodes() -> tuple[Resources, ...]:

@@ -84,6 +84,7 @@ def run_trial(
 
 
 def _begin_attempt(folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None) -> int:
+    folder.placement.unlink(missing_ok=True)  # there again once the attempt has its workers
     before = last_attempt(folder)
     attempt = 1 + (before.number if before else 0)
     if remote is None:

@@ -47,6 +47,7 @@ class LiveView:
         self._name, self._trials, self._console = name, trials, console
         self._at_once, self._chatty = at_once, chatty
         self._lacking: str | None = None
+        self._told_taken = False
         self._live: Live | None = None
         self._notebook: NotebookArea | None = None
         self._told: dict[str, State] = {}
@@ -78,6 +79,14 @@ class LiveView:
         said = said or f"The cluster has room for {at_once} trials at once now; before, for {self._at_once}."
         self._at_once, self._lacking = at_once, lacking
         self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+    def note_taken(self, waiting: bool, free: str | None) -> None:
+        """Says so, once, while trials are `waiting` for room that other work has; `free` is what it has left."""
+        if waiting and free is not None and not self._told_taken:
+            said = f"Trials wait for room, as other work has the cluster's: {free} are free."
+            self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            self._told_taken = True
+        self._told_taken &= waiting
 
     def update(self) -> None:
         """Draws anew from what `trials` say now."""

@@ -10,6 +10,7 @@ from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.records.state import State
 from pipeline.settings.trials import Trial
 
+_STARTING_S = 20.0
 _DONE = (State.FINISHED, State.PRUNED)
 
 
@@ -66,6 +67,13 @@ class Progress:
         if state is State.FINISHED:
             self.step = self.steps
         return changed
+
+    def waits_for_room(self, now: float | None = None) -> bool:
+        """Whether it has been taken up, and has had no workers for longer than these take to start."""
+        now = time.monotonic() if now is None else now
+        if self.state is not State.RUNNING or self._began is None or self._first is not None:
+            return False
+        return now - self._began > _STARTING_S and not self.folder.placement.exists()
 
     def _new_lines(self) -> list[Line]:
         """What the spool has said since; of one that is damaged, what comes before."""

@@ -12,14 +12,15 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.data.manifest import Prepared
+from pipeline.errors import UserError
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.lock import folder_lock
 from pipeline.records.pruned import settle
 from pipeline.records.state import State, state_of
 from pipeline.remote.sweep import RemoteSweep
-from pipeline.running.claim import claim
-from pipeline.running.cluster import HeadWatch, Room, connect, fit, local_resources
+from pipeline.running.claim import claim, withdraw
+from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
@@ -27,6 +28,7 @@ from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end, tell_st
 from pipeline.running.progress import Progress
 from pipeline.running.pruning import Pruner
 from pipeline.running.quiet import chatter_to
+from pipeline.running.room import Room
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
@@ -84,14 +86,12 @@ def run_sweep(
         for one in left:
             fit(one.trial.experiment.workers, (local_resources(),), 1)
     with folder_lock(folder), Interrupts() as interrupts:
-        claim(folder, experiment, prepared.manifest.data_hash, resume, command)
+        fresh = claim(folder, experiment, prepared.manifest.data_hash, resume, command)
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         remember(folder, destination, tags)
         for one in left:
             settle(one.folder)
         left = [p for p in left if not p.folder.ended]
-        if shared:
-            shared.begin(session)
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
@@ -103,6 +103,13 @@ def run_sweep(
                 tell_start(experiment.name, progress, left, console)
                 with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
                     _run(job, experiment, address, progress, courier, interrupts, console, shared)
+            elif shared:
+                shared.begin(session)
+        except UserError:  # of the cluster, before any trial: as if the command had not been given
+            courier.let_go()
+            if fresh:
+                withdraw(folder)
+            raise
         finally:
             states = _settled(progress, session, interrupts.signal)
             courier.see(states)
@@ -154,6 +161,8 @@ def _run(
             check_nodes(None if shared else job.folder)
         wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
         room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
+        if shared:
+            shared.begin(job.session)
         pairs = [(p.trial, p.folder) for p in progress]
         pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
         thread = threading.Thread(target=tune_trials, args=(job, room.look, faults), name="tuner", daemon=True)
@@ -169,6 +178,8 @@ def _run(
                 if pruner is not None:
                     pruner.look()
                 view.note_room(room.at_once, room.lacking)
+                waiting = any(trial.waits_for_room() for trial in progress)
+                view.note_taken(waiting, room.taken if waiting else None)
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)

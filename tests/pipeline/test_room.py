@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 import pipeline.running.cluster
+import pipeline.running.room
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.running.cluster import Resources, Room, connect
+from pipeline.running.cluster import Resources, connect
 from pipeline.running.driver import name_of
 from pipeline.running.progress import Progress
+from pipeline.running.room import Room
 from pipeline.running.tuner import DRIVER_BYTES, TunerJob, tune_trials
 from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import trials_of
@@ -27,8 +29,8 @@ PAIR = WorkersConfig(count=2, cpus=1.0)
 
 def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [(Resources(2), Resources(1))]
-    monkeypatch.setattr(pipeline.running.cluster, "nodes", lambda: there[-1])
-    monkeypatch.setattr(pipeline.running.cluster, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline.running.room, "nodes", lambda: there[-1])
+    monkeypatch.setattr(pipeline.running.room, "_LOOK_EVERY_S", 0.0)
     room = Room([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
     assert (room.at_once, room.look()) == (1, 1)
     there.append((Resources(2), Resources(1), Resources(4)))
@@ -43,6 +45,18 @@ def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch
     there.append(())
     with pytest.raises(UserError, match=r"workers\.cpus"):
         Room([PAIR], wanted=1)
+
+
+def test_room_that_others_have_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.running.room, "nodes", lambda: (Resources(4, 1),))
+    free = {"CPU": 2.0}
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    room = Room([PAIR], wanted=1)
+    assert room.taken is None
+    free["CPU"] = 1.5
+    assert room.taken == "1.5 CPUs"
+    free.clear()  # Ray leaves out what is used up
+    assert Room([WorkersConfig(count=1, gpus=1.0)], wanted=1).taken == "0 CPUs and 0 GPUs"
 
 
 def test_loopback_has_an_interface_and_an_unknown_address_none() -> None:

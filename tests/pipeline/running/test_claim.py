@@ -2,22 +2,30 @@
 
 import errno
 import fcntl
+import io
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+import pipeline.running.sweep
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
-from pipeline.layout import TrialFolder
+from pipeline.layout import Output, TrialFolder
 from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
+from pipeline.running.sweep import run_sweep
 from pipeline.settings.config import SweepConfig, TrainingConfig
-from pipeline.settings.trials import every_trial
-from tests.pipeline.toy_training import toy_experiment
+from pipeline.settings.trials import every_trial, trials_of
+from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
 COMMAND = "tiny-onn ablate toy.yaml"
 
@@ -57,6 +65,44 @@ def test_a_damaged_record_is_refused_and_nothing_done_need_be_removed(tmp_path: 
     (tmp_path / "sweep.json").write_text(text)
     with pytest.raises(UserError, match=r"not JSON that says of which experiment .* Remove this file alone"):
         claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
+
+
+def test_what_the_cluster_refuses_leaves_the_name_and_the_tracker_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a setting that was mended would be refused as another experiment's, until the folder is removed."""
+
+    @contextmanager
+    def lacking(*_: Any) -> Iterator[Any]:
+        time.sleep(4)  # longer than the courier takes for a round
+        raise UserError("workers.cpus: too few")
+        yield
+
+    def try_it(steps: int, resume: bool) -> None:
+        experiment = toy_experiment(training=TrainingConfig(steps=steps, warmup_steps=1, batch_tokens=64))
+        with pytest.raises(UserError, match="too few"):
+            run_sweep(
+                experiment,
+                trials_of(experiment),
+                Output(tmp_path),
+                toy_data(tmp_path / "data"),
+                train_fn=toy_train,
+                resume=resume,
+                tracker=tracker,
+                command=COMMAND,
+                address="127.0.0.1:1",
+                console=Console(file=io.StringIO()),
+            )
+
+    monkeypatch.setattr(pipeline.running.sweep, "connect", lacking)
+    tracker = RecordingTracker()
+    try_it(4, False)
+    try_it(3, False)
+    assert tracker.calls == []
+    folder = Output(tmp_path).sweep("toy")
+    claim(folder, toy_experiment(), toy_data(tmp_path / "data").manifest.data_hash, False, COMMAND)
+    try_it(3, True)
+    assert (folder / "sweep.json").exists()  # it was an earlier command's
 
 
 def test_without_a_record_the_trials_say_whose_the_folder_is(tmp_path: Path) -> None:

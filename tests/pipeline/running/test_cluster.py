@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,28 @@ def test_a_head_that_no_longer_answers_is_noticed_and_one_missed_knock_is_not() 
     lost = watch.look()
     assert lost is not None
     assert f"{where}, does not answer any more" in str(lost)
+
+
+@pytest.mark.parametrize(
+    ("token", "mode", "said"),
+    [("", None, "If it asks for a token, put that into ~/.ray/auth_token"), ("x", "token", "Is the token of RAY_AUTH")],
+)
+def test_a_cluster_is_joined_by_the_token_that_is_found(
+    monkeypatch: pytest.MonkeyPatch, token: str, mode: str | None, said: str
+) -> None:
+    """Ray itself leaves the token where it is, unless it is told to use it."""
+    asked: list[str | None] = []
+
+    def refuse(**_: Any) -> None:
+        asked.append(os.environ.get("RAY_AUTH_MODE"))
+        raise ConnectionError("no")
+
+    monkeypatch.setattr("ray.init", refuse)
+    monkeypatch.setattr(os, "environ", {**os.environ, "RAY_AUTH_TOKEN": token, "HOME": "/nonexistent"})
+    for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        os.environ.pop(name, None)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"no Ray cluster could be joined \(no\)\. {said}"), connect(address):
+            pass
+    assert asked == [mode]

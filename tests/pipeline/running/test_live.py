@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import pipeline.running.live
+from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
 from pipeline.records.spool import Spool
@@ -206,4 +207,30 @@ def test_chatter_goes_to_its_file_and_the_console_keeps_its_place(tmp_path: Path
         "deep down",
         "error",
         "python",
+    ]
+
+
+def test_a_trial_without_workers_waits_for_room_and_it_is_said_once(tmp_path: Path) -> None:
+    trials = some_trials(tmp_path)
+    trials[0].read(State.RUNNING, now=1000.0)
+    assert not trials[0].waits_for_room(now=1015.0)  # workers take a while to start
+    assert trials[0].waits_for_room(now=1030.0)
+    assert not trials[1].waits_for_room(now=1030.0)  # not taken up
+    write_whole(trials[0].folder.placement, "[]")
+    assert not trials[0].waits_for_room(now=1030.0)
+    console = Console(file=io.StringIO(), width=130)
+    view = LiveView("toy", trials, console)
+    for waiting, free in (
+        (True, None),
+        (True, "0 CPUs"),
+        (True, None),
+        (True, "0.5 CPUs"),
+        (False, None),
+        (True, "1 CPUs"),
+    ):
+        view.note_taken(waiting, free)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said == [
+        "Trials wait for room, as other work has the cluster's: 0 CPUs are free.",
+        "Trials wait for room, as other work has the cluster's: 1 CPUs are free.",
     ]
