@@ -171,3 +171,5 @@ def test_what_the_cluster_lacks_is_refused_there_with_exit_code_2(place: Place) 
     code, printed = place.run("submit", str(place.folder / "tiny.yaml"), "--name", "y", *three)
     assert code == 2, printed
     assert "workers.cpus: a trial asks for 3 CPUs" in printed
+    code, printed = place.run("submit", str(place.folder / "tiny.yaml"), "--name", "y")
+    assert code == 0, printed  # nothing is left of what was refused
