@@ -77,7 +77,9 @@ def step(
 @sizes_to_run
 @common
 @click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
-@click.option("--variant", "variants", multiple=True, help="The first is what others are compared with. May be repeated.")
+@click.option(
+    "--variant", "variants", multiple=True, help="The first is what others are compared with. May be repeated."
+)
 def profile(
     hidden: tuple[int, ...],
     layers: int,
@@ -115,8 +117,12 @@ def profile(
 
 
 @bench.command(short_help="What per-token learning costs take, by other means too.")
-@click.option("--hidden", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Width. May be repeated.")
-@click.option("--seq", multiple=True, type=click.IntRange(2), default=(1024,), show_default=True, help="Tokens. May be repeated.")
+@click.option(
+    "--hidden", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Width. May be repeated."
+)
+@click.option(
+    "--seq", multiple=True, type=click.IntRange(2), default=(1024,), show_default=True, help="Tokens. May be repeated."
+)
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @common
 def extraction(

@@ -16,7 +16,12 @@ from experiments.benchmarks.options import OUTPUT, check_width, common
 @click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Of the model.")
 @click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a sequence.")
 @click.option(
-    "--workers", multiple=True, type=click.IntRange(1), default=(1, 2, 4), show_default=True, help="How many. May be repeated."
+    "--workers",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1, 2, 4),
+    show_default=True,
+    help="How many. May be repeated.",
 )
 @click.option(
     "--bandwidth-gbit",
@@ -114,7 +119,12 @@ def data(
     "--every", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds a step."
 )
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
-@click.option("--store", "stores", multiple=True, help="sqlite, server or postgres; all that are there by default. May be repeated.")
+@click.option(
+    "--store",
+    "stores",
+    multiple=True,
+    help="sqlite, server or postgres; all that are there by default. May be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def tracking(
@@ -156,7 +166,12 @@ def tracking(
 )
 @click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="That are planned.")
 @click.option(
-    "--ranks", multiple=True, type=click.IntRange(1), default=(1, 64, 256), show_default=True, help="How many. May be repeated."
+    "--ranks",
+    multiple=True,
+    type=click.IntRange(1),
+    default=(1, 64, 256),
+    show_default=True,
+    help="How many. May be repeated.",
 )
 @click.option(
     "--rows-per-group",

@@ -46,10 +46,22 @@ def sizes_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
     """Of the models, and where they run."""
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
-        click.option("--seq", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Tokens. May be repeated."),
+        click.option(
+            "--seq",
+            multiple=True,
+            type=click.IntRange(2),
+            default=(512,),
+            show_default=True,
+            help="Tokens. May be repeated.",
+        ),
         click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Of the model."),
         click.option(
-            "--hidden", multiple=True, type=click.IntRange(2), default=(256,), show_default=True, help="Width. May be repeated."
+            "--hidden",
+            multiple=True,
+            type=click.IntRange(2),
+            default=(256,),
+            show_default=True,
+            help="Width. May be repeated.",
         ),
     ):
         command = option(command)

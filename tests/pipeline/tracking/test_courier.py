@@ -40,7 +40,7 @@ class StuckTracker(RecordingTracker):
         return 0
 
 
-class AwayTracker(RecordingTracker):
+class DeafTracker(RecordingTracker):
     """Takes nothing in the end, if `away`."""
 
     away = True
@@ -205,7 +205,7 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
 @pytest.mark.parametrize("away", [True, False])
 def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool) -> None:
     experiment = toy_experiment(arms=("none",))
-    tracker = AwayTracker()
+    tracker = DeafTracker()
     tracker.away = away
     pairs = [(trial, TrialFolder(tmp_path / trial.key)) for trial in trials_of(experiment)]
     courier = Courier(tracker, "toy", tmp_path, experiment, pairs, {"data_name": "d"})
