@@ -34,7 +34,7 @@ def mlflow_server(
         UserError: the port is taken, or the server does not come up.
     """
     port = free_port(host, port)
-    address = f"http://{LOOPBACK if host in ('0.0.0.0', '::') else host}:{port}"
+    address = address_of(host, port)
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
     environment = {
         **os.environ,
@@ -62,6 +62,12 @@ def watch(server: "subprocess.Popen[bytes]", interrupts: Interrupts, command: st
         with suppress(subprocess.TimeoutExpired):
             status = server.wait(timeout=0.3)
             raise UserError(f"MLflow's server ended by itself, with status {status}. Start it again with `{command}`.")
+
+
+def address_of(host: str, port: int) -> str:
+    """The address of a server that listens on `host`, as clients take it."""
+    name = LOOPBACK if host in ("0.0.0.0", "::") else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def free_port(host: str, port: int | None) -> int:

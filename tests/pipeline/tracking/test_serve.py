@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+import requests
 from click.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.layout import Output
+from pipeline.tracking.mlflow_process import address_of
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sockets import listening, reachable_from_elsewhere
@@ -44,6 +47,13 @@ def test_no_server_outlives_the_command(tmp_path: Path) -> None:
             command.kill()
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address}/health", timeout=10)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fd00::7", "head"])
+def test_the_address_that_is_told_is_one_that_clients_take(host: str) -> None:
+    address = address_of(host, 5000)
+    parts = urllib.parse.urlsplit(requests.Request("GET", f"{address}/health").prepare().url)
+    assert (parts.hostname, parts.port) == ("127.0.0.1" if host in ("0.0.0.0", "::") else host, 5000)
 
 
 def test_a_server_for_many_keeps_runs_and_the_files_that_clients_send(tmp_path: Path) -> None:
