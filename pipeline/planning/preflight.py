@@ -98,11 +98,12 @@ def _check_arm(training: TrainingConfig) -> None:
     try:
         learning_cost(arm)
     except Exception as error:  # whatever somebody's module does when it is imported
-        raise UserError(
-            f"training.arm: {arm!r} cannot be used ({error}). Expected package.module:attribute, a TokenCost or a "
-            "LayerCost, which the workers can import too: `pip install -e` its package, or name its folder in "
-            "PYTHONPATH."
-        ) from error
+        imported = isinstance(error, ValueError) and error.__cause__ is None  # then it says itself what was expected
+        how = (
+            ". Expected package.module:attribute, a TokenCost or a LayerCost, which the workers can import too: "
+            "`pip install -e` its package, or name its folder in PYTHONPATH."
+        )
+        raise UserError(f"training.arm: {arm!r} cannot be used ({error})" + ("" if imported else how)) from error
     if not can_be_fused(arm):
         for field, value, needed in (("engine", training.engine, "fused"), ("compile", training.compile, "blocks")):
             if value == needed:
