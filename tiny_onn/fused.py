@@ -181,7 +181,7 @@ class FusedPass:
         """See Engine. One reduction over the workers, of the losses; the gradients are global already.
 
         Raises:
-            CaptureError: the task loss's gradient did not reach a call; names the module.
+            CaptureError: the task loss's gradient did not reach a call (names the module), or there was no call.
         """
         for name, each in self.passes.items():
             if each.arrivals < each.calls:
@@ -191,7 +191,9 @@ class FusedPass:
                 )
         tallies = {name: each.tally.grad for name, each in self.passes.items() if each.tally.grad is not None}
         task_loss = task_loss.detach()
-        if self._cost is None or not tallies:
+        if self._cost is not None and not tallies:
+            raise CaptureError("no SparseProtoLinear was called in this step, or none whose output reaches the loss")
+        if self._cost is None:
             task_loss, nothing = sum_over_workers(
                 torch.stack([task_loss, torch.full_like(task_loss, torch.nan)])
             ).unbind()

@@ -26,6 +26,14 @@ def test_a_call_without_gradient_is_an_error_that_names_it() -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
+def test_a_step_in_which_no_layer_is_called_is_an_error() -> None:
+    model = Chain()
+    dynamics = new_dynamics(model, "per_token", engine="fused")
+    elsewhere = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with dynamics.watch(labels=6) as engine, pytest.raises(CaptureError, match="no SparseProtoLinear was called"):
+        dynamics.compute_and_apply_gradients(elsewhere.sum(), engine)
+
+
 def test_an_input_modified_in_place_is_an_error() -> None:
     layer = SparseProtoLinear(5, 5)
     x = torch.randn(3, 5)
