@@ -58,7 +58,7 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
         return True
     trials = {trial.key: trial.experiment for trial in every_trial(experiment)}
     found = map(TrialFolder, sorted(folder.glob("trials/*")))
-    begun = [trial for trial in found if trial.config.exists() or trial.ended or trial.checkpoints.exists()]
+    begun = [trial for trial in found if trial.config.exists() or trial.ended or any(trial.checkpoints.glob("*"))]
     for trial in begun:
         then, key = read_json(trial.config), trial.root.name
         if key not in trials or not isinstance(then, dict):

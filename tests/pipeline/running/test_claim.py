@@ -126,6 +126,12 @@ def test_without_a_record_the_trials_say_whose_the_folder_is(tmp_path: Path) -> 
     assert read_json(tmp_path / "sweep.json")["experiment"] == mine.model_dump(mode="json")
 
 
+def test_a_disk_made_ready_for_checkpoints_is_no_trial_begun(tmp_path: Path) -> None:
+    mine = toy_experiment()
+    TrialFolder(tmp_path / "trials" / every_trial(mine)[0].key).checkpoints.mkdir(parents=True)
+    assert claim(tmp_path, mine, "aa", False, COMMAND)
+
+
 def test_a_folder_in_use_names_who_uses_it(tmp_path: Path) -> None:
     with (
         folder_lock(tmp_path),
