@@ -38,7 +38,6 @@ _ENVIRONMENT = {
 }
 # Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_WITH_TOKEN = {"RAY_AUTH_MODE": "token"}  # a cluster that asks for none takes it, too
 _PROBE_SECONDS = 5.0
 
 
@@ -102,7 +101,7 @@ def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
     if address is not None:
         check_address(address)
     token = None if address is None else find_token(os.environ)
-    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else _WITH_TOKEN if token else {})
+    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
     os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
     import ray  # reads the environment above
 
@@ -138,6 +137,9 @@ def _key(token: Token | None) -> str:
             "If it asks for a token, put that into ~/.ray/auth_token, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; "
             "else look whether what listens there is the head of a Ray cluster of this version."
         )
+    # Not for the command to set: where a cluster asks for no token, one that uses it starts no trial, without a word.
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return f"If it asks for a token, set RAY_AUTH_MODE=token; that of {token.source} is used then."
     return (
         f"Is the token of {token.source} this cluster's (`ray get-auth-token` on its head shows it), and what listens "
         "there the head of a Ray cluster of this version?"

@@ -84,12 +84,16 @@ def test_a_head_that_no_longer_answers_is_noticed_and_one_missed_knock_is_not() 
 
 @pytest.mark.parametrize(
     ("token", "mode", "said"),
-    [("", None, "If it asks for a token, put that into ~/.ray/auth_token"), ("x", "token", "Is the token of RAY_AUTH")],
+    [
+        ("", None, "If it asks for a token, put that into ~/.ray/auth_token"),
+        ("x", None, "If it asks for a token, set RAY_AUTH_MODE=token; that of RAY_AUTH_TOKEN"),
+        ("x", "token", "Is the token of RAY_AUTH"),
+    ],
 )
-def test_a_cluster_is_joined_by_the_token_that_is_found(
+def test_a_cluster_that_cannot_be_joined_says_what_to_look_at(
     monkeypatch: pytest.MonkeyPatch, token: str, mode: str | None, said: str
 ) -> None:
-    """Ray itself leaves the token where it is, unless it is told to use it."""
+    """The mode is left as it is: trials do not start where a token is used that the cluster does not ask for."""
     asked: list[str | None] = []
 
     def refuse(**_: Any) -> None:
@@ -100,6 +104,8 @@ def test_a_cluster_is_joined_by_the_token_that_is_found(
     monkeypatch.setattr(os, "environ", {**os.environ, "RAY_AUTH_TOKEN": token, "HOME": "/nonexistent"})
     for name in ("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         os.environ.pop(name, None)
+    if mode:
+        os.environ["RAY_AUTH_MODE"] = mode
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"no Ray cluster could be joined \(no\)\. {said}"), connect(address):
