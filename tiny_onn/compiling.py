@@ -51,6 +51,17 @@ def compiled(function: Callable[..., Result], rows: int) -> Callable[..., Result
     return call
 
 
+def compiled_amid_eager(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function` of `compiled`, run as such even where the stance of the compiler is "force_eager"."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Result:
+        with torch.compiler.set_stance("default"):
+            return function(*arguments)
+
+    return call
+
+
 def any_size(*tensors: Tensor) -> None:
     """Has what is compiled for these tensors serve any sizes of their first two axes, rows and tokens."""
     for tensor in tensors:

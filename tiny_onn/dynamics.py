@@ -138,7 +138,7 @@ class LearningDynamics:
         with ExitStack() as stack:
             if self.engine == "fused":
                 assert not isinstance(self.cost, LayerCost)
-                if health is not None:  # to look at a call is to leave a compiled region, so for once all is as written
+                if health is not None:  # to look at a call is to leave a compiled block; its kernels stay compiled
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
                 opened: AbstractContextManager[Engine] = fused_pass(
                     self.model,

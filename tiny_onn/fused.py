@@ -256,7 +256,7 @@ def fused_pass(
     On leaving, whatever happened, every layer computes as it did before.
     """
     layers = sparse_layers(model)
-    kernels = compiled_kernels() if use_compiler else Kernels()
+    kernels = compiled_kernels(amid_eager=health is not None) if use_compiler else Kernels()
     engine = FusedPass(layers, cost, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
     engine.use_valid(valid, tokens)
     for name, layer in layers.items():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from tiny_onn.compiling import compiled
+from tiny_onn.compiling import compiled, compiled_amid_eager
 from tiny_onn.learning_cost import TokenCost, WeightState
 from tiny_onn.mas import mas_backward
 from tiny_onn.meta_learning import Moment, towards_token_goodness
@@ -83,6 +83,9 @@ class Kernels(NamedTuple):
     backward: Callable[..., Gradients] = backward_elementwise
 
 
-def compiled_kernels() -> Kernels:
-    """The parts by `torch.compile`, each once for any number of tokens."""
-    return Kernels(compiled(forward_elementwise, 4), compiled(backward_elementwise, 6))
+def compiled_kernels(*, amid_eager: bool = False) -> Kernels:
+    """The parts by `torch.compile`, each once for any number of tokens; `amid_eager` also where all else is eager."""
+    forward, backward = compiled(forward_elementwise, 4), compiled(backward_elementwise, 6)
+    if amid_eager:
+        return Kernels(compiled_amid_eager(forward), compiled_amid_eager(backward))
+    return Kernels(forward, backward)

@@ -101,7 +101,9 @@ def routing_health(
     total = weights.sum(dim=-1)
     routed = (total > 0).double()
     share = routed / total.where(total > 0, 1)  # of a token's distribution w / total: 1 / total, or 0 if routed nowhere
-    entropies = total.where(total > 0, 1).log() - share * torch.special.xlogy(weights, weights).sum(dim=-1)
+    # w log w, which is 0 where w is. Never the logarithm of 0, which takes seven times as long.
+    products = routing_weights.clamp(min=torch.finfo(routing_weights.dtype).tiny).log_().mul_(routing_weights)
+    entropies = total.where(total > 0, 1).log() - share * products.sum(dim=-1, dtype=torch.float64)
     scalars = weights.new_zeros(_SCALARS)
     scalars[0] = len(weights)
     scalars[1] = active.sum()
@@ -135,10 +137,10 @@ def _rank_correlations(goodness: Tensor, components: tuple[Tensor, Tensor, Tenso
     where all tokens share one Goodness, over all experts, once."""
     shared = goodness.ndim == 1
     step = max(1, len(active) // RANKED_TOKENS)
-    good, *parts = (signal[None] if shared else signal[::step] for signal in (goodness, *components))
-    mask = torch.ones_like(good) if shared else active[::step].to(good.dtype)
-    ranks = _centred_ranks(good, mask)
-    coefficients = torch.stack([_correlation(ranks, _centred_ranks(part, mask), mask) for part in parts]).double()
+    signals = torch.stack([signal[None] if shared else signal[::step] for signal in (goodness, *components)])
+    mask = torch.ones_like(signals[0]) if shared else active[::step].to(signals.dtype)
+    good, *parts = _centred_ranks(signals, mask).unbind()
+    coefficients = torch.stack([_correlation(good, part, mask) for part in parts]).double()
     return torch.stack([coefficients.nansum(dim=1), (~coefficients.isnan()).sum(dim=1)], dim=1).flatten()
 
 
@@ -149,9 +151,10 @@ def _correlation(ranks_a: Tensor, ranks_b: Tensor, mask: Tensor) -> Tensor:
 
 
 def _centred_ranks(v: Tensor, mask: Tensor) -> Tensor:
+    v = v.contiguous()
     ordered = torch.where(mask > 0, v, torch.inf).sort(dim=-1).values
-    below = torch.searchsorted(ordered, v.contiguous())
-    up_to = torch.searchsorted(ordered, v.contiguous(), right=True)  # those that tie included
+    below = torch.searchsorted(ordered, v)
+    up_to = torch.searchsorted(ordered, v, right=True)  # those that tie included
     ranks = (below + up_to).to(mask.dtype) / 2
     return (ranks - (ranks * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)) * mask
 

@@ -13,12 +13,17 @@ needs_a_compiler = pytest.mark.skipif(compiler_problem() is not None, reason=str
 
 COMPILED = """
 import torch
-from tiny_onn.layers import sparse_layers
 from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
 found = {}
 ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
 if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
     ways.append(("fused", "blocks"))
+graphs = torch._dynamo.utils.counters["stats"]
+model = small_model()
+model.compile_blocks()
+dynamics = new_dynamics(model, "per_token", engine="fused", use_compiler=True)
+step(dynamics, *batch(torch.Generator().manual_seed(1), 3, 6), observe=True)
+assert graphs["unique_graphs"] == 2, graphs  # amid blocks that are not, an observed step's kernels are compiled
 for engine, compiled in ways:
     for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
         model = small_model()
@@ -27,13 +32,12 @@ for engine, compiled in ways:
             model.compile_blocks()
         tokens, valid = batch(torch.Generator().manual_seed(1), *size)
         found[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
-        if compiled == "blocks":
-            observed = step(dynamics, tokens, valid, observe=True)
-            assert set(observed.health) == set(sparse_layers(model))
+        look = lambda: step(dynamics, tokens, valid, observe=True)
+        found[engine, compiled + ", observed", size] = all_gradients(dynamics, look)
 for (engine, compiled, size), gradients in found.items():
     for name, value in found["hooks", "no", size].items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
-assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4, torch._dynamo.utils.counters
+assert graphs["unique_graphs"] <= 4, graphs
 assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters
 print("equal")
 """
