@@ -1,6 +1,7 @@
 """What every Ray Train worker runs: one trial's training, from its newest checkpoint to its result."""
 
 import contextlib
+import itertools
 import json
 import math
 import statistics
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline import measures
+from pipeline.data.ahead import Ahead
 from pipeline.data.loader import Loader
 from pipeline.data.shards import open_prepared, read_rows
 from pipeline.data.tokens import Sequence
@@ -78,7 +80,7 @@ def run_training(
     writer = TrialWriter(folder, Spool(folder.spool), problems) if rank == 0 else None
     window = _Window()
     metrics = metrics_at(folder, first) if writer else {}
-    stream = loader.stream(first)
+    stream = Ahead(itertools.islice(loader.stream(first), training.steps - first))
     skipped = Skipped(int(metrics.get(measures.SKIPPED_STEPS, 0)))
     autocast = training.precision == "bfloat16"
     if writer and first == 0 and training.prototype_snapshots:

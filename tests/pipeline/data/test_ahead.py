@@ -1,0 +1,63 @@
+"""Reading ahead changes when things are read, and nothing else."""
+
+import gc
+import itertools
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pipeline.data.ahead import Ahead
+
+
+def test_the_items_come_in_their_order_and_end() -> None:
+    stream = Ahead(iter(range(5)))
+    assert list(stream) == [0, 1, 2, 3, 4]
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_the_next_item_is_fetched_while_one_is_in_use_and_no_further() -> None:
+    fetched = [threading.Event() for _ in range(4)]
+
+    def items():
+        for place, event in enumerate(fetched):
+            event.set()
+            yield place
+
+    stream = Ahead(items())
+    assert next(stream) == 0
+    assert fetched[1].wait(10)  # without being asked for
+    assert not fetched[2].wait(0.2)
+    assert next(stream) == 1
+    assert fetched[2].wait(10)
+
+
+def test_an_error_comes_in_its_place_and_stays() -> None:
+    def items():
+        yield "good"
+        raise OSError("shard 3 is damaged")
+
+    stream = Ahead(items())
+    assert next(stream) == "good"
+    for _ in range(2):
+        with pytest.raises(OSError, match="shard 3 is damaged"):
+            next(stream)
+
+
+def test_the_thread_ends_with_its_iterator() -> None:
+    before = set(threading.enumerate())
+    stream = Ahead(itertools.count())
+    (thread,) = set(threading.enumerate()) - before
+    assert next(stream) == 0
+    del stream
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_process_ends_though_an_item_never_comes() -> None:
+    words = "import time; from pipeline.data.ahead import Ahead; s = Ahead(time.sleep(600) for _ in range(3)); print(1)"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "1\n"
