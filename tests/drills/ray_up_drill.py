@@ -250,6 +250,8 @@ def ray_up(scene: Scene) -> str:
         reason = (
             f"there is no {', '.join(lacking)} (Debian's packages openssh-server, openssh-client, rsync, python3-venv)"
         )
+    elif Path("/tmp") in (*ROOT.parents, *Path(sys.prefix).parents):
+        reason = f"each machine has a /tmp of its own, in which {ROOT} is not; try it from a clone elsewhere"
     if reason:
         raise Skipped(reason)
     return rehearse(scene.output / "machines")
