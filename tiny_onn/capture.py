@@ -25,8 +25,31 @@ WITHOUT_COMPILER = (
 )
 
 
+UNKNOWN_MASK = (
+    "was computed anew in the backward pass, after several forward passes, and which of their masks of valid tokens it "
+    "had cannot be told; use checkpoint(..., use_reentrant=False), or a backward pass before the next use_valid"
+)
+
+
 class CaptureError(RuntimeError):
     """A captured call cannot be trusted. Names the module and the call."""
+
+
+class Masks:
+    """How many masks, given one before each forward pass, may be the one of a call that a backward pass repeats."""
+
+    def __init__(self) -> None:
+        self.pending = -1  # the first is that of the whole step, and none of a forward pass's own
+        self._answered = False
+
+    def next(self) -> None:
+        """Another mask from here on."""
+        self.pending = 1 if self._answered else self.pending + 1
+        self._answered = False
+
+    def arrived(self) -> None:
+        """A gradient came: the forward passes so far are taken to be done with by the next mask."""
+        self._answered = True
 
 
 @dataclass(eq=False)
@@ -45,6 +68,7 @@ class CapturedCall:
     routing: Routing
     valid: Bool[Tensor, " *b"] | None
     during_backward: bool
+    mask_unknown: bool = False
     grad_output: Float[Tensor, "*b o"] | None = None
     arrived: bool = False
     _versions: list[tuple[str, Tensor, int]] = field(default_factory=list)
@@ -111,9 +135,11 @@ class Captured:
         self._index: Counter[str] = Counter()
         self._handles: list[Any] = []
         self._valid: Tensor | None = None
+        self._masks = Masks()
 
     def use_valid(self, valid: Bool[Tensor, " *b"] | None) -> None:
         """Says which tokens of the forward passes from here on count (False for padding). None: all."""
+        self._masks.next()
         self._valid = valid
 
     @property
@@ -151,6 +177,8 @@ class Captured:
         name = self._names[point]
         keep = (lambda t: t.detach().clone()) if self._storage == "clone" else (lambda t: t.detach())
         routing = call.routing._replace(match=keep(call.routing.match), gate=keep(call.routing.gate))
+        during_backward = torch._C._current_graph_task_id() != -1
+        unknown = during_backward and self._masks.pending > 1
         record = CapturedCall(
             module_name=name,
             module=self._layers[name],
@@ -158,8 +186,9 @@ class Captured:
             x=keep(call.x),
             masked_output=keep(call.masked_output),
             routing=routing,
-            valid=self._matching_valid(call.x, name),
-            during_backward=torch._C._current_graph_task_id() != -1,
+            valid=None if unknown else self._matching_valid(call.x, name),
+            during_backward=during_backward,
+            mask_unknown=unknown,
         )
         if self._storage == "reference":
             for held, tensor in (("x", record.x), ("masked_output", record.masked_output), *routing._asdict().items()):
@@ -190,6 +219,9 @@ class Captured:
             output = None  # its memory is autograd's to free
             if gradient is None:  # inside a graph of torch.compile, where hooks of tensors are called for nothing
                 raise CaptureError(f"{record.title} was compiled; {WITHOUT_COMPILER}")
+            if record.mask_unknown:
+                raise CaptureError(f"{record.title} {UNKNOWN_MASK}")
+            self._masks.arrived()
             gradient = gradient.detach()
             if record.grad_output is not None:
                 record.grad_output = record.grad_output + gradient

@@ -37,6 +37,9 @@ def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor
 def distribute(model: nn.Module, *, router_in_backward: bool) -> nn.Module:
     """`model` in DDP with gradients summed over the workers; the model itself where there is one worker.
 
+    Of several backward passes in a step, all but the last belong under DDP's `no_sync()`: a sum that had been reduced
+    already would be added up over the workers once more.
+
     Args:
         router_in_backward: P and G get their gradients in the backward pass, as in the control arm and from the fused
             engine. Otherwise DDP must not wait for them: they are left to the hooks' engine, which reduces them in one
@@ -44,7 +47,7 @@ def distribute(model: nn.Module, *, router_in_backward: bool) -> nn.Module:
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return model
-    apart = [] if router_in_backward else router_parameters(model)
+    apart = [] if router_in_backward else [p for p in router_parameters(model) if p.requires_grad]
     for parameter in apart:
         parameter.requires_grad_(False)
     device = next(model.parameters()).device

@@ -56,7 +56,14 @@ def observe(health: dict[str, Health], name: str, routing: Routing, signals: Sig
     health[name] = before + seen if before else seen
 
 
-def set_router_gradients(layer: SparseProtoLinear, prototypes: Tensor, gates: Tensor, share: Tensor) -> None:
-    """P.grad and G.grad from sums over tokens; `share` is what one token's part of the meta-loss is."""
-    layer.proto_weight.grad = (prototypes * share).view_as(layer.proto_weight).to(layer.proto_weight.dtype)
-    layer.gate_param.grad = (gates * share).view_as(layer.gate_param).to(layer.gate_param.dtype)
+def set_router_gradients(
+    layer: SparseProtoLinear, prototypes: Tensor | None, gates: Tensor | None, share: Tensor
+) -> None:
+    """P.grad and G.grad from sums over tokens; `share` is what one token's part of the meta-loss is.
+
+    What is frozen gets none, for an optimizer steps along a gradient wherever it finds one.
+    """
+    for parameter, gradient in ((layer.proto_weight, prototypes), (layer.gate_param, gates)):
+        if parameter.requires_grad:
+            assert gradient is not None
+            parameter.grad = (gradient * share).view_as(parameter).to(parameter.dtype)

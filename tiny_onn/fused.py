@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import CaptureError
+from tiny_onn.capture import UNKNOWN_MASK, CaptureError, Masks
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, scalar, set_router_gradients
@@ -28,13 +28,17 @@ from tiny_onn.signals import token_signals
 
 
 class Plan(NamedTuple):
-    """What a call's node needs beside its tensors. `observe` is called in each backward, where health is wanted."""
+    """What a call's node needs beside its tensors. `observe` is called in each backward, where health is wanted.
+
+    `router_learns` is False in a control whose layer keeps the task loss from P and G: they get no gradient then.
+    """
 
     constants: LayerConstants
     cost: TokenCost | None
     kernels: Kernels
     arrived: Callable[[], None]
     observe: Callable[..., None] | None
+    router_learns: bool = True
 
 
 class Node(torch.autograd.Function):
@@ -92,12 +96,17 @@ class Node(torch.autograd.Function):
                 x_gradient += output
             if not torch.compiler.is_compiling():
                 plan.arrived()
+            router: tuple[Tensor | None, Tensor | None] = None, None
+            if plan.router_learns:
+                router = (
+                    (found.router_match.T @ narrow).to(weight.dtype),
+                    (found.router_gate.T @ narrow).to(weight.dtype),
+                )
             return (
                 x_gradient.to(x.dtype),
                 (output.T @ narrow).to(weight.dtype),
                 found.output.sum(dim=0).to(weight.dtype),
-                (found.router_match.T @ narrow).to(weight.dtype),
-                (found.router_gate.T @ narrow).to(weight.dtype),
+                *router,
                 torch.stack([found.loss, tokens]),
                 None,
                 None,
@@ -119,30 +128,42 @@ class LayerPass:
         self.valid: Tensor | None = None
         self.tokens: Tensor | None = None
         self.calls = self.arrivals = 0
+        self.masks = Masks()
         self.plan: Plan
 
     def arrived(self) -> None:
         """Counts a call whose gradient came."""
         self.arrivals += 1
+        self.masks.arrived()
+
+    def arrived_without_mask(self) -> None:
+        """Refuses a call whose gradient came."""
+        raise CaptureError(f"a layer {UNKNOWN_MASK}")
 
     def __call__(self, layer: SparseProtoLinear, x: Tensor) -> Tensor:
         """The layer's masked output for x; called by its `forward`."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() == -1:
-            self.calls += 1  # in a backward pass, checkpointing merely fills the saved tensors of a call anew
-        if self.valid is not None and self.valid.shape != x.shape[:-1]:
+        valid, plan = self.valid, self.plan
+        if not torch.compiler.is_compiling():
+            if torch._C._current_graph_task_id() == -1:
+                self.calls += 1  # in a backward pass, checkpointing merely fills the saved tensors of a call anew
+            elif self.masks.pending > 1:
+                valid = None  # it is needed where a gradient comes to this very call, and not where one is filled anew
+                if plan.cost is not None or plan.observe is not None:
+                    plan = plan._replace(arrived=self.arrived_without_mask)
+        if valid is not None and valid.shape != x.shape[:-1]:
             raise CaptureError(
-                f"the mask of valid tokens has shape {tuple(self.valid.shape)}, but a layer was called with tokens of "
+                f"the mask of valid tokens has shape {tuple(valid.shape)}, but a layer was called with tokens of "
                 f"shape {tuple(x.shape[:-1])}"
             )
         flat = x.reshape(-1, x.shape[-1])
-        if self.valid is None:
+        if valid is None:
             counts = torch.ones(flat.shape[0], dtype=self.dtype, device=x.device)
         else:
-            counts = self.valid.reshape(-1).to(self.dtype)
+            counts = valid.reshape(-1).to(self.dtype)
         tokens = counts.sum() if self.tokens is None else self.tokens
         of_the_step = counts, tokens, self.labels, self.second_moment
         weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
-        return Node.apply(flat, *weights, self.tally, *of_the_step, self.plan).view(*x.shape[:-1], layer.out_features)
+        return Node.apply(flat, *weights, self.tally, *of_the_step, plan).view(*x.shape[:-1], layer.out_features)
 
 
 class FusedPass:
@@ -165,7 +186,8 @@ class FusedPass:
             each = LayerPass(layer, labels, second_moments.get(name))
             of_layer = LayerConstants(layer.gain, layer.residual)
             observer = None if health is None else partial(_observe, health, name, of_layer, cost)
-            each.plan = Plan(of_layer, cost, kernels, each.arrived, observer)
+            learns = cost is not None or layer.router_learns_from_task
+            each.plan = Plan(of_layer, cost, kernels, each.arrived, observer, learns)
             self.passes[name] = each
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
@@ -174,6 +196,7 @@ class FusedPass:
         if valid is not None:
             any_size(valid)
         for each in self.passes.values():
+            each.masks.next()
             each.valid = valid
             each.tokens = None if tokens is None else scalar(tokens, each.labels)
 
@@ -209,8 +232,6 @@ class FusedPass:
             meta_loss = (losses * shares).sum()
         for name, share in zip(tallies, shares.unbind(), strict=True):
             layer = self._layers[name]
-            assert layer.proto_weight.grad is not None
-            assert layer.gate_param.grad is not None
             set_router_gradients(layer, layer.proto_weight.grad, layer.gate_param.grad, share)
         return task_loss, meta_loss
 

@@ -37,6 +37,7 @@ class Chain(nn.Module):
         self.first, self.second = SparseProtoLinear(5, 5).double(), SparseProtoLinear(5, 4).double()
         for layer in (self.first, self.second):
             nn.init.normal_(layer.gate_param, std=0.3)
+            nn.init.normal_(layer.proto_weight)  # or most tokens would be routed nowhere, and teach the router nothing
 
     def forward(self, x: Tensor, through: str = "plain") -> Tensor:
         if through == "plain":

@@ -1,5 +1,6 @@
 """Two gloo processes with unequal work against one with all of it."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.tiny_onn.helpers import batch, loss_sum, new_dynamics, small_model
+from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model
 from tiny_onn.distributed import distribute, sum_over_workers
+from tiny_onn.dynamics import DynamicsReport
+from tiny_onn.layers import sparse_layers
 
 STEPS = 20
 SHARES = ((0, 1), (1, 5))  # rows of each rank: one against four
@@ -132,3 +135,49 @@ def test_the_single_pass_sends_what_plain_ddp_sends(tmp_path: Path) -> None:
     assert seen["none/fused"] == plain
     # The hooks send P's and G's gradients after DDP's, in the message that carries the losses.
     assert len(seen["per_token/hooks"]) == len(plain)
+
+
+def in_micro_batches(engine: str, rows: range) -> dict[str, torch.Tensor]:
+    """Gradients of a step of one micro-batch a row; the router of the first layer is half frozen."""
+    tokens, valid = batch(torch.Generator().manual_seed(2), 5, 7)
+    labels = valid[:, 1:].sum()
+    model = small_model()
+    next(iter(sparse_layers(model).values())).gate_param.requires_grad_(False)
+    dynamics = new_dynamics(model, "per_token", engine=engine)
+    wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
+
+    def run() -> DynamicsReport:
+        with dynamics.watch(labels=labels) as opened:
+            for row in rows:
+                last = row == rows[-1]
+                with contextlib.nullcontext() if last or wrapped is model else wrapped.no_sync():
+                    mine = slice(row, row + 1)
+                    opened.use_valid(valid[mine])
+                    loss = loss_sum(wrapped, tokens[mine], valid[mine])[0] / labels
+                    if not last:
+                        loss.backward()
+            return dynamics.compute_and_apply_gradients(loss, opened)
+
+    return all_gradients(dynamics, run)
+
+
+def micro_batches_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        found = {engine: in_micro_batches(engine, range(*SHARES[rank])) for engine in ("hooks", "fused")}
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_micro_batches_on_two_workers_are_one_batch(tmp_path: Path) -> None:
+    """One on one worker and four on the other; what is frozen stays so."""
+    mp.spawn(micro_batches_worker, args=(str(tmp_path),), nprocs=2)
+    truth = in_micro_batches("hooks", range(5))
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for engine in ("hooks", "fused"):
+            assert found[engine].keys() == truth.keys()
+            for name, value in truth.items():
+                torch.testing.assert_close(found[engine][name], value, rtol=1e-10, atol=1e-12)

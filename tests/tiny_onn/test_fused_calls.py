@@ -2,13 +2,17 @@
 
 import contextlib
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tests.tiny_onn.helpers import Chain, all_gradients, batch, new_dynamics, small_model, step
 from tiny_onn.capture import CaptureError
-from tiny_onn.dynamics import LearningDynamics
+from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.fused import fused_pass
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import learning_cost
@@ -118,3 +122,71 @@ def test_the_meta_loss_falls() -> None:
     losses = [float(step(dynamics, tokens, valid).meta_loss) for _ in range(30)]
     assert losses[-1] < 0.8 * losses[0]
     assert not math.isnan(losses[-1])
+
+
+ENGINES = pytest.mark.parametrize("engine", ["hooks", "fused"])
+
+
+def in_two_parts(engine: str, call: Callable[[Chain, Tensor], Tensor], backward_each: bool) -> dict[str, Tensor]:
+    """Gradients of two micro-batches of unequal shape and mask."""
+    generator = torch.Generator().manual_seed(4)
+    model = Chain()
+    dynamics = new_dynamics(model, "per_token", engine=engine)
+
+    def run() -> DynamicsReport:
+        losses = []
+        with dynamics.watch(labels=6) as opened:
+            for size, length in ((2, 3), (1, 4)):
+                x = torch.randn(size, length, 5, dtype=torch.float64, generator=generator).requires_grad_(True)
+                valid = torch.arange(length).expand(size, length) < 2
+                opened.use_valid(valid)
+                losses.append((call(model, x).square().sum(-1) * valid).sum() / 6)
+                if backward_each and size == 2:
+                    losses.pop().backward()
+            return dynamics.compute_and_apply_gradients(torch.stack(losses).sum(), opened)
+
+    return all_gradients(dynamics, run)
+
+
+@ENGINES
+@pytest.mark.parametrize("backward_each", [False, True])
+def test_micro_batches_may_be_checkpointed(engine: str, backward_each: bool) -> None:
+    truth = in_two_parts(engine, lambda model, x: model(x), backward_each)
+    assert truth["first.proto_weight"].abs().max() > 1e-3
+    for reentrant in (False, True) if backward_each else (False,):
+        through = partial(checkpoint, use_reentrant=reentrant)
+        found = in_two_parts(engine, through, backward_each)
+        for name, value in truth.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+
+
+@ENGINES
+def test_a_call_computed_anew_whose_mask_cannot_be_told_is_refused(engine: str) -> None:
+    with pytest.raises(CaptureError, match="which of their masks of valid tokens it had cannot be told"):
+        in_two_parts(engine, partial(checkpoint, use_reentrant=True), False)
+
+
+@ENGINES
+@pytest.mark.parametrize("arm", ["per_token", "none"])
+def test_a_frozen_router_gets_no_gradient_and_keeps_none_from_others(arm: str, engine: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
+    gradients = {}
+    for frozen in (False, True):
+        dynamics = new_dynamics(small_model(arm), arm, engine=engine)
+        layer = next(iter(sparse_layers(dynamics.model).values()))
+        layer.proto_weight.requires_grad_(not frozen)
+        gradients[frozen] = all_gradients(dynamics, lambda d=dynamics: step(d, tokens, valid))
+    (gone,) = gradients[False].keys() - gradients[True].keys()
+    assert gone.endswith("q.proto_weight")
+    for name, value in gradients[True].items():
+        torch.testing.assert_close(value, gradients[False][name], rtol=1e-10, atol=1e-12)
+
+
+@ENGINES
+def test_in_the_control_a_layer_may_keep_the_task_loss_from_its_router(engine: str) -> None:
+    tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
+    model = small_model("per_token")  # whose layers do not let the task loss have P and G
+    dynamics = new_dynamics(model, "none", engine=engine)
+    gradients = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
+    assert gradients
+    assert not [name for name in gradients if "proto" in name or "gate" in name]
