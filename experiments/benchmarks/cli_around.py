@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from experiments.benchmarks.options import OUTPUT, check_width, common
+from experiments.benchmarks.options import OUTPUT, check_width, common, finite
 
 
 @click.command(
@@ -28,9 +28,17 @@ from experiments.benchmarks.options import OUTPUT, check_width, common
     type=click.FloatRange(0, min_open=True),
     default=100.0,
     show_default=True,
+    callback=finite,
     help="Of the network that is predicted for.",
 )
-@click.option("--latency-us", type=click.FloatRange(0), default=10.0, show_default=True, help="Its delay of a message.")
+@click.option(
+    "--latency-us",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    callback=finite,
+    help="Its delay of a message.",
+)
 @common
 def scaling(
     hidden: int,
@@ -116,7 +124,12 @@ def data(
 @click.option("--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="At once.")
 @click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Logged, by each trial.")
 @click.option(
-    "--every", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="Seconds a step."
+    "--every",
+    type=click.FloatRange(0, min_open=True),
+    default=5.0,
+    show_default=True,
+    callback=finite,
+    help="Seconds a step.",
 )
 @click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
 @click.option(

@@ -1,5 +1,7 @@
 """The options that several benchmarks have, and what is refused of them before anything is measured."""
 
+import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,19 @@ def _made(_: click.Context, __: click.Parameter, folder: Path) -> Path:
     """The folder, made at once: that it cannot be is better known before the measurements than after them."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # it may be there, and not be written to
     except OSError as error:
         raise click.BadParameter(
             f"{folder} cannot be used ({error.strerror}); a folder that can be written to"
         ) from None
     return folder
+
+
+def finite(_: click.Context, __: click.Parameter, value: float) -> float:
+    """The number, where it is one: a range lets `nan` and `inf` through."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number")
+    return value
 
 
 OUTPUT = click.option(
@@ -35,7 +45,7 @@ def common(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
         OUTPUT,
-        click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads."),
+        click.option("--threads", type=click.IntRange(1, 1024), default=2, show_default=True, help="CPU threads."),
         click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),
     ):
         command = option(command)

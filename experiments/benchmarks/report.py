@@ -136,8 +136,8 @@ def _plot(result: Result, path: Path) -> None:
         if result.series:
             axes.set_yscale("log")
             _plain_numbers(axes.yaxis)
-            figure.legend(fontsize=8, frameon=False, loc="outside right upper")
-    axes.set_title(result.title, fontsize=10)
+            figure.legend(fontsize=8, frameon=False, loc="outside right center")
+    figure.suptitle(result.title, fontsize=9)  # over the legend too: it is wider than the axes
     axes.set_axisbelow(True)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=140)

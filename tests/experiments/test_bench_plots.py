@@ -5,14 +5,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from experiments.benchmarks.report import Result, _plot
 
 
-def drawn(series: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
+def drawn(
+    series: dict[str, dict[str, float]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, title: str = "A step"
+) -> Figure:
     kept: list[Figure] = []
     monkeypatch.setattr(plt, "close", kept.append)
-    _plot(Result("step", "A step", [], [], "time", series, {}), tmp_path / "step.png")
+    _plot(Result("step", title, [], [], "time", series, {}), tmp_path / "step.png")
     assert (tmp_path / "step.png").stat().st_size > 1000
     return kept[0]
 
@@ -34,3 +37,15 @@ def test_the_axis_bears_plain_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path:
     axes = drawn({"plain": {"64 / 512": 1.0}, "einsum": {"64 / 512": 900.0}}, monkeypatch, tmp_path).axes[0]
     said = [tick.get_text() for tick in axes.get_xticklabels()]
     assert {"1", "20", "500", "1,000"} <= set(said)
+
+
+def test_a_long_title_is_whole_and_over_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    title = "Scaling, hidden 256, 12 layers, sequences of 1024 tokens, 1 threads a worker, 2 cores, median of 7"
+    lines = {name: {"8": 0.9, "16": 0.8} for name in ("none, no overlap", "hooks, full overlap")}
+    figure = drawn(lines, monkeypatch, tmp_path, title)
+    figure.draw_without_rendering()  # as large as it is, not as it was saved
+    (said,) = [text for text in figure.findobj(Text) if text.get_text() == title]
+    where = said.get_window_extent()
+    assert where.x0 >= 0
+    assert where.x1 <= figure.bbox.x1
+    assert not where.overlaps(figure.legends[0].get_window_extent())

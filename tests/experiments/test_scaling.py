@@ -177,3 +177,10 @@ def test_workers_answer_and_end_whatever_happens() -> None:
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--latency-us", "nan"), ("--bandwidth-gbit", "inf")])
+def test_a_network_of_no_number_is_refused(option: str, value: str) -> None:
+    done = CliRunner().invoke(bench, ["scaling", option, value])
+    assert done.exit_code == 2
+    assert f"{value} is no finite number" in done.stderr

@@ -100,6 +100,8 @@ def test_all_uncompiled_variants_learn_the_same(monkeypatch: pytest.MonkeyPatch)
         (["--device", "cuda"], "torch finds no GPU here"),
         (["--hidden", "7"], "7 cannot be cut into 1 heads of even width; 6 can"),
         (["--output", __file__], "cannot be used (File exists)"),
+        (["--output", "/proc"], "/proc cannot be used"),  # it is there, and not to be written to
+        (["--threads", "100000"], "100000 is not in the range"),  # which would end in a segmentation fault
         (["--device", "tpu9"], "'tpu9' is no device"),
         (["--device", "meta"], "'meta' is no device"),
         (["--hidden", "0"], "0 is not in the range"),
