@@ -24,7 +24,10 @@ WITHOUT_COMPILER = (
     "hooks see nothing of what torch.compile has compiled; leave the model as it is, or use engine='fused'"
 )
 
-
+WITHOUT_CREATE_GRAPH = (
+    "create_graph=True: Goodness is made of the gradients of one ordinary backward pass, and gradients of gradients, "
+    "as in a gradient penalty, are not among them"
+)
 UNKNOWN_MASK = (
     "was computed anew in the backward pass, after several forward passes, and which of their masks of valid tokens it "
     "had cannot be told; use checkpoint(..., use_reentrant=False), or a backward pass before the next use_valid"

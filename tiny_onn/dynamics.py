@@ -72,8 +72,8 @@ class LearningDynamics:
         use_compiler: compile the elementwise parts; see `tiny_onn.compiling.compiler_problem`.
 
     Raises:
-        ValueError: engine "fused" with a cost of granularity "layer", or a cost that needs Adam's second moment with
-            an optimizer that has none.
+        ValueError: engine "fused" with a cost of granularity "layer"; a cost that needs Adam's second moment with an
+            optimizer that has none; or two layers that share P or G, of which each has its own gradient.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class LearningDynamics:
                 "this learning cost needs Adam's second moment; expected the computation optimizer to be one of "
                 f"{', '.join(each.__name__ for each in _ADAMS)}, found {type(computation_optimizer).__name__}"
             )
+        _refuse_shared_routers(model)
         self.model, self.cost = model, cost
         self.computation_optimizer, self.router_optimizer = computation_optimizer, router_optimizer
         self.engine, self.clip_norm, self.storage, self.use_compiler = engine, clip_norm, storage, use_compiler
@@ -178,7 +179,7 @@ class LearningDynamics:
         try:
             task_loss.backward()
             task, meta = engine.finish(task_loss)
-            norm, router_norm = _gradient_norm(self._computation), _gradient_norm(self._router)
+            norm, router_norm = (_gradient_norm(each, task) for each in (self._computation, self._router))
             report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health)))
             # All four are global, so all workers decide alike, without a word more between them.
             seen = {"task loss": task, "meta-loss": meta, "gradient norm": norm, "router gradient norm": router_norm}
@@ -219,8 +220,21 @@ def _needs_second_moment(cost: LearningCost | None) -> bool:
     return isinstance(cost, TokenCost) and cost.needs_second_moment
 
 
-def _gradient_norm(parameters: list[nn.Parameter]) -> Tensor:
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).detach()
+def _refuse_shared_routers(model: nn.Module) -> None:
+    owners: dict[nn.Parameter, str] = {}
+    for name, layer in sparse_layers(model).items():
+        for attribute in ("proto_weight", "gate_param"):
+            owner = owners.setdefault(getattr(layer, attribute), name)
+            if owner != name:
+                raise ValueError(
+                    f"{owner!r} and {name!r} share one {attribute}, but a router learns from its own layer alone; "
+                    "give each its own, or use one module in both places"
+                )
+
+
+def _gradient_norm(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
+    found = [p.grad for p in parameters if p.grad is not None]
+    return nn.utils.get_total_norm(found).detach() if found else torch.zeros_like(like)
 
 
 def _over_workers(health: dict[str, Health] | None) -> dict[str, Health] | None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import UNKNOWN_MASK, CaptureError, Masks
+from tiny_onn.capture import UNKNOWN_MASK, WITHOUT_CREATE_GRAPH, CaptureError, Masks
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, scalar, set_router_gradients
@@ -76,6 +76,8 @@ class Node(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise CaptureError(WITHOUT_CREATE_GRAPH)
         plan: Plan = ctx.plan
         x, affine, match, gate, weight, prototypes, gates = ctx.saved_tensors
         counts, tokens, labels, second_moment = ctx.of_the_step

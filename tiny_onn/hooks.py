@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import WITHOUT_COMPILER, Captured, CapturedCall, CaptureError, Storage, capture
+from tiny_onn.capture import (
+    WITHOUT_COMPILER,
+    WITHOUT_CREATE_GRAPH,
+    Captured,
+    CapturedCall,
+    CaptureError,
+    Storage,
+    capture,
+)
 from tiny_onn.compiling import compiled
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.engine import observe, scalar, set_router_gradients
@@ -61,6 +69,8 @@ class HooksPass:
 
     def on_gradient(self, call: CapturedCall) -> None:
         """Makes what use can be made of a call as its gradient arrives, and lets go of the rest."""
+        if torch.is_grad_enabled():
+            raise CaptureError(WITHOUT_CREATE_GRAPH)
         sums = self._sums[call.module_name]
         cost = self._cost
         if isinstance(cost, TokenCost):

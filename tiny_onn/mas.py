@@ -10,9 +10,10 @@ EPS = 1e-9
 
 
 def mas(v: Float[Tensor, "*b o"]) -> Float[Tensor, "*b o"]:
-    """relu(v / (max_j |v_j| + EPS)), the maximum over the last axis; in [0, 1], differentiable once in v.
+    """relu(v / (max_j |v_j| + EPS)), the maximum over the last axis; in [0, 1].
 
-    Where several entries tie for the maximum, its gradient is shared among them evenly, as torch.amax does.
+    Where several entries tie for the maximum, its gradient is shared among them evenly, as torch.amax does. That
+    gradient can be differentiated in its turn.
     """
     # A compiler derives as good a backward from the formula, and does not follow one custom function into another.
     plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
@@ -57,6 +58,5 @@ class _Mas(torch.autograd.Function):
         ctx.save_for_backward(inputs[0], output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         return mas_backward(grads[0], *ctx.saved_tensors)

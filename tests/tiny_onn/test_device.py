@@ -106,8 +106,8 @@ def test_a_backward_pass_in_another_thread_changes_nothing(arm: str, engine: str
     assert differences(arm, engine, False, observe) == []
 
 
-@pytest.mark.parametrize("engine", ["fused", "hooks"])
-def test_what_is_compiled_is_first_compiled_in_another_thread(engine: str) -> None:
+@pytest.mark.parametrize(("engine", "observe"), [("fused", False), ("fused", True), ("hooks", False)])
+def test_what_is_compiled_is_first_compiled_in_another_thread(engine: str, observe: bool) -> None:
     # In a process that does not check shapes at run time: torch.compile cannot follow that in a thread of its own.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        assert process.submit(differences, "per_token", engine, True, False).result() == []
+        assert process.submit(differences, "per_token", engine, True, observe).result() == []

@@ -41,7 +41,9 @@ def test_mas_shares_a_tied_maximum() -> None:
 
 
 def test_mas_passes_gradcheck() -> None:
-    assert torch.autograd.gradcheck(mas, random((3, 4), 0).requires_grad_(True))
+    v = random((3, 4), 0).requires_grad_(True)
+    assert torch.autograd.gradcheck(mas, v)
+    assert torch.autograd.gradgradcheck(mas, v)
 
 
 def test_goodness_by_hand() -> None:

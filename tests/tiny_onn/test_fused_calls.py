@@ -190,3 +190,21 @@ def test_in_the_control_a_layer_may_keep_the_task_loss_from_its_router(engine: s
     gradients = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
     assert gradients
     assert not [name for name in gradients if "proto" in name or "gate" in name]
+
+
+@ENGINES
+def test_a_gradient_of_the_gradient_is_refused(engine: str) -> None:
+    """The single pass would compute it from half of the graph, and the hooks see two gradients of each call."""
+    dynamics = new_dynamics(Chain(), "per_token", engine=engine)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    with dynamics.watch(labels=6), pytest.raises(CaptureError, match="create_graph=True"):
+        torch.autograd.grad(dynamics.model(x).sum(), x, create_graph=True)
+
+
+@ENGINES
+@pytest.mark.parametrize("attribute", ["proto_weight", "gate_param"])
+def test_two_layers_may_not_share_a_router(engine: str, attribute: str) -> None:
+    model = Chain()
+    setattr(model.second, attribute, getattr(model.first, attribute))
+    with pytest.raises(ValueError, match=f"'first' and 'second' share one {attribute}"):
+        new_dynamics(model, "per_token", engine=engine)
