@@ -15,7 +15,7 @@ from pipeline.cli import main
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
-from pipeline.planning import forecast as forecasting
+from pipeline.planning import memory
 from pipeline.planning.calibration import MOST_TIMED, _spread, _with_time
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.forecast import Forecast, Kind, at_once, kinds_of
@@ -222,7 +222,7 @@ def test_a_few_steps_are_timed(config: Path, tmp_path: Path, monkeypatch: pytest
         assert 50e6 < kind["worker_bytes"] < 5e9
         assert kind["seconds"] > told["seconds_of_start"]["trial"]
     assert told["seconds"] >= told["seconds_of_start"]["sweep"] + max(kind["seconds"] for kind in told["kinds"])
-    monkeypatch.setattr(forecasting, "machine_memory", lambda: 1e6)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1e6)
     refused = CliRunner().invoke(main, words)
     assert refused.exit_code == 2
     assert "but this machine has 0.0 GB" in refused.stderr
