@@ -81,8 +81,12 @@ def metrics_at(folder: TrialFolder, step: int) -> dict[str, float]:
     return next((line.metrics for line in lines if line.step == step), {})
 
 
-def step_metrics(outcome: StepReport, by_module: bool) -> dict[str, float]:
-    """The step's metrics; those of single modules, most of all there are, only where asked for."""
+def step_metrics(outcome: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:
+    """The step's metrics; those of single modules, most of all there are, only where asked for.
+
+    What came to nothing in this step is NaN, or what an earlier step came to would pass for the last. What an arm
+    without Goodness never has is left out.
+    """
     metrics = {
         measures.TASK_LOSS: float(outcome.task_loss),
         measures.META_LOSS: float(outcome.dynamics.meta_loss),
@@ -98,4 +102,5 @@ def step_metrics(outcome: StepReport, by_module: bool) -> dict[str, float]:
     for (measure, layer), values in layers.items():
         known = [value for value in values if math.isfinite(value)]
         metrics[measures.by_layer(measure, layer)] = statistics.fmean(known) if known else math.nan
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    lacking = () if has_goodness else (measures.META_LOSS, *measures.OF_GOODNESS)
+    return {name: value for name, value in metrics.items() if not name.startswith(lacking)}

@@ -113,7 +113,8 @@ def run_training(
         if not logs:
             continue
         evaluates = done % training.evaluate_every < training.log_every or done == training.steps
-        metrics = {**window.read(), measures.EPOCH: float(epoch), **_rates(rates), **step_metrics(outcome, evaluates)}
+        of_step = step_metrics(outcome, evaluates, has_goodness=dynamics.cost is not None)
+        metrics = {**window.read(), measures.EPOCH: float(epoch), **_rates(rates), **of_step}
         if (memory := peak_memory_mib(device)) is not None:
             metrics[measures.PEAK_MEMORY_MIB] = memory
         if training.on_nonfinite == "skip":

@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,10 +22,13 @@ from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate, exact_match, predict
 from pipeline.training.model_file import open_model
-from pipeline.training.step import batch_logits
+from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
+from pipeline.training.trial_writer import step_metrics
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_data, small_experiment
+from tiny_onn.dynamics import DynamicsReport
+from tiny_onn.routing_health import routing_health
 
 CPU = torch.device("cpu")
 
@@ -177,6 +181,22 @@ def test_tokens_per_second_count_the_time_that_batches_take(
     run_training(small_experiment(steps=4), folder, data.folder, CPU)
     for metrics in metrics_of(folder).values():
         assert 0 < metrics[measures.TOKENS_PER_SECOND] < 512 / 0.2  # no batch has more tokens
+
+
+@pytest.mark.parametrize("has_goodness", [True, False])
+def test_what_came_to_nothing_in_a_step_is_nan_so_that_no_earlier_value_passes_for_the_last(has_goodness: bool) -> None:
+    weights = torch.zeros(3, 5)  # a layer whose tokens are all routed nowhere
+    goodness = torch.rand(3, 5)
+    health = routing_health(weights, goodness, (goodness,) * 3) if has_goodness else routing_health(weights)
+    nothing, one = torch.tensor(math.nan), torch.tensor(1.0)
+    report = DynamicsReport(nothing, nothing, one, {"blocks.0.attention.q": health})
+    found = step_metrics(StepReport(nothing, one, one, report), by_module=True, has_goodness=has_goodness)
+    empty = {measures.TASK_LOSS, measures.EFFECTIVE_EXPERTS, measures.MUTUAL_INFORMATION}
+    if has_goodness:
+        empty |= {measures.META_LOSS, *measures.OF_GOODNESS} - {measures.FRACTION_GOOD}
+    assert {name.partition("/L")[0].removesuffix(".by_module") for name, v in found.items() if math.isnan(v)} == empty
+    assert found["activation_rate/L0"] == 0
+    assert any(name.startswith(measures.OF_GOODNESS) for name in found) == has_goodness
 
 
 def test_exact_match_by_hand(data: Prepared) -> None:
