@@ -140,7 +140,8 @@ def left_out(results: Results) -> str:
     if cells <= MOST_CELLS and len(results.rows) <= MOST_ROWS:
         return ""
     return (
-        f"The figures show the first {MOST_CELLS} of {cells} cells of the grid, or the first {MOST_ROWS} rows of them."
+        f"The figures show the first {min(MOST_CELLS, cells)} of {cells} cell{'s' * (cells != 1)} of the grid, or the "
+        f"first {MOST_ROWS} rows of them."
     )
 
 

@@ -1,6 +1,7 @@
 """What the numbers of a sweep say, in words; each clause computed, and what cannot be is said to be missing."""
 
 import math
+from collections.abc import Iterable
 
 from pipeline import measures
 from pipeline.reporting.columns import EVAL_LOSS
@@ -22,14 +23,15 @@ def findings(results: Results) -> list[str]:
         control = results.row(CONTROL, cell)
         head = f"With {', '.join(f'{name} = {value}' for name, value in cell)}: " if cell else ""
         texts = [f"There is no finished {CONTROL} trial to compare with."] if control is None else []
+        pairs = []
         for row in rows:
             if control is not None and row is not control:
                 texts.append(f"{density(row, control)} {loss(row, control)}")
-        if control is not None and len(rows) > 1 and len(control.trials) < ENOUGH_SEEDS:
-            count = f"{len(control.trials)} seed{'s' * (len(control.trials) > 1)}"
-            texts.append(f"From {count} an interval is only the spread of the differences: too few to tell.")
+                pairs.append(len(row.trials.keys() & control.trials.keys()))
+        if few := [count for count in pairs if 1 < count < ENOUGH_SEEDS]:  # of one seed there is no interval
+            texts.append(f"From {min(few)} seeds an interval is only the spread of the differences: too few to tell.")
         sparse = [text for row in rows if (text := selectivity(row))]
-        if dense := [row.arm for row in rows if not selectivity(row)]:
+        if dense := [row.arm for row in rows if _is_dense(row)]:
             sparse.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
         ranked = [text for row in rows if (text := ranking(row))]
         paragraphs += [head + text for text in (*texts, " ".join(sparse), " ".join(ranked)) if text]
@@ -43,7 +45,8 @@ def density(row: Row, control: Row) -> str:
         return f"{row.arm} and {control.arm} have no finished seed in common."
     factors: dict[int, float] = {}
     unanimous: dict[int, bool] = {}
-    for layer in row.trials[seeds[0]].layers:
+    layers = sorted({layer for side in (row, control) for s in seeds for layer in side.trials[s].layers})
+    for layer in layers:
         name = measures.by_layer(measures.ACTIVATION_RATE, layer)
         pairs = [(row.trials[s].last(name), control.trials[s].last(name)) for s in seeds]
         ours, theirs = (mean(dict(enumerate(side))) for side in zip(*pairs, strict=True))
@@ -60,12 +63,14 @@ def density(row: Row, control: Row) -> str:
         ("sparser", {n: 1 / f if f else math.inf for n, f in factors.items() if f <= 1 / _SAME}),
     ):
         if chosen:
-            parts.append(f"{word} than {control.arm} in {_layers(chosen, factors)}, {_by_factor(chosen)}")
+            parts.append(f"{word} than {control.arm} in {_layers(chosen, layers)}, {_by_factor(chosen)}")
     same = [n for n, f in factors.items() if 1 / _SAME < f < _SAME]
     if same:
-        parts.append(f"as active in {_layers(dict.fromkeys(same, 1.0), factors)} (within {100 * (_SAME - 1):.0f} %)")
+        parts.append(f"as active in {_layers(same, layers)} (within {100 * (_SAME - 1):.0f} %)")
     differing = [layer for layer in factors if layer not in same]
     text = f"{row.arm} is {' and '.join(parts)}"
+    if apart := [f"L{layer}" for layer in layers if layer not in factors]:
+        text += f", without {', '.join(apart)}, where a rate was not measured or is 0"
     if not differing or len(seeds) == 1:
         return text + ("." if len(seeds) > 1 else " (one seed).")
     doubtful = [f"L{layer}" for layer in differing if not unanimous[layer]]
@@ -91,28 +96,44 @@ def loss(row: Row, control: Row) -> str:
 def selectivity(row: Row) -> str:
     """How much the experts tell of the token in the arm's sparse layers, of the most they could; "" without any."""
     sparse: dict[int, tuple[float, float]] = {}
-    for layer in sorted({layer for trial in row.trials.values() for layer in trial.layers}):
-        active, nats, used = (
-            mean({s: t.last(measures.by_layer(name, layer)) for s, t in row.trials.items()})
-            for name in (measures.ACTIVATION_RATE, measures.MUTUAL_INFORMATION, measures.EFFECTIVE_EXPERTS)
-        )
+    unknown: list[str] = []
+    for layer, active in _activation(row).items():
+        nats, used = (_mean(row, name, layer) for name in (measures.MUTUAL_INFORMATION, measures.EFFECTIVE_EXPERTS))
         if active < _SPARSE and math.isfinite(nats):
             sparse[layer] = nats, used
+        elif active < _SPARSE:
+            unknown.append(f"L{layer}")
+    less = f"less than {100 * _SPARSE:.0f} % active"
+    dead = f"What the expert tells in {', '.join(unknown)} of {row.arm} ({less}) was not measured." if unknown else ""
     if not sparse:
-        return ""
+        return dead
     tells = [nats for nats, _ in sparse.values()]
     text = (
         f"In the {len(sparse)} sparse layer{'s' * (len(sparse) > 1)} of {row.arm} "
-        f"(less than {100 * _SPARSE:.0f} % active) the expert tells {_range(tells)} nats about the token"
+        f"({less}) the expert tells {_range(tells)} nats about the token"
     )
     useful = [(nats, effective) for nats, effective in sparse.values() if effective > 1]
-    if not useful:
-        return text + "."
-    shares = [100 * nats / math.log(effective) for nats, effective in useful]
-    return (
-        f"{text}, which is {_range(shares, 0)} % of the most that its "
-        f"{_range([effective for _, effective in useful], 1)} effective experts could."
-    )
+    if useful:
+        shares = [100 * nats / math.log(effective) for nats, effective in useful]
+        text += f", which is {_range(shares, 0)} % of the most that its "
+        text += f"{_range([effective for _, effective in useful], 1)} effective experts could"
+    return f"{text}. {dead}".rstrip()
+
+
+def _is_dense(row: Row) -> bool:
+    """Whether every layer is known not to be sparse."""
+    rates = _activation(row).values()
+    return bool(rates) and all(rate >= _SPARSE for rate in rates)
+
+
+def _activation(row: Row) -> dict[int, float]:
+    """By layer, the mean over seeds; NaN where it is missing for any."""
+    layers = sorted({layer for trial in row.trials.values() for layer in trial.layers})
+    return {layer: _mean(row, measures.ACTIVATION_RATE, layer) for layer in layers}
+
+
+def _mean(row: Row, name: str, layer: int) -> float:
+    return mean({seed: trial.last(measures.by_layer(name, layer)) for seed, trial in row.trials.items()})
 
 
 def ranking(row: Row) -> str:
@@ -141,7 +162,8 @@ def limits(results: Results) -> str:
     diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.EVAL_LOSS))})
     text = (
         f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
-        f"{sizes['model.hidden']}, {sizes['model.layers']} layers, {sizes['training.steps']} training steps and "
+        f"{sizes['model.hidden']}, {_counted(sizes['model.layers'], 'layer')}, "
+        f"{_counted(sizes['training.steps'], 'training step')} and "
         f"the data {sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
     )
     if not any(math.isfinite(trial.last(measures.EVAL_TASKS_EXACT)) for trial in trials):
@@ -165,10 +187,15 @@ def _values(trials: list[Trial], name: str) -> str:
     return " / ".join(sorted({trial.params.get(name, "unknown") for trial in trials}))
 
 
-def _layers(chosen: dict[int, float], everything: dict[int, float]) -> str:
+def _counted(number: str, word: str) -> str:
+    return f"{number} {word}{'s' * (number != '1')}"
+
+
+def _layers(chosen: Iterable[int], everything: list[int]) -> str:
+    chosen = sorted(chosen)
     if len(chosen) == len(everything):
-        return f"all {len(chosen)} layers" if len(chosen) > 1 else f"its only layer L{next(iter(chosen))}"
-    return ", ".join(f"L{layer}" for layer in sorted(chosen))
+        return f"all {len(chosen)} layers" if len(chosen) > 1 else f"its only layer L{chosen[0]}"
+    return ", ".join(f"L{layer}" for layer in chosen)
 
 
 def _by_factor(chosen: dict[int, float]) -> str:

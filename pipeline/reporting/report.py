@@ -144,7 +144,9 @@ def headline(results: Results) -> str:
     text = f"{results.finished} of {results.total} trials finished"
     others = [f"{n} {status}" for status, n in sorted(results.statuses.items()) if status != "FINISHED"]
     text += f" ({', '.join(others)})" if others else ""
-    text += f"; {results.older} older runs of the same trials are set aside" if results.older else ""
+    if results.older:
+        runs = "run of the same trials is" if results.older == 1 else "runs of the same trials are"
+        text += f"; {results.older} older {runs} set aside"
     return text + "."
 
 

@@ -1,0 +1,68 @@
+"""What is said of numbers that are missing, or 0, or few."""
+
+import math
+
+from pipeline.reporting.figures import left_out
+from pipeline.reporting.findings import density, findings, limits, selectivity
+from pipeline.reporting.report import headline
+from pipeline.reporting.results import Results, Row, Trial
+
+NAN = math.nan
+
+
+def trial(arm: str, seed: int, rates: list[float], nats: list[float], loss: float = 1.0) -> Trial:
+    metrics = {"eval/loss": loss}
+    for layer, (rate, told) in enumerate(zip(rates, nats, strict=True)):
+        metrics |= {f"activation_rate/L{layer}": rate, f"mutual_information/L{layer}": told}
+        metrics |= {f"effective_experts/L{layer}": 8.0}
+    curves = {f"activation_rate/L{layer}": ([1], [rate]) for layer, rate in enumerate(rates)}
+    params = {"model.layers": str(len(rates)), "training.steps": "1"}
+    return Trial(f"{arm}{seed}", arm, seed, params, {}, metrics, curves)
+
+
+def row(arm: str, rates: list[float], nats: list[float], seeds: int = 2) -> Row:
+    return Row(arm, (), {seed: trial(arm, seed, rates, nats, 1.0 + seed) for seed in range(seeds)})
+
+
+def results(*rows: Row, older: int = 0) -> Results:
+    return Results("x", list(rows), {"FINISHED": sum(len(r.trials) for r in rows)}, older, [])
+
+
+def test_an_arm_is_called_dense_only_where_every_layer_was_seen_to_be() -> None:
+    dead, unmeasured, dense = row("dead", [0.0, 0.5], [NAN, 1.0]), row("unmeasured", [], []), row("dense", [0.5], [1.0])
+    lost = row("lost", [NAN, 0.5], [1.0, 1.0])
+    said = " ".join(findings(results(dead, unmeasured, dense, lost)))
+    assert "No layer of dense has less than 10 %" in said
+    assert selectivity(dead) == "What the expert tells in L0 of dead (less than 10 % active) was not measured."
+    half = selectivity(row("half", [0.0, 0.05], [NAN, 1.0]))
+    assert half.startswith("In the 1 sparse layer of half")
+    assert half.endswith("could. What the expert tells in L0 of half (less than 10 % active) was not measured.")
+
+
+def test_layers_that_cannot_be_compared_are_not_among_all() -> None:
+    arm, control = row("aggregated", [0.5, 0.5, 0.5], [1.0] * 3), row("per_token", [0.1, 0.0, 0.1], [1.0] * 3)
+    assert density(arm, control) == (
+        "aggregated is denser than per_token in L0, L2, by a factor of 5.0, without L1, where a rate was not measured "
+        "or is 0; all 2 seeds agree on that."
+    )
+    assert "denser than per_token in all 2 layers" in density(
+        row("aggregated", [0.5] * 2, [1.0] * 2), row("per_token", [0.1] * 2, [1.0] * 2)
+    )
+
+
+def test_an_interval_is_judged_by_the_pairs_it_comes_from() -> None:
+    control, few, one = (row(arm, [0.5], [1.0], seeds) for arm, seeds in (("per_token", 5), ("few", 2), ("one", 1)))
+    assert "From 2 seeds an interval is only the spread" in " ".join(findings(results(control, few)))
+    assert "an interval is" not in " ".join(findings(results(control, one)))
+
+
+def test_one_is_not_called_many() -> None:
+    assert "1 layer, 1 training step and" in limits(results(row("per_token", [0.5], [1.0])))
+    assert "2 layers" in limits(results(row("per_token", [0.5] * 2, [1.0] * 2)))
+    assert headline(results(older=1)).endswith("; 1 older run of the same trials is set aside.")
+    assert headline(results(older=2)).endswith("; 2 older runs of the same trials are set aside.")
+
+
+def test_no_more_cells_are_said_to_be_shown_than_there_are() -> None:
+    rows = [Row(f"arm{place}", (("a", "1"),)) for place in range(30)]
+    assert "the first 1 of 1 cell of the grid" in left_out(results(*rows))
