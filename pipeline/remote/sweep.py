@@ -19,6 +19,7 @@ from pipeline.remote.index import Index, checkpoints_in, metrics_in
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of
 from pipeline.storage.lease import Lease
 from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
+from pipeline.tracking.mlflow_run import expect_run
 
 _EVERY_S = 3.0
 _REMEMBER_EVERY_S = 10.0
@@ -82,9 +83,15 @@ class RemoteSweep:
         return self._lease.lost
 
     def begin(self, session: str) -> None:
-        """The folder has been claimed, for the command `session`; from here on it is kept up to date."""
+        """The folder has been claimed, for the command `session`; from here on it is kept up to date.
+
+        Before any run is opened, the storage knows by what key it will be found, however soon this process is gone.
+        """
         self._session = session
         (self.storage / _CLAIM).write_bytes((self._folder / _CLAIM).read_bytes())
+        for memory in (self._folder / _SUMMARY, *(place.run_id for _, place in self._trials.values())):
+            expect_run(memory)
+        self.remember()
         self._thread.start()
 
     def catch_up(self, limit_s: float = PATIENCE_S) -> str | None:

@@ -37,6 +37,12 @@ class Description:
     data: DataInput | None = None
 
 
+def expect_run(memory: Path) -> None:
+    """Settles by what key a run will be known, before there is a run: whoever has `memory` finds it, once there is."""
+    if not read_memory(memory):
+        write_memory(memory, {_CREATION: uuid.uuid4().hex})
+
+
 def find_run(client: "MlflowClient", experiment_id: str, memory: Path) -> "Run | None":
     """The run that `memory` remembers, if this experiment of this store has it.
 
@@ -61,10 +67,8 @@ def begin_run(
 
     A kill or a lost answer at any point leads neither to a second run nor to half a description.
     """
+    expect_run(memory)
     known = read_memory(memory)
-    if not known:
-        known = {_CREATION: uuid.uuid4().hex}
-        write_memory(memory, known)
     if found is None:
         tags = {**description.tags, _CREATION: known[_CREATION]}
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id)

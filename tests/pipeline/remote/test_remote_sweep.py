@@ -73,10 +73,30 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
         assert _folder(there, trial).shipped.read_text() == '{"offset": 12}'
         assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
         assert attempts(_folder(there, trial)) == [{"attempt": 1, "sources": "abc"}]
-        assert not _folder(there, other).root.exists()
+        assert not _folder(there, other).spool.exists()
     (Output(there).sweep("small") / "sweep.json").write_text('{"mine": 2}')
     with pytest.raises(UserError, match="holds another sweep than"), _enter(sweep, there):
         pass
+
+
+def test_a_driver_that_is_gone_at_once_leaves_the_keys_by_which_its_runs_are_found(sweep, tmp_path):
+    """Or the next one would begin others, and these would be left RUNNING for ever."""
+    _, trials = sweep
+
+    def memories(place):
+        folder = Output(place).sweep("small")
+        return [
+            (folder / "mlflow_summary.json").read_text(),
+            *(_folder(place, each).run_id.read_text() for each in trials),
+        ]
+
+    with _enter(sweep, tmp_path / "here") as gone:
+        write_whole(Output(tmp_path / "here").sweep("small") / "sweep.json", "{}")
+        gone.begin("gone")
+        keys = memories(tmp_path / "here")
+        assert len(set(keys)) == 3
+        _enter(sweep, tmp_path / "there")._recall()
+        assert memories(tmp_path / "there") == keys
 
 
 def test_a_sweep_whose_storage_is_away_is_refused_before_it_starts(tmp_path):
@@ -102,5 +122,5 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
             time.sleep(0.05)
         assert sleeper.taken_by == "process 12 on elsewhere"
         write_whole(_folder(tmp_path / "here", trial).run_id, '{"creation_key": "k"}')
-    assert not (storage / "tracked.json").is_file()
+    assert '"k"' not in (storage / "tracked.json").read_text()
     assert b"elsewhere" in (storage / "lease.json").read_bytes()
