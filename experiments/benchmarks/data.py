@@ -110,6 +110,7 @@ def run(experiment: Experiment, factors: Sequence[int], repeats: int, threads: i
         columns=["data set", "rows", "MB on disk", "what", "seconds", "peak MB"],
         rows=[row for size in sizes for row in _rows(size)],
         plot_label="peak MB above the start",
+        places="size of the data set",
         series={
             stage.replace("_", " "): {f"{size['factor']}x": size["stages"][stage]["peak_bytes"] / 1e6 for size in sizes}
             for stage in STAGES

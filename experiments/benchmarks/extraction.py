@@ -140,7 +140,8 @@ def run(sizes: list[LayerSize], repeats: int, threads: int, progress: Progress) 
         title=f"Per-token learning costs of one layer, {threads} threads, {device}, median of {repeats}",
         columns=["H/S", "method", "ms", "x", "above", "x", "MiB", "x"],  # fits 80 columns
         rows=rows,
-        plot_label="time / factored (hidden / tokens)",
+        plot_label="time / factored",
+        places="hidden / tokens",
         series=series,
         data={
             "threads": threads,

@@ -105,6 +105,7 @@ def run(trials: int, rows: int, ranks: Sequence[int], groups: Sequence[int], pro
         columns=["what", "value", "unit"],
         rows=table,
         plot_label="bytes a row of a rank's plan",
+        places="ranks",
         series={f"{rows} rows": {str(count): size for count, (_, size) in plans.items()}},
         data={
             "look": {"trials": trials, "seconds": seen},

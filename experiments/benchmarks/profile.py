@@ -117,6 +117,7 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
         columns=["hidden", "tokens", "what", *shown],
         rows=rows,
         plot_label="ms",
+        places="kind of work",
         series=series,
         data={
             "layers": first.layers,

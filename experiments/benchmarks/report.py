@@ -17,13 +17,14 @@ from rich.table import Table
 
 @dataclass
 class Result:
-    """What a question's answer consists of. `series` by line and then by place on the x axis."""
+    """What a question's answer consists of. `series` by line and then by place on the x axis, which `places` names."""
 
     question: str
     title: str
     columns: list[str]
     rows: list[list[str]]
     plot_label: str
+    places: str
     series: dict[str, dict[str, float]]
     data: dict[str, Any]
     notes: list[str] = field(default_factory=list)
@@ -125,13 +126,14 @@ def _plot(result: Result, path: Path) -> None:
         axes.set_xscale("log")
         _plain_numbers(axes.xaxis)
         axes.margins(x=0.12)
-        axes.set_xlabel(f"{result.plot_label}: {places[0]}")
+        axes.set_xlabel(f"{result.plot_label}; {result.places}: {places[0]}")
     else:
         for number, (name, line) in enumerate(result.series.items()):
             for label, part in zip([name, *[None] * len(line)], _by_width(line), strict=False):
                 where, heights = [places.index(place) for place in part], [line[place] for place in part]
                 axes.plot(where, heights, marker="o", color=f"C{number}", label=label)
         axes.set_xticks(range(len(places)), places)
+        axes.set_xlabel(result.places)
         axes.set_ylabel(result.plot_label)
         if result.series:
             axes.set_yscale("log")

@@ -136,6 +136,7 @@ def run(
         columns=["what", "variant", "workers", "ms", "efficiency", "messages", "KiB"],
         rows=[measured_row(each) for each in measured] + [predicted_row(each, costs) for each in predicted],
         plot_label="predicted parallel efficiency, weak scaling",
+        places="workers",
         series={
             f"{variant}, {how.replace('_', ' ')}": {
                 str(each["workers"]): each[how]["efficiency"] for each in predicted if each["variant"] == variant

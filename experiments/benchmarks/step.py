@@ -123,7 +123,8 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
         title=f"A training step, {first.layers} layers, {threads} threads, {first.device}, median of {repeats}",
         columns=["hidden", "tokens", "variant", "ms", "x", "peak MiB", "x"],
         rows=rows,
-        plot_label=f"time / {against} (hidden / tokens)",
+        plot_label=f"time / {against}",
+        places="hidden / tokens",
         series=series,
         data={
             "layers": first.layers,

@@ -92,6 +92,7 @@ def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
         ],
         rows=[_row(name, each) for name, each in found.items()],
         plot_label="points a second",
+        places="store",
         series={
             how: {name: each[key] for name, each in found.items()}
             for how, key in (("courier", "courier_points_per_second"), ("direct", "direct_points_per_second"))

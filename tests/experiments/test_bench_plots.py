@@ -15,7 +15,7 @@ def drawn(
 ) -> Figure:
     kept: list[Figure] = []
     monkeypatch.setattr(plt, "close", kept.append)
-    _plot(Result("step", title, [], [], "time", series, {}), tmp_path / "step.png")
+    _plot(Result("step", title, [], [], "time / plain", "hidden / tokens", series, {}), tmp_path / "step.png")
     assert (tmp_path / "step.png").stat().st_size > 1000
     return kept[0]
 
@@ -49,3 +49,10 @@ def test_a_long_title_is_whole_and_over_nothing(monkeypatch: pytest.MonkeyPatch,
     assert where.x0 >= 0
     assert where.x1 <= figure.bbox.x1
     assert not where.overlaps(figure.legends[0].get_window_extent())
+
+
+def test_both_axes_say_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    axes = drawn({"hooks": {"64 / 512": 2.0, "128 / 512": 3.0}}, monkeypatch, tmp_path).axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("hidden / tokens", "time / plain")
+    axes = drawn({"hooks": {"64 / 512": 2.0}}, monkeypatch, tmp_path).axes[0]
+    assert axes.get_xlabel() == "time / plain; hidden / tokens: 64 / 512"
