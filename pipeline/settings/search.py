@@ -22,6 +22,7 @@ Whole = Annotated[int, Field(ge=-_MOST, le=_MOST)]
 Number = Whole | Annotated[float, Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
 _Listed = Field(strict=False)  # a list, as YAML has it, serves as a tuple; what is in it stays strict
 _DIGITS = 4  # of a drawn number: as many as anybody reads
+_NARROW = 100  # how many times its width a domain's numbers are, from where on so few digits do not tell them apart
 _DRAWS = 1000  # for each sample, until one comes that was not drawn before
 _NO_PBT = (
     "population based training copies one trial's weights to another and changes settings on the way: no trial would "
@@ -203,4 +204,6 @@ def _holds_a_multiple(low: float, high: float, q: float) -> bool:
 
 
 def _rounded(value: float, low: float, high: float) -> float:
-    return float(min(max(float(f"{value:.{_DIGITS}g}"), low), high))
+    size = max(abs(low), abs(high)) / (high - low)
+    digits = _DIGITS + (math.ceil(math.log10(size)) if size > _NARROW else 0)  # or all draws would be of a few values
+    return float(min(max(float(f"{value:.{digits}g}"), low), high))

@@ -106,6 +106,15 @@ def test_the_places_map_to_values_by_hand() -> None:
     assert Domain(uniform=(0.12342, 0.9)).at(0.0) == 0.12342  # rounding does not lead out of the domain
 
 
+@pytest.mark.parametrize("kind", ["uniform", "loguniform"])
+@pytest.mark.parametrize(("low", "high"), [(0.99991, 0.99999), (100, 100.05), (1_000_000, 1_000_400)])
+def test_a_narrow_domain_is_drawn_from_evenly_and_not_rounded_to_its_ends(kind: str, low: float, high: float) -> None:
+    domain = Domain(**{kind: (low, high)})
+    drawn = [domain.at((place + 0.5) / 100) for place in range(100)]
+    even = [low + (high - low) * (place + 0.5) / 100 for place in range(100)]
+    assert drawn == pytest.approx(even, rel=0, abs=(high - low) / 500)
+
+
 def test_no_two_samples_are_alike() -> None:
     assert sorted(settings["model.layers"] for settings in draw(search(2, 3, PLAIN))) == [4, 6]
     with pytest.raises(ValueError, match=r"samples: 3 different settings are asked for, but after 2 no more"):
