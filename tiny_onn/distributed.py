@@ -4,6 +4,8 @@ Losses are sums over tokens divided by the *global* number of tokens, so gradien
 averaged: nothing then depends on how the tokens are sharded, and grad_output is the same number on any shard.
 """
 
+from weakref import WeakKeyDictionary
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -28,7 +30,23 @@ def gather_over_workers(tensor: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+class Reductions:
+    """How many backward passes of a step had their gradients added up over the workers."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+
+_of_model: WeakKeyDictionary[nn.Module, Reductions] = WeakKeyDictionary()
+
+
+def reductions(model: nn.Module) -> Reductions:
+    """Of the model that `distribute` was given; none are counted where there is one worker."""
+    return _of_model.get(model) or Reductions()
+
+
+def _sum_bucket(state: Reductions, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    state.passes += bucket.is_last()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda future: future.value()[0])
@@ -38,7 +56,7 @@ def distribute(model: nn.Module, *, router_in_backward: bool) -> nn.Module:
     """`model` in DDP with gradients summed over the workers; the model itself where there is one worker.
 
     Of several backward passes in a step, all but the last belong under DDP's `no_sync()`: a sum that had been reduced
-    already would be added up over the workers once more.
+    already would be added up over the workers once more. LearningDynamics refuses such a step.
 
     Args:
         router_in_backward: P and G get their gradients in the backward pass, as in the control arm and from the fused
@@ -54,5 +72,5 @@ def distribute(model: nn.Module, *, router_in_backward: bool) -> nn.Module:
     wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     for parameter in apart:
         parameter.requires_grad_(True)
-    wrapped.register_comm_hook(None, _sum_bucket)
+    wrapped.register_comm_hook(_of_model.setdefault(model, Reductions()), _sum_bucket)
     return wrapped

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import Storage
-from tiny_onn.distributed import sum_over_workers
+from tiny_onn.capture import CaptureError, Storage
+from tiny_onn.distributed import reductions, sum_over_workers
 from tiny_onn.engine import Engine
 from tiny_onn.fused import fused_pass
 from tiny_onn.hooks import hooks_pass
@@ -136,6 +136,7 @@ class LearningDynamics:
         second_moments: dict[str, Tensor],
         health: dict[str, Health] | None,
     ) -> Iterator[Engine]:
+        reductions(self.model).passes = 0
         with ExitStack() as stack:
             if self.engine == "fused":
                 assert not isinstance(self.cost, LayerCost)
@@ -178,6 +179,11 @@ class LearningDynamics:
         """
         try:
             task_loss.backward()
+            if (passes := reductions(self.model).passes) > 1:  # on every worker, or one would still wait for another
+                raise CaptureError(
+                    f"the gradients of {passes} backward passes of this step were each added up over the workers, and "
+                    "with them those of the passes before; run all but the last under DDP's no_sync()"
+                )
             task, meta = engine.finish(task_loss)
             norm, router_norm = (_gradient_norm(each, task) for each in (self._computation, self._router))
             report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health)))

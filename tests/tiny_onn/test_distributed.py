@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model
+from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute, sum_over_workers
 from tiny_onn.dynamics import DynamicsReport
 from tiny_onn.layers import sparse_layers
@@ -137,8 +138,9 @@ def test_the_single_pass_sends_what_plain_ddp_sends(tmp_path: Path) -> None:
     assert len(seen["per_token/hooks"]) == len(plain)
 
 
-def in_micro_batches(engine: str, rows: range) -> dict[str, torch.Tensor]:
-    """Gradients of a step of one micro-batch a row; the router of the first layer is half frozen."""
+def in_micro_batches(engine: str, rows: range, *, sync: bool = False) -> dict[str, torch.Tensor]:
+    """Gradients of a step of one micro-batch a row; the router of the first layer is half frozen. `sync`: wrongly, in
+    each backward pass."""
     tokens, valid = batch(torch.Generator().manual_seed(2), 5, 7)
     labels = valid[:, 1:].sum()
     model = small_model()
@@ -150,7 +152,7 @@ def in_micro_batches(engine: str, rows: range) -> dict[str, torch.Tensor]:
         with dynamics.watch(labels=labels) as opened:
             for row in rows:
                 last = row == rows[-1]
-                with contextlib.nullcontext() if last or wrapped is model else wrapped.no_sync():
+                with contextlib.nullcontext() if sync or last or wrapped is model else wrapped.no_sync():
                     mine = slice(row, row + 1)
                     opened.use_valid(valid[mine])
                     loss = loss_sum(wrapped, tokens[mine], valid[mine])[0] / labels
@@ -167,11 +169,14 @@ def micro_batches_worker(rank: int, folder: str) -> None:
     try:
         found = {engine: in_micro_batches(engine, range(*SHARES[rank])) for engine in ("hooks", "fused")}
         torch.save(found, f"{folder}/{rank}.pt")
+        for engine in ("hooks", "fused"):
+            with pytest.raises(CaptureError, match="gradients of 2 backward passes of this step were each added up"):
+                in_micro_batches(engine, range(2 * rank, 2 * rank + 2), sync=True)
     finally:
         dist.destroy_process_group()
 
 
-def test_micro_batches_on_two_workers_are_one_batch(tmp_path: Path) -> None:
+def test_micro_batches_on_two_workers_are_one_batch_or_refused(tmp_path: Path) -> None:
     """One on one worker and four on the other; what is frozen stays so."""
     mp.spawn(micro_batches_worker, args=(str(tmp_path),), nprocs=2)
     truth = in_micro_batches("hooks", range(5))
