@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.reporting.statistics import ENOUGH_SEEDS, Difference, holm, least_p, seeds_needed, sign_flip_p
+from pipeline.reporting.statistics import ENOUGH_SEEDS, Difference, chance_of, holm, least_p, seeds_needed, sign_flip_p
 
 LEVEL = 0.05
 
@@ -35,9 +35,9 @@ def note(differences: Mapping[int, Mapping[str, Difference]], comparisons: Mappi
     total = len(comparisons)
     seeds = [differences[place][key].seeds for place, key in comparisons]
     text = f"{total} difference{'s' * (total != 1)} to the control {'are' if total != 1 else 'is'} looked at here"
-    if total > 1:
-        by_chance = LEVEL * total
-        text += f"; were none of them real, {by_chance:.1f} would be expected below {LEVEL:g} by chance alone"
+    by_chance = sum(chance_of(LEVEL, each) for each in seeds)
+    if total > 1 and by_chance >= 0.05:
+        text += f"; were none of them real, {by_chance:.1f} would be expected not above {LEVEL:g} by chance alone"
     text += ". The p-values are those of the exact sign-flip test over seeds, which assumes nothing but that, without "
     text += "a difference, either sign is as likely; Holm's correction makes them hold for all comparisons together. "
     most = max(seeds)

@@ -200,7 +200,7 @@ def _layers(chosen: Iterable[int], everything: list[int]) -> str:
 
 def _by_factor(chosen: dict[int, float]) -> str:
     least, most = min(chosen, key=chosen.__getitem__), max(chosen, key=chosen.__getitem__)
-    if least == most:
+    if f"{chosen[least]:.1f}" == f"{chosen[most]:.1f}":
         return f"by a factor of {chosen[most]:.1f}"
     return f"by a factor of {chosen[least]:.1f} (L{least}) to {chosen[most]:.1f} (L{most})"
 

@@ -90,6 +90,12 @@ def least_p(seeds: int) -> float:
     return min(1.0, 2.0 ** (1 - seeds))
 
 
+def chance_of(level: float, seeds: int) -> float:
+    """How likely the exact sign-flip test gives a p-value of at most `level` where there is no difference: no more than
+    `level` itself, for with few seeds there are few p-values, all multiples of `least_p`."""
+    return math.floor(level / least_p(seeds)) * least_p(seeds)
+
+
 def holm(p_values: list[float]) -> list[float]:
     """Holm's adjusted p-values, in the order given: with them, comparing each with a level bounds the chance that any
     true null hypothesis is rejected. NaN stays NaN and does not count."""

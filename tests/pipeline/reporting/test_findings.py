@@ -66,3 +66,8 @@ def test_one_is_not_called_many() -> None:
 def test_no_more_cells_are_said_to_be_shown_than_there_are() -> None:
     rows = [Row(f"arm{place}", (("a", "1"),)) for place in range(30)]
     assert "the first 1 of 1 cell of the grid" in left_out(results(*rows))
+
+
+def test_a_factor_that_is_the_same_as_shown_is_shown_once() -> None:
+    arm, control = row("aggregated", [0.5, 0.5001], [1.0] * 2), row("per_token", [0.1, 0.1], [1.0] * 2)
+    assert "by a factor of 5.0; all 2 seeds" in density(arm, control)

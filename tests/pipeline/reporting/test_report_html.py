@@ -171,6 +171,8 @@ def test_the_note_says_what_so_few_seeds_can_tell():
     assert "1 difference to the control is looked at" in text
     assert "With 3 seeds no p-value can be smaller than 0.25" in text
     assert "it would take 6 seeds" in text
+    two = {**few, 2: few[1]}
+    assert "by chance" not in note(two, compare(two))  # of 3 seeds no p-value is below 0.25
     nine = range(9)
     clear = {"loss": paired_difference(dict.fromkeys(nine, 1.0), {s: 0.5 - s / 100 for s in nine})}
     many = {
@@ -180,4 +182,5 @@ def test_the_note_says_what_so_few_seeds_can_tell():
     }
     text = note(many, compare(many))
     assert "2 of 3 are below 0.05 after the correction." in text
+    assert "0.1 would be expected not above 0.05 by chance alone" in text  # 3 x 12/256
     assert note({}, {}) == ""

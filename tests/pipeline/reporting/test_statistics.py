@@ -1,12 +1,21 @@
 """Paired differences against values worked by hand."""
 
+import itertools
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.reporting.statistics import holm, least_p, mean, paired_difference, seeds_needed, sign_flip_p
+from pipeline.reporting.statistics import (
+    chance_of,
+    holm,
+    least_p,
+    mean,
+    paired_difference,
+    seeds_needed,
+    sign_flip_p,
+)
 
 
 def test_pairs_by_seed_and_leaves_the_unpaired_out():
@@ -88,3 +97,13 @@ def test_seeds_needed_is_where_the_least_p_value_passes():
     for comparisons in (1, 2, 9, 24):
         needed = seeds_needed(comparisons)
         assert least_p(needed) * comparisons <= 0.05 < least_p(needed - 1) * comparisons
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 6, 8])
+def test_the_chance_of_a_small_p_value_is_that_over_all_draws_of_the_signs(seeds):
+    sizes = [1.1**seed for seed in range(seeds)]
+    drawn = [
+        sign_flip_p({seed: sign * size for seed, (sign, size) in enumerate(zip(signs, sizes, strict=True))})
+        for signs in itertools.product((1, -1), repeat=seeds)
+    ]
+    assert chance_of(0.05, seeds) == pytest.approx(sum(p <= 0.05 for p in drawn) / len(drawn))
