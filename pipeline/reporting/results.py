@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
 from pipeline.errors import UserError
-from pipeline.tracking.describe import ARM, PRUNED, ROLE, SEED, SWEEP, TRIAL
+from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL
 from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class Row:
 class Results:
     """A sweep as it stands in the tracker. `statuses` counts all its trials, `older` those repeated since.
 
-    A pruned trial counts as PRUNED, not as FINISHED: it is in no row. `about`: what the sweep was said to be for before
-    it ran: `description`, and of a study its `question`, `expectation`, ... `unfinished` are the trials that
-    have neither finished nor been pruned.
+    A pruned trial counts as PRUNED, not as FINISHED: it is in no row; nor is a DAMAGED one, whose metrics end before
+    the trial did. `about`: what the sweep was said to be for before it ran: `description`, and of a study its
+    `question`, `expectation`, ... `unfinished` are the trials that have neither finished nor been pruned.
     """
 
     sweep: str
@@ -201,7 +201,9 @@ def _params(run: "Run") -> dict[str, str]:
 
 
 def _status(run: "Run") -> str:
-    return "PRUNED" if PRUNED in run.data.tags and run.info.status == "FINISHED" else run.info.status
+    if run.info.status != "FINISHED":
+        return str(run.info.status)
+    return "DAMAGED" if DAMAGED in run.data.tags else "PRUNED" if PRUNED in run.data.tags else "FINISHED"
 
 
 def _order(arm: str) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pipeline.tracking.mlflow_run import DataInput, Description, flat_params
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
 COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
 PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
+DAMAGED = "metrics_damaged"  # the tag, with the reason, of a run whose last values are not its trial's
 ENVIRONMENT = "environment"  # and the tags environment.<what>, which say what a run's workers ran on
 
 

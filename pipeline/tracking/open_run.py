@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import DamagedSpool
+from pipeline.tracking.describe import DAMAGED
 from pipeline.tracking.filing import file_on_run
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.outage import Pause
@@ -30,6 +31,7 @@ class OpenRun:
     pause: Pause = field(default_factory=Pause)
     problem: str = ""
     damage: str = ""  # of the spool: what comes after it is never sent
+    was_damaged: bool = False  # as its tag says
     ended: bool = False  # by us
     over: bool = False  # nothing is outstanding, nor will be
 
@@ -50,6 +52,7 @@ def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
                 return True
         run.run_id = begin_run(client, experiment_id, run.memory, run.description, found)
         run.unsure = found is not None
+        run.was_damaged = found is not None and DAMAGED in found.data.tags
         if folder is not None:
             write_memory(folder.shipped, {**shipped(folder, run.run_id), "ended": None})
     if folder is not None:
@@ -70,6 +73,11 @@ def _end(client: "MlflowClient", experiment_id: str, run: OpenRun, status: str) 
     folder = run.folder
     if folder is not None:
         ship_files(client, run.run_id, folder)
+    if run.damage:
+        client.set_tag(run.run_id, DAMAGED, run.damage)
+    elif run.was_damaged:
+        client.delete_tag(run.run_id, DAMAGED)
+        run.was_damaged = False
     file_on_run(client, run.run_id, run.artifacts)
     find_run(client, experiment_id, run.memory)  # a twin may have come late
     client.set_terminated(run.run_id, status)

@@ -12,12 +12,13 @@ from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.records.lock import folder_lock
+from pipeline.reporting.results import read_results
 from pipeline.tracking.destination import Destination, recall, remember
 from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
-from tests.pipeline.sweep_samples import EXTRA, write_spool
+from tests.pipeline.sweep_samples import EXTRA, LOSS, write_spool
 
 ARMS = {"arms": ("per_token", "none"), "seeds": (0,)}
 HERE = Destination()
@@ -125,6 +126,25 @@ def test_a_damaged_spool_is_named_and_its_run_is_ended(output):
     assert_whole(output, trial, folder, "FINISHED", STEPS[:1])
     assert_whole(output, other, second, "FINISHED")
     assert sync(output, "damaged").exit_code == 1
+
+
+def test_metrics_that_end_in_damage_do_not_pass_for_a_finished_trials_last_ones(output):
+    (trial, folder), (other, second) = begin(output, "spoilt", HERE, **ARMS)
+    leave(trial, folder, "FINISHED")
+    leave(other, second, "FINISHED")
+    whole = folder.spool.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    folder.spool.write_bytes(lines[0] + b"\0" * len(lines[1][:-1]) + b"\n" + lines[2])
+    for _ in range(2):
+        sync(output, "spoilt")
+        found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
+        assert (found.statuses, found.unfinished) == ({"DAMAGED": 1, "FINISHED": 1}, ("per_token-s0",))
+        assert [row.arm for row in found.rows] == ["none"]
+    folder.spool.write_bytes(whole)
+    assert sync(output, "spoilt").exit_code == 0
+    found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
+    assert found.statuses == {"FINISHED": 2}
+    assert found.rows[0].trials[0].metrics["eval/loss"] == LOSS["per_token"][0]
 
 
 def test_another_store_gets_everything(output, tmp_path, with_store):
