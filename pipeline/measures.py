@@ -23,7 +23,7 @@ ROUTED_NOWHERE = "routed_nowhere"  # fraction of valid tokens with no active exp
 NEVER_ACTIVE = "never_active"  # fraction of experts that no token of the batch uses
 EFFECTIVE_EXPERTS = "effective_experts"  # exp(entropy of the mean routing distribution)
 MUTUAL_INFORMATION = "mutual_information"  # selectivity: I(expert; token) in nats
-RANK_CORRELATION_CONTRIBUTION = "rank_correlation_contribution"  # of Goodness with |masked_output|, active experts
+RANK_CORRELATION_CONTRIBUTION = "rank_correlation_contribution"  # of Goodness with |masked_output|; see Health
 RANK_CORRELATION_RELEVANCE = "rank_correlation_relevance"  # of Goodness with |grad_output|
 RANK_CORRELATION_COST = "rank_correlation_cost"  # of Goodness with the learning cost
 

@@ -60,7 +60,8 @@ class Health:
         activation_rate, fraction_good: of (token, expert) pairs. routed_nowhere: of tokens. never_active: of experts,
         those that no token uses. effective_experts: exp(entropy of the mean routing distribution). mutual_information:
         I(expert; token) in nats, the entropy of the mean routing distribution less the mean of the tokens' entropies.
-        rank_correlation_*: Spearman's coefficient over the active experts, mean over tokens.
+        rank_correlation_*: Spearman's coefficient over the active experts, mean over tokens; over all experts where
+        all tokens share one Goodness.
         """
         tokens, active, good, judged, nowhere, entropies, *correlations = self.scalars.tolist()
         experts, routed = len(self.routing), tokens - nowhere

@@ -7,6 +7,7 @@ from pipeline import measures
 from pipeline.reporting.columns import EVAL_LOSS
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
+from tiny_onn.arms import GRANULARITY
 
 CONTROL = "per_token"
 _SPARSE = 0.1  # a layer with a smaller part of its experts active counts as sparse
@@ -149,7 +150,9 @@ def ranking(row: Row) -> str:
         return ""
     strongest = max(known, key=lambda word: abs(known[word]))
     listed = ", ".join(f"{word} {value:+.2f}" for word, value in known.items())
-    return f"Goodness in {row.arm} ranks active experts most like their {strongest} (rank correlations: {listed})."
+    # Where all tokens share one Goodness, all experts are ranked by it, once. Of an arm of one's own it is not known.
+    ranked = "active experts" if GRANULARITY.get(row.arm) == "token" else "experts"
+    return f"Goodness in {row.arm} ranks {ranked} most like their {strongest} (rank correlations: {listed})."
 
 
 def limits(results: Results) -> str:

@@ -95,6 +95,7 @@ def test_the_words_follow_from_the_numbers(whole):
     # only the first layer of per_token has under 10 % active: 0.5 nats of ln 8
     assert f"tells 0.50 nats about the token, which is {100 * 0.5 / math.log(8):.0f} %" in text
     assert "Goodness in per_token ranks active experts most like their contribution" in text
+    assert "Goodness in aggregated ranks experts most like their contribution" in text  # which it has of all of them
     assert "contribution +0.90, relevance -0.10, cost +0.20" in text
     assert "Goodness in none" not in text
     assert "losses of none and per_token cannot be compared" in text
