@@ -52,7 +52,7 @@ class Shard(Part):
 
 
 class Leak(Part):
-    """A task of `split` that shares an identical pair with a task that is trained on."""
+    """A task of `split` that shares an identical pair with a task that is trained on, in any of its views."""
 
     split: Split
     task: str

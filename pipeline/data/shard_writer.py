@@ -85,7 +85,7 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
         leakage=tuple(
             Leak(split=split, task=other, train_task=ours)
             for split in ("held_out", "evaluation")
-            for ours, other in leakage(train, tasks[split])
+            for ours, other in leakage((view_task(task, view) for task, _, view in rows), tasks[split])
         ),
         shards=tuple(shards),
     )

@@ -42,18 +42,27 @@ def pair_hashes(tasks: Iterable[Task]) -> dict[str, list[str]]:
     """hash of (input, output) -> the ids of the tasks that hold this pair. Pairs without an output have no answer."""
     holders: dict[str, list[str]] = {}
     for task in tasks:
-        for digest in {hashlib.sha256(pair.content).hexdigest() for pair in task.pairs if pair.output is not None}:
+        for digest in _pair_hashes(task):
             holders.setdefault(digest, []).append(task.task_id)
     return holders
 
 
 def leakage(train: Iterable[Task], other: Iterable[Task]) -> list[tuple[str, str]]:
-    """Every (train task id, other task id) that share an identical pair, sorted. Names of tasks are not compared."""
-    known = pair_hashes(train)
+    """Every (train task id, other task id) that share an identical pair, sorted. Names of tasks are not compared.
+
+    `train` may be many, each task in all its views: they are gone through once, and not kept.
+    """
+    known = pair_hashes(other)
+    if not known:
+        return []
     found = {
-        (ours, theirs) for digest, ids in pair_hashes(other).items() for theirs in ids for ours in known.get(digest, [])
+        (task.task_id, theirs) for task in train for digest in _pair_hashes(task) for theirs in known.get(digest, [])
     }
     return sorted(found)
+
+
+def _pair_hashes(task: Task) -> set[str]:
+    return {hashlib.sha256(pair.content).hexdigest() for pair in task.pairs if pair.output is not None}
 
 
 def grid_of(cells: object) -> np.ndarray:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.augment import View, inverse, view_grid, views
+from pipeline.data.augment import View, inverse, view_grid, view_task, views
 from pipeline.data.manifest import file_hash
 from pipeline.data.rows import check_file, read_group, read_lengths
 from pipeline.data.shards import open_prepared, prepare, read_rows
@@ -283,6 +283,21 @@ def test_missing_files_and_foreign_manifests_are_named(prepared):
         open_prepared(prepared.folder)
     with pytest.raises(UserError, match="cannot be read"):
         open_prepared(prepared.folder / "absent")
+
+
+def test_a_leak_by_a_view_that_is_trained_on_is_reported(tmp_path):
+    turned = view_task(TASKS[0], View(3))
+    write_tasks(tmp_path / "tasks", TASKS)
+    write_tasks(tmp_path / "tasks" / "evaluation", [Task("turned", turned.train, turned.test)])
+    leaks = {}
+    for seen in (1, 8):
+        config = DataConfig(
+            dataset="folder", folder=str(tmp_path / "tasks"), max_tokens=2000, dihedral_views=seen, held_out=0.1
+        )
+        prepared = prepare(config, tmp_path / str(seen))
+        assert TASKS[0].task_id in {row.task_id for row in read_rows(prepared, "train")}
+        leaks[seen] = [(leak.task, leak.train_task) for leak in prepared.manifest.leakage]
+    assert leaks == {1: [], 8: [("turned", TASKS[0].task_id)]}
 
 
 def test_the_public_tasks_are_split_without_a_leak(tmp_path):
