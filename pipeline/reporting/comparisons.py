@@ -4,7 +4,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.reporting.statistics import ENOUGH_SEEDS, Difference, chance_of, holm, least_p, seeds_needed, sign_flip_p
+from pipeline.reporting.statistics import (
+    ENOUGH_SEEDS,
+    MOST_EXACT,
+    Difference,
+    chance_of,
+    holm,
+    least_p,
+    seeds_needed,
+    sign_flip_p,
+)
 
 LEVEL = 0.05
 
@@ -41,6 +50,8 @@ def note(differences: Mapping[int, Mapping[str, Difference]], comparisons: Mappi
     text += ". The p-values are those of the exact sign-flip test over seeds, which assumes nothing but that, without "
     text += "a difference, either sign is as likely; Holm's correction makes them hold for all comparisons together. "
     most = max(seeds)
+    if most > MOST_EXACT:
+        text += f"With more than {MOST_EXACT} seeds they come from signs drawn at random, and are not quite exact. "
     if least_p(most) > LEVEL / total:
         needed = seeds_needed(total, LEVEL)
         text += (

@@ -159,7 +159,8 @@ def escape(text: str) -> str:
 LEGEND = (
     "Last value of each run; step time is the median over the run. *active*: part of the experts with a routing weight "
     "above 0, mean over valid tokens and the layer's projections. *judged good* and *selectivity* (mutual information "
-    "of expert and token) are means over layers. A bold number is the best of its column and cell."
+    "of expert and token) are means over layers. A bold number is the best of its column and cell, where its arms have "
+    "the same seeds."
 )
 
 
@@ -168,12 +169,17 @@ def _names(row: Row) -> list[str]:
 
 
 def is_best(results: Results, row: Row, column: Column) -> bool:
-    """Whether the row's mean is the best among the finite means of its cell, where they differ as shown."""
-    value = mean(column.of_row(row))
-    rivals = [mean(column.of_row(other)) for other in results.rows if other.cell == row.cell]
-    finite = [rival for rival in rivals if math.isfinite(rival)]
-    differ = len({column.show(rival) for rival in finite}) > 1
-    return column.best is not None and differ and value == column.best(finite)
+    """Whether the row's mean is the best among the finite means of its cell, where they differ as shown.
+
+    Means over other seeds are not compared: an arm whose hardest seed failed would look the better for it.
+    """
+    if column.best is None:
+        return False
+    values = [column.of_row(other) for other in results.rows if other.cell == row.cell]
+    rivals = [each for each in values if math.isfinite(mean(each))]
+    means = [mean(each) for each in rivals]
+    comparable = len({frozenset(each) for each in rivals}) == 1 and len({column.show(each) for each in means}) > 1
+    return comparable and mean(column.of_row(row)) == column.best(means)
 
 
 def _mean(results: Results, row: Row, column: Column, mark: Callable[[str], str]) -> str:

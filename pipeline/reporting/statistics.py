@@ -10,6 +10,7 @@ from scipy import stats
 
 ENOUGH_SEEDS = 5  # below this a bootstrap interval says little more than the differences themselves
 _RESAMPLES = 9999
+MOST_EXACT = 16  # seeds, of which all 2^16 ways to draw the signs are tried; of more, some are drawn at random
 _LEVEL = 0.95
 
 
@@ -72,15 +73,17 @@ def sign_flip_p(differences: Mapping[Any, float]) -> float:
     """The two-sided p-value of the paired sign-flip (permutation) test of the mean difference, by scipy.
 
     Under the null hypothesis each seed's difference could as well have had the other sign. With n seeds there are 2^n
-    ways to draw the signs, so p is never below `least_p(n)`. NaN for fewer than two seeds, or where one is not finite.
+    ways to draw the signs, so p is never below `least_p(n)`. Exact for up to MOST_EXACT seeds. NaN for fewer than two
+    seeds, or where one is not finite.
     """
     numbers = np.array(list(differences.values()))
     if len(numbers) < 2 or not np.isfinite(numbers).all():
         return math.nan
     if not numbers.any():
         return 1.0
+    tried = max(_RESAMPLES, 2 ** len(numbers)) if len(numbers) <= MOST_EXACT else _RESAMPLES
     found = stats.permutation_test(
-        (numbers,), np.mean, permutation_type="samples", n_resamples=_RESAMPLES, rng=np.random.default_rng(0)
+        (numbers,), np.mean, permutation_type="samples", n_resamples=tried, rng=np.random.default_rng(0)
     )
     return float(found.pvalue)
 

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.reporting import report as reporting
 from pipeline.reporting.columns import COLUMNS
-from pipeline.reporting.report import escape, make_report, markdown, print_report, write_report
+from pipeline.reporting.report import escape, is_best, make_report, markdown, print_report, write_report
 from pipeline.reporting.statistics import mean
 from pipeline.run import file_report
 from pipeline.tracking.tracker import Tracker
@@ -213,3 +213,10 @@ def test_what_is_not_there_is_named(output, tracker, whole):
 
 def test_names_cannot_break_the_page():
     assert escape("a|b <img src=x> `c` [d](e)\nf & g") == "a\\|b &lt;img src=x&gt; \\`c\\` \\[d\\](e) f &amp; g"
+
+
+def test_no_mean_is_the_best_among_means_over_other_seeds(output, tracker, whole):
+    (best,) = [r for r in whole.results.rows if is_best(whole.results, r, BY_KEY["eval_loss"])]
+    part = _run(output, tracker, experiment("part-of-an-arm"), unfinished=(f"{best.arm}-s2",))
+    assert len(_row(part, best.arm).trials) == 2
+    assert not [row.arm for row in part.results.rows if is_best(part.results, row, BY_KEY["eval_loss"])]

@@ -3,11 +3,13 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.reporting.statistics import (
+    MOST_EXACT,
     chance_of,
     holm,
     least_p,
@@ -84,6 +86,14 @@ def test_the_sign_flip_test_by_hand():
     assert sign_flip_p({0: 0.0, 1: 0.0}) == 1.0
     assert math.isnan(sign_flip_p({0: 1.0}))
     assert math.isnan(sign_flip_p({0: 1.0, 1: math.nan}))
+
+
+def test_the_sign_flip_test_is_exact_for_as_many_seeds_as_it_says():
+    numbers = [0.3, 1.9, -0.8, 0.7, 1.1, -0.2, 0.9, 0.4, -1.3, 0.6, 1.2, -0.5, 0.8, 1.7, 0.1, -0.9]
+    assert len(numbers) == MOST_EXACT
+    signs = np.array(list(itertools.product((1, -1), repeat=len(numbers))))
+    as_far = np.abs(signs @ numbers) >= sum(numbers) - 1e-9
+    assert sign_flip_p(dict(enumerate(numbers))) == pytest.approx(as_far.mean(), rel=1e-12)
 
 
 def test_holm_by_hand():
