@@ -102,7 +102,7 @@ def routing_health(
     total = weights.sum(dim=-1)
     routed = (total > 0).double()
     share = routed / total.where(total > 0, 1)  # of a token's distribution w / total: 1 / total, or 0 if routed nowhere
-    # w log w, which is 0 where w is. Never the logarithm of 0, which takes seven times as long.
+    # w log w, which is 0 where w is. Never the logarithm of 0, which takes several times as long.
     products = routing_weights.clamp(min=torch.finfo(routing_weights.dtype).tiny).log_().mul_(routing_weights)
     entropies = total.where(total > 0, 1).log() - share * products.sum(dim=-1, dtype=torch.float64)
     scalars = weights.new_zeros(_SCALARS)

@@ -99,6 +99,8 @@ for called_before, message in ((False, "was compiled; hooks see nothing"), (True
         step("hooks", "aot_eager", called_before)
     except CaptureError as error:
         assert message in str(error), error
+    except AssertionError:  # torch 2.9's own: it cannot leave what it compiles where the hook is
+        assert torch.__version__ < "2.13"
     else:
         raise AssertionError("hooks were said to have worked")
 print("told")
