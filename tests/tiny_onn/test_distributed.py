@@ -1,6 +1,7 @@
 """Two gloo processes with unequal work against one with all of it."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,7 @@ def micro_batches_worker(rank: int, folder: str) -> None:
                 in_micro_batches(engine, range(2 * rank, 2 * rank + 2), sync=True)
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # errors hold on to DDP, and with it to a thread of gloo's, which must not outlive the interpreter
 
 
 def test_micro_batches_on_two_workers_are_one_batch_or_refused(tmp_path: Path) -> None:
