@@ -120,7 +120,8 @@ class LearningDynamics:
             valid: which tokens count, False for padding; see `Engine.use_valid`, also for several forward passes.
             labels: the number, over all workers, of labelled tokens that the task loss is divided by.
             tokens: the number of valid tokens over all workers, where it is known.
-            observe: also measure routing health, which costs about as much again as the meta-loss.
+            observe: also measure routing health, which costs more than the meta-loss: half a plain step, or with few
+                tokens several.
         """
         health: dict[str, Health] | None = {} if observe else None
         moments = self._second_moments() if _needs_second_moment(self.cost) else {}
