@@ -16,6 +16,13 @@ EVAL_TOKEN_ACCURACY = "eval/token_accuracy"
 EVAL_PAIRS_EXACT = "eval/pairs_exact"  # fraction of held-out test pairs decoded without a fault
 EVAL_TASKS_EXACT = "eval/tasks_exact"  # fraction of held-out tasks with every test pair right
 
+# Routing on the held-out tokens, a mean over modules each (tiny_onn.routing_patterns); the last three at the end only.
+DENSITY = "held_out/density"  # fraction of (valid token, expert) with routing weight > 0
+DEAD_EXPERTS = "held_out/dead_experts"  # fraction of experts that no held-out token uses
+UNION_OF_CHUNK = "held_out/union_of_8"  # fraction of experts that any of 8 neighbouring tokens uses
+TASK_INFORMATION = "held_out/task_information"  # RMI: I(task; active expert) in nats
+TASK_DISTANCE = "held_out/task_distance"  # ITJD: Jaccard distance between the patterns of two tasks
+
 # Routing health, each as `health/L<layer>` and `health.by_module/L<layer>.<projection>`.
 ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
 FRACTION_GOOD = "fraction_good"  # fraction of (valid token, expert) judged good

@@ -99,7 +99,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     late = {kind: [s - per_token * n for s, n in zip(seconds[kind], tokens[kind], strict=True)] for kind in seconds}
     some = held_out[:: max(1, len(held_out) // _EVALUATED)]
     batch_tokens = training.batch_tokens // workers.count
-    evaluate(model, some[:2], batch_tokens, 0, 1, autocast=autocast)  # compiles what only evaluation needs
+    evaluate(model, some[:2], batch_tokens, 0, 1, autocast=autocast)  # warms up
     began = now()
     evaluate(model, some, batch_tokens, 0, 1, autocast=autocast)
     evaluating = (now() - began) * sum(map(len, held_out)) / sum(map(len, some)) / workers.count

@@ -1,6 +1,7 @@
 """How good is a model on the held-out tasks: loss, token accuracy, and grids decoded exactly."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +15,11 @@ from pipeline.training.step import batch_logits, summed_loss
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.generate import generate
 from tiny_onn.model import GridTransformer
+from tiny_onn.routing_patterns import NOT_A_TASK, watch_routing
 
 Grid = list[list[int]]
+PATTERN_TASKS = 256  # held-out tasks whose routing patterns are compared: [modules, tasks, experts] have to be held
+_OF_PATTERNS = (measures.UNION_OF_CHUNK, measures.TASK_INFORMATION, measures.TASK_DISTANCE)
 _TELL_EVERY_S = 1.0  # far less than a collective's time limit
 
 
@@ -44,27 +48,43 @@ def evaluate(
     world_size: int,
     *,
     autocast: bool = False,
+    patterns: bool = False,
 ) -> dict[str, float]:
-    """eval/loss (nats per labelled token) and eval/token_accuracy over all rows, the same on every worker.
+    """Loss (nats per labelled token), token accuracy and density over all rows, the same on every worker.
 
-    Each worker takes every `world_size`-th row, each row once; sums and counts are added up over the workers.
+    Each worker takes every `world_size`-th row, each row once; sums and counts are added up over the workers. Density
+    and dead experts are those of the same tokens, in the same forward passes.
 
     Args:
         autocast: in bfloat16, as `train_step`: so that the loss compares with that of training.
+        patterns: also measure how tasks differ in the experts that they use, and the union over neighbouring tokens;
+            tasks beyond the first PATTERN_TASKS do not count. What cannot be measured on these rows, such as the
+            distance between tasks where there is one, is left out.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
-    for group in _groups(rows[rank::world_size], batch_tokens):
-        batch = collate(group).to(device)
-        logits = batch_logits(model, batch, autocast=autocast)
-        labelled = batch.labels != IGNORED
-        sums[0] += summed_loss(logits, batch.labels)
-        sums[1] += ((logits.argmax(dim=-1) == batch.labels) & labelled).sum()
-        sums[2] += labelled.sum()
+    tasks = {task: n for n, task in enumerate(list(dict.fromkeys(row.task_id for row in rows))[:PATTERN_TASKS])}
+    with watch_routing(model, len(tasks) if patterns else 0) as routed:
+        for group in _groups(rows[rank::world_size], batch_tokens):
+            batch = collate(group).to(device)
+            numbers = torch.tensor([tasks.get(row.task_id, NOT_A_TASK) for row in group], device=device)
+            routed.use_rows(batch.valid, numbers)
+            logits = batch_logits(model, batch, autocast=autocast)
+            labelled = batch.labels != IGNORED
+            sums[0] += summed_loss(logits, batch.labels)
+            sums[1] += ((logits.argmax(dim=-1) == batch.labels) & labelled).sum()
+            sums[2] += labelled.sum()
     loss, right, count = sum_over_workers(sums).tolist()
+    routed.sum_over_workers()
     if not count:
         return {}
-    return {measures.EVAL_LOSS: loss / count, measures.EVAL_TOKEN_ACCURACY: right / count}
+    found = {measures.EVAL_LOSS: loss / count, measures.EVAL_TOKEN_ACCURACY: right / count}
+    found |= {measures.DENSITY: routed.density(), measures.DEAD_EXPERTS: routed.dead_experts()}
+    if patterns:
+        found[measures.UNION_OF_CHUNK] = routed.union_of_chunk()
+        found[measures.TASK_INFORMATION] = routed.task_information()
+        found[measures.TASK_DISTANCE] = routed.task_distance()
+    return {name: value for name, value in found.items() if name not in _OF_PATTERNS or math.isfinite(value)}
 
 
 def predict(

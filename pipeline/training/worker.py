@@ -120,7 +120,9 @@ def run_training(
         if training.on_nonfinite == "skip":
             metrics[measures.SKIPPED_STEPS] = float(skipped.steps)
         if evaluates:
-            metrics |= evaluate(model, held_out, loader.budget, rank, world_size, autocast=autocast)
+            metrics |= evaluate(
+                model, held_out, loader.budget, rank, world_size, autocast=autocast, patterns=done == training.steps
+            )
         if done == training.steps:
             predictions = _predict(experiment, model, held_out, rank, world_size)
             metrics |= exact_match(predictions)

@@ -153,6 +153,21 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
         assert found[measures.EVAL_TOKEN_ACCURACY] == pytest.approx(right / count)
 
 
+def test_routing_of_held_out_rows_does_not_depend_on_batches_and_patterns_come_at_the_end(
+    data: Prepared, whole: TrialFolder
+) -> None:
+    model, rows = build_model(small_experiment()), read_rows(data, "held_out")
+    some, many = (evaluate(model, rows, budget, 0, 1, patterns=True) for budget in (128, 1000))
+    assert some == pytest.approx(many, rel=1e-9)
+    assert 0 < many[measures.DENSITY] < many[measures.UNION_OF_CHUNK] <= 1 - many[measures.DEAD_EXPERTS]
+    metrics = metrics_of(whole)
+    assert {measures.DENSITY, measures.DEAD_EXPERTS} <= set(metrics[4])
+    at_the_end = {measures.UNION_OF_CHUNK, measures.TASK_INFORMATION}  # of one task there is no distance to another
+    assert measures.TASK_DISTANCE not in metrics[8]
+    assert not at_the_end & set(metrics[4])
+    assert at_the_end <= set(metrics[8])
+
+
 def test_evaluation_has_the_precision_of_training(data: Prepared, tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
     run_training(small_experiment(precision="bfloat16"), folder, data.folder, CPU)
