@@ -13,7 +13,7 @@ from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Place
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # part of a data set's name: what another version made is not used again
 Split = Literal["train", "held_out", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -52,7 +52,7 @@ class Shard(Part):
 
 
 class Leak(Part):
-    """A task of `split` that shares an identical pair with a task that is trained on, in any of its views."""
+    """A task of `split` that is related (`related.marks`) to a task that is trained on, in whatever views."""
 
     split: Split
     task: str

@@ -53,9 +53,7 @@ def tell(prepared: Prepared, console: Console) -> None:
     for reason in manifest.refused[:_SHOWN]:
         say(f"  refused: {reason}", "yellow")
     for leak in manifest.leakage[:_SHOWN]:
-        say(
-            f"  leak: {leak.split} task {leak.task} shares a pair with {leak.train_task}, which is trained on", "yellow"
-        )
+        say(f"  leak: {leak.split} task {leak.task} shares pairs with {leak.train_task}, which is trained on", "yellow")
     for number, what, more in (
         (len(manifest.refused), "file", " refused, the rest prepared"),
         (len(manifest.leakage), "leak", ""),

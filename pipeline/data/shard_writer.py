@@ -22,9 +22,10 @@ from pipeline.data.manifest import (
     write_manifest,
 )
 from pipeline.data.randomness import generator
+from pipeline.data.related import leakage
 from pipeline.data.rows import SCHEMA, Row, table_of
 from pipeline.data.split import hold_out
-from pipeline.data.task import Task, leakage
+from pipeline.data.task import Task
 from pipeline.data.tokens import WHOLE, encode_task, encoded_length
 from pipeline.settings.config import DataConfig
 
@@ -85,7 +86,7 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
         leakage=tuple(
             Leak(split=split, task=other, train_task=ours)
             for split in ("held_out", "evaluation")
-            for ours, other in leakage((view_task(task, view) for task, _, view in rows), tasks[split])
+            for ours, other in leakage(train, tasks[split])
         ),
         shards=tuple(shards),
     )

@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 
 from pipeline.data.randomness import stable_hash
-from pipeline.data.task import Task, pair_hashes
+from pipeline.data.related import related_groups
+from pipeline.data.task import Task
 from pipeline.errors import UserError
 
 
 def hold_out(tasks: Sequence[Task], part: float, seed: int) -> tuple[list[Task], list[Task]]:
     """(train, held out), about `part` of the tasks being held out; both in the order of `tasks`.
 
-    A task is wholly on one side, and so are tasks that share a pair. The choice is a function of the seed and the
-    tasks' ids, not of their order.
+    A task is wholly on one side, and so are related tasks (`related.marks`). The choice is a function of the seed and
+    the tasks' ids, not of their order.
 
     Raises:
         UserError: the tasks cannot be cut in two.
     """
-    groups = _sharing_a_pair(tasks)
+    groups = [{task.task_id for task in group} for group in related_groups(tasks)]
     if len(groups) < 2:
-        shared = f"{len(tasks)} tasks that all share pairs" if len(tasks) > 1 else f"{len(tasks)} task"
+        shared = f"{len(tasks)} tasks that are all related" if len(tasks) > 1 else f"{len(tasks)} task"
         raise UserError(
             f"data: {shared} left to learn from; at least 2 independent ones are needed, to train on and to hold out. "
             "Raise data.max_tokens or give more tasks."
@@ -33,15 +34,3 @@ def hold_out(tasks: Sequence[Task], part: float, seed: int) -> tuple[list[Task],
         held = min(order, key=len)
     train = [task for task in tasks if task.task_id not in held]
     return train, [task for task in tasks if task.task_id in held]
-
-
-def _sharing_a_pair(tasks: Sequence[Task]) -> list[set[str]]:
-    """The ids in the smallest groups such that tasks of different groups share no pair."""
-    group_of = {task.task_id: {task.task_id} for task in tasks}
-    for first, *others in pair_hashes(tasks).values():
-        for other in others:
-            merged, absorbed = group_of[first], group_of[other]
-            if merged is not absorbed:
-                merged |= absorbed
-                group_of.update(dict.fromkeys(absorbed, merged))
-    return list({id(group): group for group in group_of.values()}.values())

@@ -1,7 +1,5 @@
-"""What an ARC task is, and whether two sets of them share an answer."""
+"""What an ARC task is."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,33 +34,6 @@ class Task:
     def pairs(self) -> tuple[Pair, ...]:
         """Demonstrations first, then the pairs to be solved."""
         return self.train + self.test
-
-
-def pair_hashes(tasks: Iterable[Task]) -> dict[str, list[str]]:
-    """hash of (input, output) -> the ids of the tasks that hold this pair. Pairs without an output have no answer."""
-    holders: dict[str, list[str]] = {}
-    for task in tasks:
-        for digest in _pair_hashes(task):
-            holders.setdefault(digest, []).append(task.task_id)
-    return holders
-
-
-def leakage(train: Iterable[Task], other: Iterable[Task]) -> list[tuple[str, str]]:
-    """Every (train task id, other task id) that share an identical pair, sorted. Names of tasks are not compared.
-
-    `train` may be many, each task in all its views: they are gone through once, and not kept.
-    """
-    known = pair_hashes(other)
-    if not known:
-        return []
-    found = {
-        (task.task_id, theirs) for task in train for digest in _pair_hashes(task) for theirs in known.get(digest, [])
-    }
-    return sorted(found)
-
-
-def _pair_hashes(task: Task) -> set[str]:
-    return {hashlib.sha256(pair.content).hexdigest() for pair in task.pairs if pair.output is not None}
 
 
 def grid_of(cells: object) -> np.ndarray:

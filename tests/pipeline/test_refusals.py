@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from pipeline.cli import main
+from pipeline.data.manifest import SCHEMA_VERSION
 from pipeline.data.shards import prepare
 from pipeline.errors import UserError
 from pipeline.layout import Output
@@ -173,11 +174,11 @@ def test_data_of_another_schema_version_is_not_used(
     """`open_prepared`, by which workers read, refuses it; the command says so and writes the data anew."""
     data = read_experiment(config).data
     manifest = prepare(data, tmp_path / "out" / "data").folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"schema_version": 1', '"schema_version": 7'))
+    manifest.write_text(manifest.read_text().replace(f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 7'))
     result = CliRunner().invoke(main, ["prepare", str(config), "--output", str(tmp_path / "out")])
     assert result.exit_code == 0
-    assert "schema_version is 7; expected 1" in caplog.text
-    assert json.loads(manifest.read_text())["schema_version"] == 1
+    assert f"schema_version is 7; expected {SCHEMA_VERSION}" in caplog.text
+    assert json.loads(manifest.read_text())["schema_version"] == SCHEMA_VERSION
 
 
 def test_one_bad_file_is_told_and_counted_and_the_others_are_prepared(config: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.manifest import Manifest, Prepared
+from pipeline.data.manifest import SCHEMA_VERSION, Manifest, Prepared
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
@@ -79,7 +79,7 @@ def toy_data(folder: Path) -> Prepared:
     return Prepared(
         folder,
         Manifest(
-            schema_version=1,
+            schema_version=SCHEMA_VERSION,
             dataset="toy",
             config=DataConfig(max_tokens=16),
             source_hash=nothing,
