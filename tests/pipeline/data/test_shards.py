@@ -319,7 +319,8 @@ def test_a_data_set_made_under_an_older_version_is_not_used_again(prepared, conf
     assert older.folder != prepared.folder
     monkeypatch.undo()
     assert prepare(config, tmp_path / "data").folder == prepared.folder
-    with pytest.raises(UserError, match=rf"schema_version is {SCHEMA_VERSION - 1}; expected {SCHEMA_VERSION}\. Prepare the data again"):
+    reason = rf"schema_version is {SCHEMA_VERSION - 1}; expected {SCHEMA_VERSION}\. Prepare the data again"
+    with pytest.raises(UserError, match=reason):
         open_prepared(older.folder)
 
 
