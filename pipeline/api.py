@@ -179,25 +179,31 @@ def report(
     mlflow_experiment: str = EXPERIMENT,
     console: "Console | None" = None,
     file: bool = True,
+    sweep_id: str | None = None,
 ) -> "Report":
     """Makes the report of a sweep from MLflow alone, prints it, and writes it to the output folder.
 
     Args:
         file: also files it on the sweep's summary run in MLflow, in the place of an older one.
+        sweep_id: of several sweeps of that name, which ("none": that whose runs have no id). By default the one whose
+            record lies in the output folder, or beside the store; without a record, the only one that there is.
 
     Raises:
-        UserError: the store cannot be used, or has no trial of the sweep.
+        UserError: the store cannot be used, has no trial of the sweep, or has several sweeps of that name.
     """
     from pipeline.run import file_report
     from pipeline.settings.config import check_name
+    from pipeline.tracking.find_runs import WITHOUT_ID, recorded_id
 
     check_name(sweep, "SWEEP")
     uri = tracking_uri or local_store(Path(output), sweep)
-    made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console)
+    named = "" if sweep_id == WITHOUT_ID else sweep_id
+    wanted = recorded_id(Output(Path(output)), uri, sweep) if named is None else named
+    made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console, wanted)
     if file:
         from pipeline.tracking.filing import file_on_summary
 
-        file_on_summary(uri, mlflow_experiment, sweep, paths)
+        file_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
     return made
 
 

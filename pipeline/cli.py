@@ -181,11 +181,22 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
 @URI
 @EXPERIMENT
 @click.option("--no-file", is_flag=True, help="Write the files, and leave the sweep's summary run in MLflow as it is.")
-def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str, no_file: bool) -> None:
+@click.option(
+    "--sweep-id",
+    default=None,
+    metavar="ID",
+    help="Of several sweeps of that name, which. Default: the one whose record lies in --output, or beside the store.",
+)
+def report(
+    sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str, no_file: bool, sweep_id: str | None
+) -> None:
     """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
 
     report.html is one page with all figures in it, for any browser; report.md and results.json say the same. All are
     also filed on the sweep's summary run in MLflow.
+
+    A sweep has an id of its own, so that another of the same name is never mixed with it. Where MLflow has several and
+    no record says which is meant, they are listed, and --sweep-id names one.
 
     \b
     Examples:
@@ -194,7 +205,14 @@ def report(sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment
     """
     from pipeline import api
 
-    api.report(sweep, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment, file=not no_file)
+    api.report(
+        sweep,
+        output,
+        tracking_uri=tracking_uri,
+        mlflow_experiment=mlflow_experiment,
+        file=not no_file,
+        sweep_id=sweep_id,
+    )
 
 
 for each in (*_WITH_A_TRACKER, *_ON_A_CLUSTER):

@@ -44,9 +44,11 @@ class Outcome:
         """A row for each finished trial: arm, seed, what else varies, and the report's columns."""
         from pipeline.reporting.frames import results_frame
         from pipeline.reporting.results import read_results
+        from pipeline.tracking.find_runs import recorded_id
 
         uri = self.tracking_uri or Output(self.output).tracking_uri
-        return results_frame(read_results(uri, self.mlflow_experiment, self.name))
+        sweep_id = recorded_id(Output(self.output), uri, self.name)
+        return results_frame(read_results(uri, self.mlflow_experiment, self.name, sweep_id))
 
     def curves(self, metric: str = "train/task_loss") -> "DataFrame":
         """A metric over the steps, a column for each trial; NaN where a trial has not measured it.
@@ -131,16 +133,28 @@ def _tell_where(folder: TrialFolder, console: Console) -> None:
 
 
 def file_report(
-    uri: str, mlflow_experiment: str, sweep: str, output: Path, console: Console | None = None
+    uri: str,
+    mlflow_experiment: str,
+    sweep: str,
+    output: Path,
+    console: Console | None = None,
+    sweep_id: str | None = None,
 ) -> "tuple[Report, list[Path]]":
     """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files.
 
+    Args:
+        sweep_id: of several sweeps of that name, which. By default the one whose record lies in the output folder, or
+            beside the store; without a record, the only one that there is.
+
     Raises:
-        UserError: the store cannot be used or has no trial of the sweep, or the folder cannot be written to.
+        UserError: the store cannot be used, has no trial of the sweep or several sweeps of that name, or the folder
+            cannot be written to.
     """
     from pipeline.reporting.report import make_report, print_report, write_report
+    from pipeline.tracking.find_runs import recorded_id
 
-    made = make_report(uri, mlflow_experiment, sweep)
+    wanted = recorded_id(Output(output), uri, sweep) if sweep_id is None else sweep_id
+    made = make_report(uri, mlflow_experiment, sweep, wanted)
     folder = Output(output).sweep(sweep) / "report"
     try:
         files = write_report(made, folder)

@@ -22,6 +22,7 @@ from pipeline.reporting.figures import STYLE, name_of, new_figure, row_layers
 from pipeline.reporting.labels import legend_of_arms
 from pipeline.reporting.results import Results, Row, Trial, read_results
 from pipeline.tracking.destination import EXPERIMENT
+from pipeline.tracking.find_runs import recorded_id
 
 HERE = Path(__file__).parent
 
@@ -142,7 +143,9 @@ def main(output: Path, folder: Path | None) -> None:
     for path in sorted(HERE.glob("*.yaml")):
         sweep = f"study-{path.stem}"
         try:
-            results = read_results(Output(output).tracking_uri, EXPERIMENT, sweep)
+            place = Output(output)
+            wanted = recorded_id(place, place.tracking_uri, sweep)
+            results = read_results(place.tracking_uri, EXPERIMENT, sweep, wanted)
         except UserError as error:
             click.echo(f"{sweep}: {error}\n", err=True)
             continue

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, write_attempt
+from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.remote.index import Index, checkpoints_in, metrics_in
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of
 from pipeline.storage.lease import Lease
@@ -24,7 +25,7 @@ from pipeline.tracking.mlflow_run import expect_run
 _EVERY_S = 3.0
 _REMEMBER_EVERY_S = 10.0
 _AT_ONCE = 16
-_CLAIM, _LEASE, _TRACKED = "sweep.json", "lease.json", "tracked.json"
+_CLAIM, _LEASE, _TRACKED = RECORD, "lease.json", "tracked.json"
 _SUMMARY = "mlflow_summary.json"
 
 
@@ -138,7 +139,11 @@ class RemoteSweep:
         here = self._folder / _CLAIM
         if not here.exists():
             write_whole(here, text)
-        elif here.read_text(encoding="utf-8") != text:
+            return
+        mine, there = read_record(here.parent).get("id"), _parsed(text, self.storage / _CLAIM).get("id")
+        if mine and mine == there:
+            write_whole(here, text)  # what has been noted since, on another machine
+        elif mine != there or here.read_text(encoding="utf-8") != text:
             raise UserError(
                 f"{self._folder}: holds another sweep than {self.storage}. Name another --output, which may be empty, "
                 "or remove that folder."

@@ -37,13 +37,13 @@ class Report:
     filed: Filed
 
 
-def make_report(uri: str, experiment_name: str, sweep: str) -> Report:
+def make_report(uri: str, experiment_name: str, sweep: str, sweep_id: str | None = None) -> Report:
     """Reads the sweep's finished trials from MLflow and compares every arm with `per_token`, paired by seed and cell.
 
     Raises:
-        UserError: the store cannot be used, or has no trial of the sweep.
+        UserError: as `read_results`, which says what `sweep_id` is.
     """
-    results = read_results(uri, experiment_name, sweep)
+    results = read_results(uri, experiment_name, sweep, sweep_id)
     columns = columns_of(results)
     differences: dict[int, dict[str, Difference]] = {}
     for place, row in enumerate(results.rows):

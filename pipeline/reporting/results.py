@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL
+from pipeline.tracking.find_runs import runs_of_sweep
 from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
 
 if TYPE_CHECKING:
@@ -106,27 +107,34 @@ class Results:
         return next((row for row in self.rows if row.arm == arm and row.cell == cell), None)
 
 
-def read_results(uri: str, experiment_name: str, sweep: str) -> Results:
+def read_results(uri: str, experiment_name: str, sweep: str, sweep_id: str | None = None) -> Results:
     """The newest run of each trial of the sweep; of those, the finished ones make the rows.
 
+    An older run that has finished never stands in for a newer one that has not.
+
+    Args:
+        sweep_id: of several sweeps of that name, which; "" for the runs without an id.
+
     Raises:
-        UserError: the store cannot be used, or has no such experiment, or no trial of the sweep.
+        UserError: the store cannot be used, or has no such experiment, or no trial of the sweep; or several sweeps of
+            that name, and no `sweep_id` is given.
     """
     client = open_store(uri, create=False)
     with store_errors(uri):
-        return _read(client, experiment_name, sweep)
+        return _read(client, experiment_name, sweep, sweep_id)
 
 
-def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
+def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: str | None) -> Results:
     experiment_id = find_experiment(client, experiment_name)
     everything = _all_runs(client, experiment_id)
     runs = [r for r in everything if r.data.tags.get(ROLE) == "trial"]
-    mine = [run for run in runs if run.data.tags.get(SWEEP) == sweep]
+    of_sweep = runs_of_sweep(everything, sweep, sweep_id)
+    mine = [run for run in of_sweep if run.data.tags.get(ROLE) == "trial"]
     if not mine:
         known = ", ".join(sorted({run.data.tags.get(SWEEP, "") for run in runs})) or "none"
         raise UserError(f"experiment {experiment_name!r} has no trial of a sweep {sweep!r}; there are: {known}.")
     newest: dict[str, Run] = {}
-    for run in sorted(mine, key=_worth):
+    for run in sorted(mine, key=lambda run: run.info.start_time):
         newest[run.data.tags.get(TRIAL, run.info.run_id)] = run
     statuses: dict[str, int] = {}
     for run in newest.values():
@@ -138,7 +146,7 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str) -> Results:
         cell = tuple((name, trial.params.get(name, "–")) for name in varying)
         rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
     ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
-    summaries = [r for r in everything if r.data.tags.get(ROLE) == "summary" and r.data.tags.get(SWEEP) == sweep]
+    summaries = [run for run in of_sweep if run.data.tags.get(ROLE) == "summary"]
     unfinished = sorted(plain(key) for key, run in newest.items() if _status(run) not in ("FINISHED", "PRUNED"))
     older = len(mine) - len(newest)
     return Results(sweep, ordered, statuses, older, varying, _about(summaries), tuple(unfinished))
@@ -160,11 +168,6 @@ def _about(summaries: "list[Run]") -> dict[str, str]:
     study = {name.removeprefix("study."): text for name, text in params.items() if name.startswith("study.")}
     told = {**({"description": params["description"]} if params.get("description") else {}), **study}
     return {name: plain(text) for name, text in told.items()}
-
-
-def _worth(run: "Run") -> tuple[bool, int]:
-    """A finished run before one that is not, then the newer."""
-    return run.info.status == "FINISHED", run.info.start_time
 
 
 def _trial(client: "MlflowClient", run: "Run") -> Trial:

@@ -1,14 +1,17 @@
 """Which experiment a folder belongs to, so that no two are ever mixed in one."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
+from pipeline.records.sweep_record import RECORD
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import every_trial
+from pipeline.tracking.destination import remembered_id
 
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
 _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
@@ -16,6 +19,8 @@ _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come ba
 
 def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, command: str) -> bool:
     """Writes folder/sweep.json, or finds there that the folder is this experiment's own; whether it was written now.
+
+    A new record gets a random id. Where the record alone is gone, the new one takes over the id that its runs have.
 
     Raises:
         UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False.
@@ -27,15 +32,17 @@ def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, co
             "Finished trials are not repeated. To start over, remove that folder"
             f"{_THERE_TOO.format(folder.name)}."
         )
-    fresh = not (folder / "sweep.json").exists()
+    fresh = not (folder / RECORD).exists()
     if fresh:
-        write_whole(folder / "sweep.json", json.dumps(_record(experiment, data_hash), indent=1))
+        known = remembered_id(folder) if begun else None
+        record = {"id": uuid.uuid4().hex if known is None else known, **_record(experiment, data_hash)}
+        write_whole(folder / RECORD, json.dumps(record, indent=1))
     return fresh
 
 
 def withdraw(folder: Path) -> None:
     """Takes a fresh claim back: nothing was begun, and a command with other settings may have the folder."""
-    (folder / "sweep.json").unlink(missing_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
 
 
 def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
@@ -46,7 +53,7 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
     Raises:
         UserError: another experiment has, or it cannot be known.
     """
-    path = folder / "sweep.json"
+    path = folder / RECORD
     if path.exists():
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("experiment"), dict):
@@ -54,7 +61,8 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
                 f"{path}: is damaged, not JSON that says of which experiment {folder} is. Remove this file alone to go "
                 "on with the trials there, if their own settings are still the same; or use another --output."
             )
-        _refuse_if_different(folder, experiment.name, before, _record(experiment, data_hash))
+        then = {name: before.get(name) for name in ("experiment", "data_hash")}
+        _refuse_if_different(folder, experiment.name, then, _record(experiment, data_hash))
         return True
     trials = {trial.key: trial.experiment for trial in every_trial(experiment)}
     found = map(TrialFolder, sorted(folder.glob("trials/*")))

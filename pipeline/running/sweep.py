@@ -18,6 +18,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.records.lock import folder_lock
 from pipeline.records.pruned import settle
 from pipeline.records.state import State, state_of
+from pipeline.records.sweep_record import sweep_id
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.claim import claim, withdraw
 from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
@@ -34,7 +35,7 @@ from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.storage.storage import PATIENCE_S, location
 from pipeline.tracking.courier import Courier, Tracker
-from pipeline.tracking.describe import git_commit
+from pipeline.tracking.describe import SWEEP_ID, git_commit
 from pipeline.tracking.destination import Destination, remember
 
 _HERE = Destination()
@@ -88,6 +89,7 @@ def run_sweep(
     with folder_lock(folder), Interrupts() as interrupts:
         fresh = claim(folder, experiment, prepared.manifest.data_hash, resume, command)
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
+        tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
         remember(folder, destination, tags)
         for one in left:
             settle(one.folder)

@@ -11,6 +11,7 @@ from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import DataInput, Description, flat_params
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
+SWEEP_ID = "sweep_id"  # the tag that tells a sweep from another of the same name; sweeps from before it have none
 COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
 PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
 DAMAGED = "metrics_damaged"  # the tag, with the reason, of a run whose last values are not its trial's
@@ -44,9 +45,10 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
     return Description(_trial_name(trial), tags, params, experiment.model_dump(mode="json"), data)
 
 
-def describe_summary(experiment: Experiment) -> Description:
+def describe_summary(experiment: Experiment, sweep_id: str | None = None) -> Description:
     """The one run of a sweep that holds its report."""
     tags = {
+        **({SWEEP_ID: sweep_id} if sweep_id else {}),
         SWEEP: experiment.name,
         ROLE: "summary",
         "mlflow.runColor": "#222222",

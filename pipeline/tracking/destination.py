@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
 from pipeline.layout import Output
 from pipeline.secrecy import environment_words, public
+from pipeline.tracking.describe import SWEEP_ID
 
 EXPERIMENT = "tiny-onn"
 
@@ -53,6 +54,13 @@ def remember(sweep_folder: Path, destination: Destination, tags: dict[str, str])
     uri = None if destination.uri is None else public(destination.uri)
     kept = {"uri": uri, "needs_password": uri != destination.uri, "experiment": destination.experiment, "tags": tags}
     write_whole(sweep_folder / "tracking.json", json.dumps(kept, indent=1))
+
+
+def remembered_id(sweep_folder: Path) -> str | None:
+    """The sweep's id among the tags that `remember` wrote; "" where they have none, None where nothing is written."""
+    found = read_json(sweep_folder / "tracking.json")
+    tags = found.get("tags") if isinstance(found, dict) else None
+    return str(tags.get(SWEEP_ID, "")) if isinstance(tags, dict) else None
 
 
 def recall(sweep_folder: Path, uri: str | None, experiment: str | None) -> tuple[Destination, dict[str, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.tracking.describe import ROLE, SWEEP
+from pipeline.tracking.find_runs import runs_of_sweep
 from pipeline.tracking.store import find_experiment, open_store, store_errors
 
 if TYPE_CHECKING:
@@ -21,17 +22,20 @@ def file_on_run(client: "MlflowClient", run_id: str, paths: Sequence[Path]) -> N
             client.set_tag(run_id, "mlflow.note.content", _note(path.read_text(encoding="utf-8")))
 
 
-def file_on_summary(uri: str, experiment_name: str, sweep: str, paths: Sequence[Path]) -> str | None:
+def file_on_summary(
+    uri: str, experiment_name: str, sweep: str, paths: Sequence[Path], sweep_id: str | None = None
+) -> str | None:
     """Files a report made anew on the sweep's newest summary run; returns its id, or None where there is no such run.
 
     Raises:
-        UserError: the store cannot be used.
+        UserError: the store cannot be used; or as `runs_of_sweep`, which says what `sweep_id` is.
     """
     client = open_store(uri, create=False)
     with store_errors(uri):
         experiment_id = find_experiment(client, experiment_name)
         mine = f"tags.{ROLE} = 'summary' and tags.{SWEEP} = '{sweep}'"
-        found = client.search_runs([experiment_id], mine, order_by=["attributes.start_time DESC"], max_results=1)
+        there = client.search_runs([experiment_id], mine, order_by=["attributes.start_time DESC"])
+        found = runs_of_sweep(there, sweep, sweep_id)
         if not found:
             return None
         run_id = str(found[0].info.run_id)

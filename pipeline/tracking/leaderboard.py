@@ -4,9 +4,11 @@ import base64
 import json
 import re
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
+from pipeline.tracking.describe import SWEEP, SWEEP_ID
 from pipeline.tracking.shipping import FIGURE
 
 if TYPE_CHECKING:
@@ -26,9 +28,11 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     """
     runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=1000)
     layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
-    sweeps = {run.data.tags.get("sweep") for run in runs}
+    sweeps = {(run.data.tags.get(SWEEP), run.data.tags.get(SWEEP_ID, "")) for run in runs}
+    names = {name for name, _ in sweeps}
     seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
-    arms = view_state(sorted(layers) or [0], len(sweeps) > 1)
+    apart = [*([SWEEP] if len(names) > 1 else []), *([SWEEP_ID] if len(sweeps) > len(names) else [])]
+    arms = view_state(sorted(layers) or [0], apart)
     steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
     prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
     for key, view in ((_ARMS, arms), (_PROTOTYPES, prototypes)):
@@ -48,25 +52,27 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
 
 def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
     """The addresses of the sweeps' reports, in their summary runs, or of a summary without one yet; the newest of each
-    sweep."""
+    sweep. Of sweeps of one name the ids are told too."""
     runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
     page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    found: dict[str, dict[str, str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    ids: dict[str, set[str]] = {}
+    for run in runs:
+        ids.setdefault(run.data.tags.get(SWEEP, "?"), set()).add(run.data.tags.get(SWEEP_ID, ""))
     for run in runs:
         there = any(file.path == "report.html" for file in client.list_artifacts(run.info.run_id))
         place = f"{run.info.run_id}/artifacts/report.html" if there else run.info.run_id
-        sweep = run.data.tags.get("sweep", "?")
-        found[sweep] = {
-            f"{'report' if there else 'summary'} of {sweep}": f"{page}/{place}?workflowType=machine_learning"
+        sweep, known = run.data.tags.get(SWEEP, "?"), run.data.tags.get(SWEEP_ID, "")
+        name = sweep if len(ids[sweep]) == 1 else f"{sweep} ({known or 'without an id'})"
+        found[sweep, known] = {
+            f"{'report' if there else 'summary'} of {name}": f"{page}/{place}?workflowType=machine_learning"
         }
     return {name: link for links_of in found.values() for name, link in links_of.items()}
 
 
-def view_state(layers: list[int], by_sweep: bool = False) -> dict[str, Any]:
-    """What the page shows, in the page's own terms; `by_sweep` keeps the arms of several sweeps apart."""
-    groups = [{"mode": "param", "groupByData": "arm"}]
-    if by_sweep:
-        groups.insert(0, {"mode": "tag", "groupByData": "sweep"})
+def view_state(layers: list[int], apart: Sequence[str] = ()) -> dict[str, Any]:
+    """What the page shows, in the page's own terms; the tags `apart` keep the arms of several sweeps apart."""
+    groups = [*({"mode": "tag", "groupByData": tag} for tag in apart), {"mode": "param", "groupByData": "arm"}]
     metrics = leaderboard_metrics(layers)
     columns = [f"metrics.`{name}`" for name in metrics]
     charts = [measures.EVAL_LOSS, measures.TASK_LOSS]

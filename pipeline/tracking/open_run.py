@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import DamagedSpool
-from pipeline.tracking.describe import DAMAGED
+from pipeline.tracking.describe import DAMAGED, SWEEP_ID
 from pipeline.tracking.filing import file_on_run
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.outage import Pause
@@ -14,6 +14,7 @@ from pipeline.tracking.shipping import has_all, ship_figures, ship_files, ship_m
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 
 @dataclass
@@ -45,6 +46,8 @@ def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
     folder, news = run.folder, not run.run_id
     if not run.run_id:
         found = find_run(client, experiment_id, run.memory)
+        if found is not None:
+            _note_sweep(client, found, run.description)
         if found is not None and folder is not None and run.ending is not None:
             run_id, status = found.info.run_id, found.info.status
             if status == run.ending and has_all(folder, run_id, run.ending):
@@ -67,6 +70,13 @@ def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
     if run.ending is not None:
         _end(client, experiment_id, run, run.ending)
     return news or run.over
+
+
+def _note_sweep(client: "MlflowClient", found: "Run", description: Description) -> None:
+    """A run that the sweep's folder remembers is the sweep's, also where its record was lost and has another id now."""
+    known = description.tags.get(SWEEP_ID)
+    if known and found.data.tags.get(SWEEP_ID) != known:
+        client.set_tag(found.info.run_id, SWEEP_ID, known)
 
 
 def _end(client: "MlflowClient", experiment_id: str, run: OpenRun, status: str) -> None:

@@ -4,7 +4,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
-from pipeline.tracking.describe import ARM, SEED, SWEEP, TRIAL
+from pipeline.tracking.describe import ARM, SEED, SWEEP, SWEEP_ID, TRIAL
 from pipeline.tracking.store import in_a_line
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def register_model(client: "MlflowClient", run_id: str) -> None:
     from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     run = client.get_run(run_id)
-    tags = {name: run.data.tags.get(name, "") for name in (SWEEP, ARM, SEED, TRIAL)}
+    tags = {name: run.data.tags.get(name, "") for name in (SWEEP, SWEEP_ID, ARM, SEED, TRIAL)}
     name = model_name(tags[SWEEP], tags[ARM])
     try:
         with _ONE_AFTER_ANOTHER:

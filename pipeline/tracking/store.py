@@ -55,7 +55,7 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
         StoreUnreachable: the store does not answer: within about ten seconds, of a locked SQLite file twenty.
         UserError: it never will: an unknown scheme, a missing driver, a file that is no database. Passwords are masked.
     """
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     # os.path's, as a Path's exists() raises of a name that is too long
     if not create and file is not None and not os.path.exists(file):
         raise UserError(f"tracking URI {uri}: there is no file {file.absolute()}. Expected the store of a sweep.")
@@ -168,7 +168,7 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """Processes that create one SQLite file at the same time leave it unusable: let them queue."""
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if database is None:
         yield
         return
@@ -186,7 +186,7 @@ def _alone(uri: str) -> Iterator[None]:
         yield
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def sqlite_file(uri: str) -> Path | None:
     """The file of a SQLite store; None of any other store, and of one in memory."""
     path = uri.removeprefix(_SQLITE).partition("?")[0]
     if not uri.startswith(_SQLITE) or not path or path.startswith(("file:", ":memory:")):

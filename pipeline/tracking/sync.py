@@ -13,10 +13,12 @@ from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import last_attempt
 from pipeline.records.lock import folder_lock
+from pipeline.records.sweep_record import sweep_id
 from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, every_trial
 from pipeline.tracking.crew import Crew
+from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import recall
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
 
@@ -79,6 +81,7 @@ def sync(
     settings = _settings(folder)
     destination, tags = recall(folder, uri, experiment)
     store, artifacts = destination.store(output)
+    tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
     with folder_lock(folder):
         trials = every_trial(settings)
         done = Delivery(sweep, total=len(trials))

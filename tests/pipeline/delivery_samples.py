@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import write_failure
+from pipeline.records.sweep_record import sweep_id
 from pipeline.running.claim import claim
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import Destination, remember
 from pipeline.tracking.mlflow_run import read_memory
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool
@@ -21,7 +23,7 @@ def begin(output: Output, name: str, destination: Destination, **parts) -> list[
     """The sweep's folder with its claim; no trial has begun."""
     sample: Experiment = experiment(name, **parts)
     claim(output.sweep(name), sample, EXTRA["data_hash"], False, "")
-    remember(output.sweep(name), destination, EXTRA)
+    remember(output.sweep(name), destination, EXTRA | {SWEEP_ID: sweep_id(output.sweep(name))})
     return trials(output, sample)
 
 

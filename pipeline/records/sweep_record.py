@@ -1,0 +1,23 @@
+"""What a sweep's folder says of the sweep: sweep.json, its record."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.files import read_json
+
+RECORD = "sweep.json"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in a sweep's folder; empty where there is none, or it is damaged."""
+    found = read_json(folder / RECORD)
+    return found if isinstance(found, dict) and isinstance(found.get("experiment"), dict) else {}
+
+
+def sweep_id(folder: Path) -> str | None:
+    """The random id of the sweep in `folder`, by which its runs are told from those of another sweep of the same name.
+
+    "" of a sweep that was begun before there were ids, whose runs have none; None where there is no record.
+    """
+    record = read_record(folder)
+    return str(record.get("id", "")) if record else None
