@@ -202,7 +202,11 @@ def report(
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console, wanted)
     if file:
         from pipeline.tracking.filing import file_on_summary
+        from pipeline.tracking.moved import correct_paths
+        from pipeline.tracking.store import sqlite_file
 
+        if database := sqlite_file(uri):
+            correct_paths(database)
         file_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
     return made
 

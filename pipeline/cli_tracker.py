@@ -1,6 +1,7 @@
 """The commands `tiny-onn ui`, `tiny-onn server` and `tiny-onn sync`."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -23,9 +24,14 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     """
     from pipeline.api import local_store
     from pipeline.layout import Output
+    from pipeline.tracking.moved import correct_paths
     from pipeline.tracking.serve import serve
+    from pipeline.tracking.store import sqlite_file
 
     uri = tracking_uri or local_store(output, "a sweep")
+    if database := sqlite_file(uri):
+        with suppress(OSError):  # who may only read sees the page, though not the files of a store that was moved
+            correct_paths(database)
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 

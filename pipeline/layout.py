@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+ARTIFACTS = "mlflow-artifacts"  # the folder of a SQLite store's files, beside it
+
 
 @dataclass(frozen=True)
 class TrialFolder:
@@ -140,7 +142,7 @@ class Output:
     @property
     def artifacts(self) -> Path:
         """MLflow's artifacts, when the default store is used."""
-        return self.root / "mlflow-artifacts"
+        return self.root / ARTIFACTS
 
     @property
     def server(self) -> Path:

@@ -30,10 +30,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Filed:
-    """By run id; a run that left no such file, or a damaged one, is not in it."""
+    """By run id; a run that left no such file, or a damaged one, is not in it. `lost` are the runs of which there is no
+    file at all, though every run is given some."""
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
 
 
 def read_filed(uri: str, results: Results) -> Filed:
@@ -44,6 +46,8 @@ def read_filed(uri: str, results: Results) -> Filed:
         for row in results.rows:
             for seed, trial in sorted(row.trials.items()):
                 there = {file.path for file in client.list_artifacts(trial.run_id)}
+                if not there:
+                    filed.lost.append(trial.run_id)
                 if "distributions.json" in there:
                     text = _text(client, trial.run_id, "distributions.json", aside)
                     if (found := _distributions(text)) is not None:

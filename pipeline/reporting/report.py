@@ -52,8 +52,13 @@ def make_report(uri: str, experiment_name: str, sweep: str, sweep_id: str | None
             continue
         found = {column.key: paired_difference(column.of_row(row), column.of_row(control)) for column in columns}
         differences[place] = {key: difference for key, difference in found.items() if difference is not None}
-    words = findings(results)
-    return Report(results, columns, differences, compare(differences), words, read_filed(uri, results))
+    words, filed = findings(results), read_filed(uri, results)
+    if filed.lost:
+        words.append(
+            f"The files of {len(filed.lost)} of {results.finished} runs are not where MLflow has put them, so that "
+            "figures of them are missing here. A SQLite store expects them in mlflow-artifacts beside it."
+        )
+    return Report(results, columns, differences, compare(differences), words, filed)
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -16,7 +16,10 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it; `taken_by` drives it now."""
+    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it; `taken_by` drives it now.
+
+    `undelivered`: MLflow lacks something, and a run may have been left RUNNING there.
+    """
 
     finished: int
     total: int
@@ -24,6 +27,7 @@ class SweepOutcome:
     signal: int | None = None
     pruned: int = 0
     taken_by: str | None = None
+    undelivered: bool = False
 
     @property
     def failed(self) -> int:
@@ -37,10 +41,16 @@ class SweepOutcome:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 when a trial neither finished nor was pruned, or 130 after Ctrl-C, 143 after SIGTERM."""
+        """0, or 1 when a trial neither finished nor was pruned or MLflow lacks something; or after a signal 128 and its
+        number: 130 after Ctrl-C, 143 after SIGTERM, 129 when the terminal was closed."""
         if self.signal is not None:
             return 128 + self.signal
-        return 0 if self.finished + self.pruned == self.total else 1
+        return 1 if self.unended or self.undelivered else 0
+
+    @property
+    def unended(self) -> int:
+        """How many trials neither finished nor were pruned."""
+        return self.total - self.finished - self.pruned
 
 
 def outcome_of(progress: Sequence[Progress], stopped_by: int | None, taken_by: str | None = None) -> SweepOutcome:
@@ -98,7 +108,7 @@ def tell_end(
         say(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
     if problems:
         say(console, f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
-    if outcome.exit_code:
+    if outcome.signal is not None or outcome.unended:
         say(console, f"Go on with:\n  {command} --resume")
 
 

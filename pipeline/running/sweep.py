@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -126,6 +127,7 @@ def run_sweep(
                     _STOPPING_S if outcome.interrupted else None,
                     lambda: interrupts.signal is not None,
                 )
+    outcome = replace(outcome, undelivered=bool(problems) and not tracker.untouched)
     tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
     return outcome
 

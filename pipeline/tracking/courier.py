@@ -31,6 +31,10 @@ class Tracker(Protocol):
 
     at_once: int  # how many trials it takes at a time
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the store has never answered, so that no run of it can have been left RUNNING."""
+
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
     ) -> str:

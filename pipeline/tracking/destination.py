@@ -9,9 +9,10 @@ from urllib.parse import unquote
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
-from pipeline.layout import Output
+from pipeline.layout import ARTIFACTS, Output, sqlite_uri
 from pipeline.secrecy import environment_words, public
 from pipeline.tracking.describe import SWEEP_ID
+from pipeline.tracking.store import sqlite_file
 
 EXPERIMENT = "tiny-onn"
 
@@ -31,7 +32,7 @@ class Destination:
         database = uri.removeprefix("sqlite:///")
         beside = self.uri is not None and database != uri and not database.startswith(("file:", ":memory:"))
         # Beside the database, not where we stand.
-        return uri, Path(unquote(database)).with_name("mlflow-artifacts") if beside else output.artifacts
+        return uri, Path(unquote(database)).with_name(ARTIFACTS) if beside else output.artifacts
 
     def options(self) -> list[str]:
         """The words by which a command is told of it; a password is masked, or left out."""
@@ -51,9 +52,20 @@ class Destination:
 
 def remember(sweep_folder: Path, destination: Destination, tags: dict[str, str]) -> None:
     """Writes the destination, and the `tags` that each of the sweep's runs gets, into the sweep's folder."""
-    uri = None if destination.uri is None else public(destination.uri)
-    kept = {"uri": uri, "needs_password": uri != destination.uri, "experiment": destination.experiment, "tags": tags}
+    address = _wherever_we_stand(destination.uri, Output(sweep_folder.parents[1]))
+    uri = None if address is None else public(address)
+    kept = {"uri": uri, "needs_password": uri != address, "experiment": destination.experiment, "tags": tags}
     write_whole(sweep_folder / "tracking.json", json.dumps(kept, indent=1))
+
+
+def _wherever_we_stand(uri: str | None, output: Output) -> str | None:
+    """`uri` as it means the same from any folder; None for the store of the output folder, which may be moved."""
+    database = None if uri is None else sqlite_file(uri)
+    if uri is None or database is None:
+        return uri
+    if sqlite_uri(database) == output.tracking_uri:
+        return None
+    return uri if database.is_absolute() else sqlite_uri(database)
 
 
 def remembered_id(sweep_folder: Path) -> str | None:

@@ -10,11 +10,12 @@ from pipeline.tracking.describe import DAMAGED, SWEEP_ID
 from pipeline.tracking.filing import file_on_run
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.outage import Pause
-from pipeline.tracking.shipping import has_all, ship_figures, ship_files, ship_metrics, shipped
+from pipeline.tracking.shipping import has_all, lacks, ship_figures, ship_files, ship_metrics, shipped
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
+
+    from pipeline.tracking.client import StoreClient
 
 
 @dataclass
@@ -26,6 +27,7 @@ class OpenRun:
     folder: TrialFolder | None
     ending: str | None = None
     artifacts: list[Path] = field(default_factory=list)
+    recount: bool = False  # until it is done: our memory of what was sent does not count, but what the store has
     run_id: str = ""
     unsure: bool = True  # points may be there that we do not remember having sent
     sent: int = 0  # points
@@ -37,7 +39,7 @@ class OpenRun:
     over: bool = False  # nothing is outstanding, nor will be
 
 
-def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
+def deliver(client: "StoreClient", experiment_id: str, run: OpenRun) -> bool:
     """Does all that is outstanding for a run, in order; returns whether there was anything, and the server was asked.
 
     Raises:
@@ -50,7 +52,8 @@ def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
             _note_sweep(client, found, run.description)
         if found is not None and folder is not None and run.ending is not None:
             run_id, status = found.info.run_id, found.info.status
-            if status == run.ending and has_all(folder, run_id, run.ending):
+            whole = status == run.ending and has_all(folder, run_id, run.ending)
+            if whole and not (run.recount and lacks(client, run_id, folder)):
                 run.run_id, run.over = run_id, True
                 return True
         run.run_id = begin_run(client, experiment_id, run.memory, run.description, found)
@@ -61,25 +64,26 @@ def deliver(client: "MlflowClient", experiment_id: str, run: OpenRun) -> bool:
     if folder is not None:
         memory = shipped(folder, run.run_id)
         try:
-            run.sent += ship_metrics(client, run.run_id, folder, run.unsure)
+            run.sent += ship_metrics(client, run.run_id, folder, run.unsure, run.recount)
         except DamagedSpool as error:
             run.damage = str(error)
-        ship_figures(client, run.run_id, folder, run.unsure)
+        ship_figures(client, run.run_id, folder, run.unsure, run.recount)
         news |= shipped(folder, run.run_id) != memory
+        run.recount = False
     run.unsure = False
     if run.ending is not None:
         _end(client, experiment_id, run, run.ending)
     return news or run.over
 
 
-def _note_sweep(client: "MlflowClient", found: "Run", description: Description) -> None:
+def _note_sweep(client: "StoreClient", found: "Run", description: Description) -> None:
     """A run that the sweep's folder remembers is the sweep's, also where its record was lost and has another id now."""
     known = description.tags.get(SWEEP_ID)
     if known and found.data.tags.get(SWEEP_ID) != known:
         client.set_tag(found.info.run_id, SWEEP_ID, known)
 
 
-def _end(client: "MlflowClient", experiment_id: str, run: OpenRun, status: str) -> None:
+def _end(client: "StoreClient", experiment_id: str, run: OpenRun, status: str) -> None:
     folder = run.folder
     if folder is not None:
         ship_files(client, run.run_id, folder)

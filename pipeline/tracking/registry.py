@@ -8,7 +8,7 @@ from pipeline.tracking.describe import ARM, SEED, SWEEP, SWEEP_ID, TRIAL
 from pipeline.tracking.store import in_a_line
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from pipeline.tracking.client import StoreClient
 
 MODEL = "model"  # the artifact folder of a run that holds its model; `pipeline.tracking.registered` reads it
 
@@ -23,7 +23,7 @@ def model_name(sweep: str, arm: str) -> str:
     return re.sub(r"[:/]", ".", f"{sweep}-{arm}")
 
 
-def register_model(client: "MlflowClient", run_id: str) -> None:
+def register_model(client: "StoreClient", run_id: str) -> None:
     """Makes the artifact folder MODEL of a trial's run a version of its arm's model; once, however often it is called.
 
     Where there is no registry the run's tag `model_not_registered` says so, and the model is in the run all the same.
@@ -44,7 +44,7 @@ def register_model(client: "MlflowClient", run_id: str) -> None:
                 return
             told = f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run."
             _create(client, name, told)
-            source = f"{run.info.artifact_uri}/{MODEL}"
+            source = f"{client.artifact_uri(run)}/{MODEL}"
             client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
             _delete_twins(client, run_id, name)
     except UnsupportedModelRegistryStoreURIException as error:
@@ -55,7 +55,7 @@ def register_model(client: "MlflowClient", run_id: str) -> None:
         client.set_tag(run_id, "model_not_registered", in_a_line(error))
 
 
-def _delete_twins(client: "MlflowClient", run_id: str, name: str) -> None:
+def _delete_twins(client: "StoreClient", run_id: str, name: str) -> None:
     """A request for a version that was given up as lost may have been obeyed all the same: the first one stays.
 
     Versions that are not ours, which have no such tag, are left alone.
@@ -66,7 +66,7 @@ def _delete_twins(client: "MlflowClient", run_id: str, name: str) -> None:
         client.delete_model_version(name, twin.version)
 
 
-def _create(client: "MlflowClient", name: str, description: str) -> None:
+def _create(client: "StoreClient", name: str, description: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:

@@ -17,8 +17,9 @@ from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.registry import MODEL, register_model
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from PIL.Image import Image
+
+    from pipeline.tracking.client import StoreClient
 
 FIGURE = "prototype_distribution"
 _POINTS_PER_CALL = 1000  # MLflow's limit
@@ -26,11 +27,12 @@ _DRAWING = threading.Lock()  # matplotlib is not made for several threads
 _LARGEST = 1.7976931348623157e308
 
 
-def ship_metrics(client: "MlflowClient", run_id: str, folder: TrialFolder, unsure: bool) -> int:
+def ship_metrics(client: "StoreClient", run_id: str, folder: TrialFolder, unsure: bool, recount: bool = False) -> int:
     """Sends the spool's new lines; returns the number of points sent.
 
     `unsure` says that the last points may have arrived without our remembering it: then what the run has is asked for
-    and not sent again. NaN is sent as NaN, so that a diverged run does not show its last good value; an infinity as the
+    and not sent again. `recount` says that points may be missing that we remember having sent: all that the run does
+    not have is sent. NaN is sent as NaN, so that a diverged run does not show its last good value; an infinity as the
     largest float, which is what MLflow keeps.
 
     Raises:
@@ -39,32 +41,32 @@ def ship_metrics(client: "MlflowClient", run_id: str, folder: TrialFolder, unsur
     memory = shipped(folder, run_id)
     damage = None
     try:
-        lines, _ = read_spool(folder.spool, memory["offset"])
+        lines, _ = read_spool(folder.spool, 0 if recount else memory["offset"])
     except DamagedSpool as error:
         lines, damage = error.before, error
     sent = 0
     there: dict[str, set[int]] = {}
     for group in _groups(lines):
         points = [(name, value, line) for line in group for name, value in line.metrics.items()]
-        if unsure:
+        if unsure or recount:
             for name in {name for name, _, _ in points} - there.keys():
                 there[name] = _steps(client, run_id, name)
             points = [(name, value, line) for name, value, line in points if line.step not in there[name]]
             unsure = not points  # they are sent in order: after one that is missing, all are
         _send(client, run_id, points)
         sent += len(points)
-        memory["offset"] = group[-1].end
+        memory["offset"] = max(memory["offset"], group[-1].end)
         write_memory(folder.shipped, memory)
     if damage is not None:
         raise damage
     return sent
 
 
-def ship_figures(client: "MlflowClient", run_id: str, folder: TrialFolder, unsure: bool) -> int:
-    """Draws and sends new prototype snapshots, as steps of one image; returns how many."""
+def ship_figures(client: "StoreClient", run_id: str, folder: TrialFolder, unsure: bool, recount: bool = False) -> int:
+    """Draws and sends new prototype snapshots, as steps of one image; returns how many. Else as `ship_metrics`."""
     memory = shipped(folder, run_id)
-    new = [path for path in snapshots(folder) if path.name not in memory["figures"]]
-    there = _image_steps(client, run_id) if new and unsure else set()
+    new = [path for path in snapshots(folder) if recount or path.name not in memory["figures"]]
+    there = _image_steps(client, run_id) if new and (unsure or recount) else set()
     for path in new:
         step = snapshot_step(path)
         if step not in there:
@@ -72,12 +74,12 @@ def ship_figures(client: "MlflowClient", run_id: str, folder: TrialFolder, unsur
                 client.log_image(run_id, draw(path), key=FIGURE, step=step)
             except UserError as error:  # a damaged snapshot must not end a sweep
                 client.set_tag(run_id, "unreadable_snapshot", str(error))
-        memory["figures"].append(path.name)
+        memory["figures"] = [*dict.fromkeys([*memory["figures"], path.name])]
         write_memory(folder.shipped, memory)
     return len(new)
 
 
-def ship_files(client: "MlflowClient", run_id: str, folder: TrialFolder) -> None:
+def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     """Files what a trial leaves at its end: result, predictions, distributions, model, reason of failure, and the last
     prototype distribution; the environment as tags."""
     for path in (folder.result, folder.predictions, folder.distributions, folder.failure):
@@ -107,6 +109,22 @@ def has_all(folder: TrialFolder, run_id: str, status: str) -> bool:
         return not read_spool(folder.spool, memory["offset"])[0]
     except DamagedSpool:
         return False
+
+
+def lacks(client: "StoreClient", run_id: str, folder: TrialFolder) -> bool:
+    """Whether the store has less of the run than the folder holds, by counting: points, and steps of the figure."""
+    try:
+        lines, _ = read_spool(folder.spool)
+    except DamagedSpool:
+        return True
+    steps: dict[str, set[int]] = {}
+    for line in lines:
+        for name in line.metrics:
+            steps.setdefault(name, set()).add(line.step)
+    if any(not there <= _steps(client, run_id, name) for name, there in steps.items()):
+        return True
+    drawn = {snapshot_step(path) for path in snapshots(folder)}
+    return bool(drawn) and not drawn <= _image_steps(client, run_id)
 
 
 def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:
@@ -139,7 +157,7 @@ def draw(path: Path) -> "Image":
     return pillow.open(buffer)
 
 
-def _send(client: "MlflowClient", run_id: str, points: list[tuple[str, float, Line]]) -> None:
+def _send(client: "StoreClient", run_id: str, points: list[tuple[str, float, Line]]) -> None:
     from mlflow.entities import Metric
 
     metrics = [
@@ -162,11 +180,11 @@ def _groups(lines: list[Line]) -> Iterator[list[Line]]:
         yield group
 
 
-def _steps(client: "MlflowClient", run_id: str, name: str) -> set[int]:
+def _steps(client: "StoreClient", run_id: str, name: str) -> set[int]:
     return {point.step for point in client.get_metric_history(run_id, name)}
 
 
-def _image_steps(client: "MlflowClient", run_id: str) -> set[int]:
+def _image_steps(client: "StoreClient", run_id: str) -> set[int]:
     """MLflow keeps a stepped image as images/<key>+step+<step>+timestamp+...; older ones part with %."""
     paths = [file.path.replace("%", "+") for file in client.list_artifacts(run_id, "images")]
     return {int(path.split("+step+")[1].split("+")[0]) for path in paths if f"{FIGURE}+step+" in path}

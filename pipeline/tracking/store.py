@@ -18,6 +18,8 @@ from pipeline.secrecy import mask
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from pipeline.tracking.client import StoreClient
+
 SERVERS_OWN = "--backend-uri"  # the database behind a server
 _SQLITE = "sqlite:///"
 _SERVERS = ("http", "https", "postgresql", "mysql", "mssql")  # schemes of stores that take several calls at a time
@@ -44,11 +46,12 @@ class StoreUnreachable(UserError):
         self.brief = brief
 
 
-def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") -> "MlflowClient":
+def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") -> "StoreClient":
     """A client of the store at `uri`; a SQLite file that is not there yet is created whole, by one process alone.
 
     Args:
-        create: False for who comes to read: then a SQLite file that is not there is an error.
+        create: False for who comes to read: then a SQLite file that is not there is an error, and one in a folder that
+            cannot be written to is read all the same.
         named_by: what the user named it by, for errors.
 
     Raises:
@@ -64,13 +67,13 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server would hold each call for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
-    from mlflow import MlflowClient  # seconds of imports, which only a command that tracks should pay for
+    from pipeline.tracking.client import StoreClient  # seconds of imports, which only a command that tracks pays for
 
     # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    with store_errors(uri, named_by), _alone(uri):
+    with store_errors(uri, named_by), _alone(uri, create):
         _knock(uri)
-        client = MlflowClient(tracking_uri=uri)
+        client = StoreClient(uri, file)
         client.search_experiments(max_results=1)
         return client
 
@@ -166,14 +169,21 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
+def _alone(uri: str, create: bool) -> Iterator[None]:
     """Processes that create one SQLite file at the same time leave it unusable: let them queue."""
     database = sqlite_file(uri)
     if database is None:
         yield
         return
+    lock_file = database.with_name(database.name + ".lock")
+    if not create:  # to read takes no right to write; who may not write here cannot be creating it either
+        try:
+            lock_file.open("a").close()
+        except OSError:
+            yield
+            return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(database.name + ".lock").open("a") as lock:
+    with lock_file.open("a") as lock:
         deadline = time.monotonic() + _CREATION_LIMIT_S
         while True:
             try:

@@ -64,7 +64,8 @@ def sync(
     make_report: Report,
     over: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
 ) -> Delivery:
-    """Sends all that the tracker lacks of a sweep, ends its runs as what their trials came to, and files the report.
+    """Sends all that the store lacks of a sweep, as counted there, ends its runs as what their trials came to, and
+    files the report.
 
     A second call changes nothing. Where `uri` names another store than before, that gets everything. The report is
     filed when each trial has ended by itself: a sweep that was stopped gets it when it is resumed.
@@ -85,7 +86,7 @@ def sync(
     with folder_lock(folder):
         trials = every_trial(settings)
         done = Delivery(sweep, total=len(trials))
-        tracker = Tracker(store, destination.experiment, artifacts)
+        tracker = Tracker(store, destination.experiment, artifacts, recount=True)
         crew = Crew(tracker.at_once, "sync")
         for trial in over(trials):
             place = output.trial(sweep, trial.key)

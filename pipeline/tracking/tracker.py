@@ -15,13 +15,13 @@ from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.crew import Crew
 from pipeline.tracking.describe import describe_summary, describe_trial
-from pipeline.tracking.mlflow_run import find_run
+from pipeline.tracking.mlflow_run import find_run, read_memory
 from pipeline.tracking.open_run import OpenRun, deliver
 from pipeline.tracking.outage import Outage, Pause
-from pipeline.tracking.store import StoreUnreachable, calls_at_once, in_a_line, open_experiment, open_store
+from pipeline.tracking.store import StoreUnreachable, calls_at_once, in_a_line, open_experiment, open_store, sqlite_file
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from pipeline.tracking.client import StoreClient
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 _ITS_OWN_FAULT = (400, 403, 404, 409)  # statuses of an answer that says nothing about other runs
@@ -38,20 +38,23 @@ class Tracker:
     one run's alone is in its OpenRun; what threads share is behind the lock, or in the Outage, which has its own.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None, later: bool = False) -> None:
+    def __init__(
+        self, uri: str, experiment: str, artifacts: Path | None, later: bool = False, recount: bool = False
+    ) -> None:
         """Opens the store, creating SQLite file and experiment if need be; `artifacts` is where a new one keeps files.
 
         Args:
             later: a store that does not answer is no error: it is opened when it does.
+            recount: what has been sent before does not count, but what the store has.
 
         Raises:
             UserError: within about ten seconds, when the store cannot be used. Passwords are masked.
         """
-        self._uri, self._experiment, self._artifacts = uri, experiment, artifacts
+        self._uri, self._experiment, self._artifacts, self._recount = uri, experiment, artifacts, recount
         self.at_once = calls_at_once(uri)
         self._server = Outage()
         self._lock = threading.Lock()  # guards all that follows but the summary, which one thread alone tells of
-        self._client: MlflowClient | None = None
+        self._client: StoreClient | None = None
         self.experiment_id = ""
         self.sent = 0
         self.ended: list[Path] = []
@@ -70,6 +73,13 @@ class Tracker:
         """Why nothing goes out; None while all is well."""
         return self._server.problem
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the store has never answered, now or to an earlier command: no run can have been left RUNNING."""
+        with self._lock:
+            memories = list(self._runs)
+        return self._client is None and not any("run_id" in read_memory(memory) for memory in memories)
+
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
     ) -> str:
@@ -79,7 +89,9 @@ class Tracker:
             extra: `data_name`, `data_hash` and `data_counts` (JSON text) make the data set input; all others are tags.
             ending: as what the trial has ended already: all of it is sent, and a run that has it is not touched.
         """
-        return self._start(OpenRun(folder.run_id, describe_trial(trial, sweep, extra), folder, ending))
+        return self._start(
+            OpenRun(folder.run_id, describe_trial(trial, sweep, extra), folder, ending, recount=self._recount)
+        )
 
     def ship(self, folder: TrialFolder) -> int:
         """Sends what is new or outstanding of a started trial; returns the number of points sent."""
@@ -148,10 +160,14 @@ class Tracker:
         left = {run.memory.parent: run.problem or self.problem or "" for run in self._runs.values()}
         return {**self._damaged, **left}
 
-    def _open(self) -> "MlflowClient":
+    def _open(self) -> "StoreClient":
+        from pipeline.tracking.moved import correct_paths
+
         with self._lock:
             if self._client is None:
                 client = open_store(self._uri)
+                if database := sqlite_file(self._uri):
+                    correct_paths(database)
                 self.experiment_id = open_experiment(client, self._experiment, self._artifacts)
                 self._client = client
             return self._client

@@ -117,7 +117,7 @@ def test_a_tracker_down_at_the_start_stopped_in_mid_run_and_killed_at_the_end(tm
         server.stop()
         assert not slow.result.exists(), "training was over too soon to tell"
         (tmp_path / "pace").write_text("0")
-        assert process.wait(timeout=300) == 0, log.read_text()
+        assert process.wait(timeout=300) == 1, log.read_text()  # as runs are left RUNNING
         said = log.read_text()
         assert "Training starts all the same" in said
         (line,) = [each.strip() for each in said.splitlines() if "tiny-onn sync" in each]

@@ -96,6 +96,7 @@ class RecordingTracker:
     """Notes what it is told, and from which thread."""
 
     problem = None
+    untouched = False
 
     def __init__(self, log: Path | None = None, at_once: int = 1) -> None:
         self.at_once = at_once
