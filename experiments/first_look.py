@@ -31,7 +31,7 @@ outcome = ablate(CONFIG, CHANGES, OUTPUT)
 
 # %%
 frame = outcome.results()
-print(frame[["arm", "seed", "eval_loss", "active_first", "active_middle", "active_last"]].round(3).to_string())
+print(frame[["arm", "seed", "held_out_loss", "active_first", "active_middle", "active_last"]].round(3).to_string())
 paired = frame.pivot(index="seed", columns="arm", values="active_middle")
 print(paired.sub(paired["per_token"], axis=0).add_prefix("middle layer, more active than per_token: ").T)
 
@@ -48,7 +48,7 @@ axes.figure.savefig(f"{OUTPUT}/first_look.png")
 
 # %%
 alone = train(CONFIG, {**CHANGES, "name": "first-look-wide", "model.hidden": 32}, OUTPUT)
-print(alone.results()[["arm", "seed", "eval_loss"]])
+print(alone.results()[["arm", "seed", "held_out_loss"]])
 
 # %% [markdown]
 # The report once more, from MLflow; `tiny-onn ui` shows the runs themselves.

@@ -11,10 +11,24 @@ EPOCH = "train/epoch"
 TOKENS_PER_SECOND = "speed/tokens_per_second"  # valid tokens of all workers, waiting for their batches included
 STEP_SECONDS = "speed/step_seconds"  # median over the steps since the last log, without waiting for batches
 PEAK_MEMORY_MIB = "speed/peak_memory_mib"  # of the worker of rank 0, so far; of its GPU where it has one
-EVAL_LOSS = "eval/loss"  # nats per labelled token of the held-out tasks
-EVAL_TOKEN_ACCURACY = "eval/token_accuracy"
-EVAL_PAIRS_EXACT = "eval/pairs_exact"  # fraction of held-out test pairs decoded without a fault
-EVAL_TASKS_EXACT = "eval/tasks_exact"  # fraction of held-out tasks with every test pair right
+
+# Of the tasks that a model is judged by, each as `<split>/<measure>`: the split is held_out, tasks kept back from the
+# training tasks, or evaluation, the data set's own evaluation tasks.
+HELD_OUT_LOSS = "held_out/loss"  # nats per labelled token
+HELD_OUT_TOKEN_ACCURACY = "held_out/token_accuracy"
+HELD_OUT_PAIRS_EXACT = "held_out/pairs_exact"  # fraction of test pairs decoded without a fault
+HELD_OUT_TASKS_EXACT = "held_out/tasks_exact"  # fraction of tasks with every test pair right
+EVALUATION_LOSS = "evaluation/loss"
+EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
+EVALUATION_PAIRS_EXACT = "evaluation/pairs_exact"
+EVALUATION_TASKS_EXACT = "evaluation/tasks_exact"
+# The names that older runs were recorded under, and that older configs use.
+RENAMED = {
+    "eval/loss": HELD_OUT_LOSS,
+    "eval/token_accuracy": HELD_OUT_TOKEN_ACCURACY,
+    "eval/pairs_exact": HELD_OUT_PAIRS_EXACT,
+    "eval/tasks_exact": HELD_OUT_TASKS_EXACT,
+}
 
 # Routing on the held-out tokens, a mean over modules each (tiny_onn.routing_patterns); the last three at the end only.
 DENSITY = "held_out/density"  # fraction of (valid token, expert) with routing weight > 0
@@ -51,6 +65,16 @@ OF_GOODNESS = (
     RANK_CORRELATION_RELEVANCE,
     RANK_CORRELATION_COST,
 )
+
+
+def of_split(split: str, metric: str) -> str:
+    """A metric of the held-out tasks, by the name that it has for a split: held_out or evaluation."""
+    return f"{split}/{metric.removeprefix('held_out/')}"
+
+
+def current_name(metric: str) -> str:
+    """The metric's name today, also where it is given by the name that it had in older runs."""
+    return RENAMED.get(metric, metric)
 
 
 def by_layer(measure: str, layer: int) -> str:

@@ -40,7 +40,7 @@ def _over_layers(measure: str, scale: float = 1.0) -> Callable[[Trial], float]:
 
 
 COLUMNS = (
-    Column("held-out loss (nats)", lambda trial: trial.last(measures.EVAL_LOSS), 3),
+    Column("held-out loss (nats)", lambda trial: trial.last(measures.HELD_OUT_LOSS), 3),
     Column("judged good (%)", _over_layers(measures.FRACTION_GOOD, 100), 1),
     Column("selectivity (nats)", _over_layers(measures.MUTUAL_INFORMATION), 2),
     Column("effective experts", _over_layers(measures.EFFECTIVE_EXPERTS), 1),

@@ -37,11 +37,12 @@ class Measured:
     seconds_per_token: float  # of a step, padding included
     observe_seconds: float  # by which a logged step is slower
     evaluate_seconds: float  # all held-out rows once
-    generate_seconds: float  # training.generate_tasks decoded
+    generate_seconds: float  # training.generate_tasks decoded, of the held-out and of the evaluation tasks
     checkpoint_seconds: float
     core_share: float  # of the time that it asked for, the part that it got: less than 1 on a busy machine
     built_bytes: int  # when the model is there, and nothing has run
     peak_bytes: int
+    evaluation_seconds: float = 0.0  # all evaluation rows once
     gpu_bytes: int = 0  # that one GPU has in all; 0 without
 
 
@@ -73,6 +74,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     began = now()
     prepared = open_prepared(data, hashes=True)
     held_out = read_rows(prepared, "held_out")
+    evaluation = read_rows(prepared, "evaluation") if training.score_evaluation != "never" else []
     loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, workers.count)
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)
@@ -104,11 +106,10 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     evaluate(model, some, batch_tokens, 0, 1, autocast=autocast)
     evaluating = (now() - began) * sum(map(len, held_out)) / sum(map(len, some)) / workers.count
     tell("evaluated")
-    wanted = list(dict.fromkeys(row.task_id for row in held_out))[: training.generate_tasks]
-    rows = [row for row in held_out if row.task_id in wanted][:: workers.count]  # a worker's share
+    rows, others = (_decoded(part, experiment) for part in (held_out, evaluation))
     began = now()
     predict(model, rows[:_DECODED], experiment.data.max_tokens, _DECODED)
-    decoding = (now() - began) * math.ceil(len(rows) / _DECODED)
+    decoding = (now() - began) * (math.ceil(len(rows) / _DECODED) + math.ceil(len(others) / _DECODED))
     with tempfile.TemporaryDirectory() as folder:
         began = now()
         save_checkpoint(Path(folder), 1, dynamics, experiment.digest(), 1)
@@ -121,6 +122,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         seconds_per_token=per_token,
         observe_seconds=max(0.0, statistics.fmean(late["logged step"])),
         evaluate_seconds=evaluating,
+        evaluation_seconds=evaluating * sum(map(len, evaluation)) / sum(map(len, held_out)),
         generate_seconds=decoding,
         checkpoint_seconds=saving,
         core_share=1.0 if workers.gpus else min(1.0, got),
@@ -128,6 +130,12 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         peak_bytes=_bytes(device),
         gpu_bytes=torch.cuda.get_device_properties(device).total_memory if workers.gpus else 0,
     )
+
+
+def _decoded(rows: list[Any], experiment: Experiment) -> list[Any]:
+    """One worker's share of the rows that are decoded at the end."""
+    wanted = list(dict.fromkeys(row.task_id for row in rows))[: experiment.training.generate_tasks]
+    return [row for row in rows if row.task_id in wanted][:: experiment.workers.count]
 
 
 def _bytes(device: Any) -> int:

@@ -72,12 +72,14 @@ class Kind:
             math.ceil(training.steps / every)
             for every in (training.log_every, training.evaluate_every, training.checkpoint_every)
         )
+        scored = evaluations if training.score_evaluation == "always" else 1
         return TRIAL_START_S + core_share * (
             found.prepare_seconds
             + found.compile_seconds
             + training.steps * found.seconds_per_token * self.tokens_per_step / count
             + logs * found.observe_seconds
             + evaluations * found.evaluate_seconds
+            + scored * found.evaluation_seconds
             + checkpoints * found.checkpoint_seconds
             + found.generate_seconds
         )

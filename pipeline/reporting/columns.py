@@ -40,8 +40,18 @@ def _activation(place: Callable[[list[int]], int]) -> Callable[[Trial], float]:
 
 
 COLUMNS = (
-    Column("eval_loss", "eval loss", "nats", lambda t: t.last(measures.EVAL_LOSS), 1, 4, min),
-    Column("token_accuracy", "token accuracy", "%", lambda t: t.last(measures.EVAL_TOKEN_ACCURACY), 100, 2, max),
+    Column("held_out_loss", "held-out loss", "nats", lambda t: t.last(measures.HELD_OUT_LOSS), 1, 4, min),
+    Column("token_accuracy", "token accuracy", "%", lambda t: t.last(measures.HELD_OUT_TOKEN_ACCURACY), 100, 2, max),
+    Column("evaluation_loss", "evaluation loss", "nats", lambda t: t.last(measures.EVALUATION_LOSS), 1, 4, min),
+    Column(
+        "evaluation_accuracy",
+        "evaluation token accuracy",
+        "%",
+        lambda t: t.last(measures.EVALUATION_TOKEN_ACCURACY),
+        100,
+        2,
+        max,
+    ),
     Column("active_first", "active, first layer", "%", _activation(lambda layers: layers[0]), 100, 2),
     Column("active_middle", "active, middle layer", "%", _activation(lambda layers: layers[len(layers) // 2]), 100, 2),
     Column("active_last", "active, last layer", "%", _activation(lambda layers: layers[-1]), 100, 2),
@@ -50,7 +60,7 @@ COLUMNS = (
     Column("step_seconds", "step time", "ms", lambda t: t.step_seconds, 1000, 0),
     Column("peak_memory", "peak memory", "MiB", lambda t: t.last(measures.PEAK_MEMORY_MIB), 1, 0),
 )
-EVAL_LOSS = COLUMNS[0]
+HELD_OUT_LOSS = COLUMNS[0]
 
 
 def columns_of(results: Results) -> tuple[Column, ...]:

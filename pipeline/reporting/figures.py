@@ -27,8 +27,8 @@ MOST_ROWS, MOST_CELLS = 24, 8  # arms in cells of the grid, and cells, that a fi
 STYLE: Any = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 10}
 _CURVES = (
     (measures.TASK_LOSS, "training loss (nats per token)", 1.0),
-    (measures.EVAL_LOSS, "held-out loss (nats per token)", 1.0),
-    (measures.EVAL_TOKEN_ACCURACY, "held-out token accuracy (%)", 100.0),
+    (measures.HELD_OUT_LOSS, "held-out loss (nats per token)", 1.0),
+    (measures.HELD_OUT_TOKEN_ACCURACY, "held-out token accuracy (%)", 100.0),
 )
 _LINES: tuple[Any, ...] = ("-", "-", (0, (4, 2)), (0, (1, 1)))  # so that of two equal curves both are seen
 _SEED_SIZE = 26

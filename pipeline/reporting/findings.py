@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 
 from pipeline import measures
-from pipeline.reporting.columns import EVAL_LOSS
+from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
 from tiny_onn.arms import GRANULARITY
@@ -81,7 +81,7 @@ def density(row: Row, control: Row) -> str:
 
 def loss(row: Row, control: Row) -> str:
     """How the held-out loss differs from the control's, and whether the interval excludes zero."""
-    found = paired_difference(EVAL_LOSS.of_row(row), EVAL_LOSS.of_row(control))
+    found = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(control))
     if found is None or not math.isfinite(found.mean):
         return f"The held-out losses of {row.arm} and {control.arm} cannot be compared: one is missing or not a number."
     differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
@@ -162,14 +162,14 @@ def limits(results: Results) -> str:
         return "No trial has finished: there is nothing to tell."
     sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps", "data.dataset")}
     seeds = sorted({trial.seed for trial in trials})
-    diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.EVAL_LOSS))})
+    diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.HELD_OUT_LOSS))})
     text = (
         f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
         f"{sizes['model.hidden']}, {_counted(sizes['model.layers'], 'layer')}, "
         f"{_counted(sizes['training.steps'], 'training step')} and "
         f"the data {sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
     )
-    if not any(math.isfinite(trial.last(measures.EVAL_TASKS_EXACT)) for trial in trials):
+    if not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
         text += ", nor whether whole tasks are solved (none was decoded)"
     text += ". Step times are of this machine under this load."
     if diverged:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.errors import UserError
+from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
 from pipeline.reporting.columns import COLUMNS
 from pipeline.reporting.results import Results
@@ -34,11 +35,13 @@ def curves_frame(spools: Mapping[str, Path], metric: str) -> pd.DataFrame:
     Raises:
         UserError: none has; names the metrics that there are.
     """
+    metric = current_name(metric)
     series, names = {}, set()
     for key, path in spools.items():
         lines, _ = read_spool(path)
-        names |= {name for line in lines for name in line.metrics}
-        values = {line.step: line.metrics[metric] for line in lines if metric in line.metrics}
+        measured = {line.step: {current_name(name): value for name, value in line.metrics.items()} for line in lines}
+        names |= {name for metrics in measured.values() for name in metrics}
+        values = {step: metrics[metric] for step, metrics in measured.items() if metric in metrics}
         if values:
             series[key] = pd.Series(values)
     if not series:

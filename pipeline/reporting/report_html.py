@@ -188,7 +188,7 @@ def _predictions(report: Report) -> Section:
 def _exact(results: Results) -> str:
     found = []
     for row in results.rows:
-        value = mean({seed: trial.last(measures.EVAL_PAIRS_EXACT) for seed, trial in row.trials.items()})
+        value = mean({seed: trial.last(measures.HELD_OUT_PAIRS_EXACT) for seed, trial in row.trials.items()})
         if math.isfinite(value):
             found.append(f"{figures.name_of(row)} {100 * value:.1f} %")
     return f" Exactly right over all decoded pairs and seeds: {', '.join(found)}." if found else ""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Curve = tuple[list[int], list[float]]  # steps and values
-_CURVES = (measures.TASK_LOSS, measures.EVAL_LOSS, measures.EVAL_TOKEN_ACCURACY, measures.STEP_SECONDS)
+_CURVES = (measures.TASK_LOSS, measures.HELD_OUT_LOSS, measures.HELD_OUT_TOKEN_ACCURACY, measures.STEP_SECONDS)
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 _OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
 
@@ -171,15 +171,17 @@ def _about(summaries: "list[Run]") -> dict[str, str]:
 
 
 def _trial(client: "MlflowClient", run: "Run") -> Trial:
-    names = [name for name in run.data.metrics if name in _CURVES or _LAYER.fullmatch(name)]
+    recorded = sorted(run.data.metrics, key=lambda name: name not in measures.RENAMED)  # today's names are taken last
+    names = {measures.current_name(name): name for name in recorded}
+    drawn = [name for name in names if name in _CURVES or _LAYER.fullmatch(name)]
     return Trial(
         run_id=run.info.run_id,
         arm=plain(run.data.tags[ARM]),
         seed=int(run.data.tags[SEED]),
         params=_params(run),
         tags={name: plain(value) for name, value in run.data.tags.items()},
-        metrics={name: _as_logged(value) for name, value in run.data.metrics.items()},
-        curves={name: _history(client, run.info.run_id, name) for name in names},
+        metrics={name: _as_logged(run.data.metrics[names[name]]) for name in names},
+        curves={name: _history(client, run.info.run_id, names[name]) for name in drawn},
     )
 
 

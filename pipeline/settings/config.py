@@ -5,8 +5,9 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.settings.changes import put
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
@@ -104,7 +105,12 @@ class TrainingConfig(Settings):
     keep_checkpoints: Count = 2
     check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
     prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
-    generate_tasks: NonNegative = Field(16, description="held-out tasks decoded greedily at the end; 0 for none")
+    generate_tasks: NonNegative = Field(
+        16, description="held-out tasks, and as many evaluation tasks, decoded greedily at the end; 0 for none"
+    )
+    score_evaluation: Literal["end", "always", "never"] = Field(
+        "end", description="evaluation tasks: scored at the end, whenever the held-out tasks are, or never"
+    )
 
     @model_validator(mode="after")
     def _arm_is_known(self) -> "TrainingConfig":
@@ -168,6 +174,11 @@ class StudyConfig(Settings):
     intervention: str
     primary_metric: str
     expectation: str
+
+    @field_validator("primary_metric")
+    @classmethod
+    def _by_its_name_today(cls, value: str) -> str:
+        return measures.current_name(value)
 
 
 class Experiment(Settings):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline import measures
 from pipeline.settings.settings import Count, NonNegative, Settings
@@ -116,15 +116,20 @@ class AshaConfig(Settings):
     Only drawn settings compete with each other: the arm, the seed and the cell of the grid are what is being compared.
     """
 
-    metric: Literal["eval/loss", "train/task_loss", "eval/token_accuracy"] = "eval/loss"
+    metric: Literal["held_out/loss", "train/task_loss", "held_out/token_accuracy"] = "held_out/loss"
     grace_steps: Count = Field(description="no trial is pruned before this step")
     reduction_factor: Annotated[float, Field(gt=1, le=1000)] = 3.0
     across_arms: bool = Field(False, description="let arms be pruned by comparison with each other")
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _by_its_name_today(cls, value: Any) -> Any:
+        return measures.current_name(value) if isinstance(value, str) else value
+
     @property
     def mode(self) -> str:
         """Which end of the metric is better: "min" or "max"."""
-        return "max" if self.metric == measures.EVAL_TOKEN_ACCURACY else "min"
+        return "max" if self.metric == measures.HELD_OUT_TOKEN_ACCURACY else "min"
 
 
 class SchedulerConfig(Settings):

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _ARMS, _PROTOTYPES = "arms", "prototypes"  # the keys of the shared views
-_LOSSES = (measures.EVAL_LOSS, measures.TASK_LOSS)  # on a linear axis, which begins at 0, arms look all alike
+_LOSSES = (
+    measures.HELD_OUT_LOSS,
+    measures.EVALUATION_LOSS,
+    measures.TASK_LOSS,
+)  # on a linear axis, which begins at 0, arms look all alike
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 
 
@@ -32,7 +36,8 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     names = {name for name, _ in sweeps}
     seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
     apart = [*([SWEEP] if len(names) > 1 else []), *([SWEEP_ID] if len(sweeps) > len(names) else [])]
-    arms = view_state(sorted(layers) or [0], apart)
+    recorded = {name for run in runs for name in run.data.metrics}
+    arms = view_state(sorted(layers) or [0], apart, recorded)
     steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
     prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
     for key, view in ((_ARMS, arms), (_PROTOTYPES, prototypes)):
@@ -70,17 +75,22 @@ def report_links(client: "MlflowClient", address: str, experiment_id: str) -> di
     return {name: link for links_of in found.values() for name, link in links_of.items()}
 
 
-def view_state(layers: list[int], apart: Sequence[str] = ()) -> dict[str, Any]:
-    """What the page shows, in the page's own terms; the tags `apart` keep the arms of several sweeps apart."""
+def view_state(layers: list[int], apart: Sequence[str] = (), recorded: Collection[str] = ()) -> dict[str, Any]:
+    """What the page shows, in the page's own terms; the tags `apart` keep the arms of several sweeps apart.
+
+    `recorded` are the metrics of the runs: what older runs have under an older name is shown by that name, too, and
+    evaluation tasks only where they were scored.
+    """
     groups = [*({"mode": "tag", "groupByData": tag} for tag in apart), {"mode": "param", "groupByData": "arm"}]
-    metrics = leaderboard_metrics(layers)
+    metrics = [each for name in leaderboard_metrics(layers, recorded) for each in _as_recorded(name, recorded)]
     columns = [f"metrics.`{name}`" for name in metrics]
-    charts = [measures.EVAL_LOSS, measures.TASK_LOSS]
+    losses = _as_recorded(measures.HELD_OUT_LOSS, recorded)
+    charts = [*losses, *_scored(measures.EVALUATION_LOSS, recorded), measures.TASK_LOSS]
     charts += [measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)]
     charts += [measures.by_layer(measures.MUTUAL_INFORMATION, layer) for layer in _places(layers)]
     return {
         "searchFilter": "tags.role = 'trial'",
-        "orderByKey": f"metrics.`{measures.EVAL_LOSS}`",
+        "orderByKey": f"metrics.`{losses[0]}`",
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -134,17 +144,29 @@ def prototypes_view(arms: dict[str, Any], seed: int, step: int) -> dict[str, Any
     }
 
 
-def leaderboard_metrics(layers: list[int]) -> list[str]:
-    """The few metrics of the leaderboard, for a model with these layers."""
+def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> list[str]:
+    """The few metrics of the leaderboard, for a model with these layers and runs with these metrics."""
     middle = layers[len(layers) // 2]
     return [
-        measures.EVAL_LOSS,
-        measures.EVAL_TOKEN_ACCURACY,
+        measures.HELD_OUT_LOSS,
+        measures.HELD_OUT_TOKEN_ACCURACY,
+        *_scored(measures.EVALUATION_LOSS, recorded),
+        *_scored(measures.EVALUATION_TOKEN_ACCURACY, recorded),
         *(measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)),
         measures.by_layer(measures.FRACTION_GOOD, middle),
         measures.by_layer(measures.MUTUAL_INFORMATION, middle),
         measures.STEP_SECONDS,
     ]
+
+
+def _scored(metric: str, recorded: Collection[str]) -> list[str]:
+    return [metric] if metric in recorded else []
+
+
+def _as_recorded(metric: str, recorded: Collection[str]) -> list[str]:
+    """The names that the runs have a metric by, today's first; today's where none has it."""
+    older = [old for old, name in measures.RENAMED.items() if name == metric and old in recorded]
+    return older if older and metric not in recorded else [metric, *older]
 
 
 def _closed() -> list[dict[str, Any]]:
@@ -169,7 +191,7 @@ def _line_chart(metric: str) -> dict[str, Any]:
         "isGenerated": False,
         "xAxisKey": "step",
         "yAxisKey": "metric",
-        "scaleType": "log" if metric in _LOSSES else "linear",
+        "scaleType": "log" if measures.current_name(metric) in _LOSSES else "linear",
         "xAxisScaleType": "linear",
         "lineSmoothness": 0,
         "ignoreOutliers": False,

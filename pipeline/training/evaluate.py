@@ -1,4 +1,4 @@
-"""How good is a model on the held-out tasks: loss, token accuracy, and grids decoded exactly."""
+"""How good is a model on tasks that it was not trained on: loss, token accuracy, and grids decoded exactly."""
 
 import contextlib
 import math
@@ -11,6 +11,7 @@ import torch
 from pipeline import measures
 from pipeline.data import tokens
 from pipeline.data.batch import IGNORED, collate
+from pipeline.data.manifest import Split
 from pipeline.training.step import batch_logits, summed_loss
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.generate import generate
@@ -49,6 +50,7 @@ def evaluate(
     *,
     autocast: bool = False,
     patterns: bool = False,
+    split: Split = "held_out",
 ) -> dict[str, float]:
     """Loss (nats per labelled token), token accuracy and density over all rows, the same on every worker.
 
@@ -60,6 +62,7 @@ def evaluate(
         patterns: also measure how tasks differ in the experts that they use, and the union over neighbouring tokens;
             tasks beyond the first PATTERN_TASKS do not count. What cannot be measured on these rows, such as the
             distance between tasks where there is one, is left out.
+        split: what the rows are of; the metrics are named by it.
     """
     device = next(model.parameters()).device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -78,13 +81,17 @@ def evaluate(
     routed.sum_over_workers()
     if not count:
         return {}
-    found = {measures.EVAL_LOSS: loss / count, measures.EVAL_TOKEN_ACCURACY: right / count}
+    found = {measures.HELD_OUT_LOSS: loss / count, measures.HELD_OUT_TOKEN_ACCURACY: right / count}
     found |= {measures.DENSITY: routed.density(), measures.DEAD_EXPERTS: routed.dead_experts()}
     if patterns:
         found[measures.UNION_OF_CHUNK] = routed.union_of_chunk()
         found[measures.TASK_INFORMATION] = routed.task_information()
         found[measures.TASK_DISTANCE] = routed.task_distance()
-    return {name: value for name, value in found.items() if name not in _OF_PATTERNS or math.isfinite(value)}
+    return {
+        measures.of_split(split, name): value
+        for name, value in found.items()
+        if name not in _OF_PATTERNS or math.isfinite(value)
+    }
 
 
 def predict(
@@ -167,16 +174,17 @@ def prompt_of(row: tokens.Sequence) -> tokens.Sequence:
     )
 
 
-def exact_match(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """eval/pairs_exact: fraction of test pairs; eval/tasks_exact: fraction of tasks with every test pair right."""
+def exact_match(predictions: Sequence[Prediction], split: Split = "held_out") -> dict[str, float]:
+    """<split>/pairs_exact: fraction of test pairs right; <split>/tasks_exact: of tasks with every test pair right."""
     if not predictions:
         return {}
     tasks: dict[str, bool] = {}
     for each in predictions:
         tasks[each.task_id] = tasks.get(each.task_id, True) and each.exact
     return {
-        measures.EVAL_PAIRS_EXACT: sum(each.exact for each in predictions) / len(predictions),
-        measures.EVAL_TASKS_EXACT: sum(tasks.values()) / len(tasks),
+        measures.of_split(split, measures.HELD_OUT_PAIRS_EXACT): sum(each.exact for each in predictions)
+        / len(predictions),
+        measures.of_split(split, measures.HELD_OUT_TASKS_EXACT): sum(tasks.values()) / len(tasks),
     }
 
 

@@ -69,6 +69,8 @@ def run_training(
     started = time.monotonic()
     prepared = patiently(lambda: open_prepared(data, hashes=rank == 0 and isinstance(data, Path)))
     held_out = patiently(lambda: read_rows(prepared, "held_out"))
+    scored = training.score_evaluation != "never"
+    evaluation = patiently(lambda: read_rows(prepared, "evaluation")) if scored else []
     loader = Loader(prepared, "train", training.batch_tokens, training.seed, rank, world_size)
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)
@@ -123,9 +125,14 @@ def run_training(
             metrics |= evaluate(
                 model, held_out, loader.budget, rank, world_size, autocast=autocast, patterns=done == training.steps
             )
+        if evaluation and (done == training.steps or (evaluates and training.score_evaluation == "always")):
+            metrics |= evaluate(
+                model, evaluation, loader.budget, rank, world_size, autocast=autocast, split="evaluation"
+            )
         if done == training.steps:
             predictions = _predict(experiment, model, held_out, rank, world_size)
             metrics |= exact_match(predictions)
+            metrics |= exact_match(_predict(experiment, model, evaluation, rank, world_size), "evaluation")
         stopped: TrainingStopped | None = None
         if writer:
             try:
@@ -233,15 +240,15 @@ def _rates(rates: tuple[float, float]) -> dict[str, float]:
 
 
 def _predict(
-    experiment: Experiment, model: Any, held_out: list[Sequence], rank: int, world_size: int
+    experiment: Experiment, model: Any, judged: list[Sequence], rank: int, world_size: int
 ) -> list[Prediction]:
-    """Decodes the first `generate_tasks` held-out tasks, which are the same for every trial on this data.
+    """Decodes the first `generate_tasks` of the tasks, which are the same for every trial on this data.
 
     Every worker takes its share, and gets all.
     """
     wanted = experiment.training.generate_tasks
-    tasks = set(list(dict.fromkeys(row.task_id for row in held_out))[:wanted])
-    rows = [row for row in held_out if row.task_id in tasks]
+    tasks = set(list(dict.fromkeys(row.task_id for row in judged))[:wanted])
+    rows = [row for row in judged if row.task_id in tasks]
     device = next(model.parameters()).device
     with together(device) as alive:
         mine = predict(model, rows[rank::world_size], experiment.data.max_tokens, alive=alive)

@@ -8,7 +8,7 @@ from pipeline.reporting.results import Results, Row, Trial
 
 
 def _trial(arm: str, seed: int, loss: float, rates: list[float], good: bool = True) -> Trial:
-    metrics = {measures.EVAL_LOSS: loss}
+    metrics = {measures.HELD_OUT_LOSS: loss}
     for layer, rate in enumerate(rates):
         metrics[measures.by_layer(measures.ACTIVATION_RATE, layer)] = rate
         metrics[measures.by_layer(measures.MUTUAL_INFORMATION, layer)] = layer + seed

@@ -75,22 +75,30 @@ def test_results_are_a_row_for_each_trial(tmp_path: Path) -> None:
     assert frame.equals(results_frame(read_results(output.tracking_uri, "tests", "frames")))
     assert len(frame) == 11
     assert list(frame.columns[:3]) == ["arm", "seed", "model.gain"]
-    assert frame.groupby(["arm", "model.gain"])["eval_loss"].mean()["per_token", 0.5] == pytest.approx(1.1)
+    assert frame.groupby(["arm", "model.gain"])["held_out_loss"].mean()["per_token", 0.5] == pytest.approx(1.1)
     assert outcome.curves().loc[20, "none-s1-gain_0.5"] == 2.0
     assert outcome.curves().shape == (3, 12)
-    with pytest.raises(UserError, match=r"no trial has measured it \(did you mean 'eval/loss'\?\)"):
-        outcome.curves("eval/lost")
+    with pytest.raises(UserError, match=r"no trial has measured it \(did you mean 'held_out/loss'\?\)"):
+        outcome.curves("held_out/lost")
 
 
 def test_a_curve_has_no_value_where_nothing_was_measured(tmp_path: Path) -> None:
     for name, steps in (("a", (1, 2)), ("b", (2, 3))):
         for step in steps:
-            Spool(tmp_path / name).write(step, {"eval/loss": float(step)})
-    frame = curves_frame({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"}, "eval/loss")
+            Spool(tmp_path / name).write(step, {"held_out/loss": float(step)})
+    frame = curves_frame({"a": tmp_path / "a", "b": tmp_path / "b", "c": tmp_path / "c"}, "held_out/loss")
     assert list(frame.index) == [1, 2, 3]
     assert list(frame.columns) == ["a", "b"]
     assert math.isnan(frame.loc[3, "a"])
     assert frame.loc[2, "b"] == 2.0
+
+
+def test_a_curve_of_an_older_run_is_found_by_either_name(tmp_path: Path) -> None:
+    Spool(tmp_path / "old").write(1, {"eval/loss": 1.0})
+    Spool(tmp_path / "new").write(1, {"held_out/loss": 2.0})
+    spools = {"old": tmp_path / "old", "new": tmp_path / "new"}
+    for name in ("eval/loss", "held_out/loss"):
+        assert curves_frame(spools, name).loc[1].to_dict() == {"old": 1.0, "new": 2.0}
 
 
 def test_signals_are_left_alone_outside_the_main_thread() -> None:
@@ -124,10 +132,10 @@ def test_a_sweep_from_a_thread_beside_a_running_loop(config: Path, tmp_path: Pat
     assert first.exit_code == second.exit_code == 0
     frame = second.results()
     assert list(frame["arm"]) == ["per_token", "none"]
-    assert frame["eval_loss"].between(0, 10).all()
+    assert frame["held_out_loss"].between(0, 10).all()
     assert list(first.curves().index) == [2, 4, 6]
     assert screen.getvalue().count("look: 2 trials to run") == 1
     made = api.report("look", tmp_path / "out", console=Console(file=screen, width=120))
     assert made.results.finished == 2
     result = json.loads(Output(tmp_path / "out").trial("look", "none-s0").result.read_text())
-    assert result["metrics"]["eval/loss"] == pytest.approx(frame["eval_loss"][1])
+    assert result["metrics"]["held_out/loss"] == pytest.approx(frame["held_out_loss"][1])

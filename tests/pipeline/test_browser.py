@@ -92,7 +92,7 @@ def test_the_runs_table_is_readable_without_touching_it(page, links):
     for arm in ("per_token", "aggregated", "none"):
         for seed in range(3):
             assert f"{arm} · s{seed}" in text
-    for column in ("eval/loss", "eval/token_accuracy", "activation_rate/L0"):
+    for column in ("held_out/loss", "held_out/token_accuracy", "activation_rate/L0"):
         assert column in text
     assert "Group: none" in text  # grouped by arm, the groups open
     assert "summary" not in text

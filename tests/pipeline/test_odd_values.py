@@ -44,7 +44,7 @@ def test_what_is_no_number_wins_no_comparison(output, tracker, monkeypatch, lost
     assert "**1.0167**" in means  # that of aggregated is
     assert "losses of none and per_token cannot be compared" in text
     found = next(row for row in report.results.rows if row.arm == "none")
-    assert not any(math.isfinite(trial.last("eval/loss")) for trial in found.trials.values())
+    assert not any(math.isfinite(trial.last("held_out/loss")) for trial in found.trials.values())
     # The leaderboard is MLflow's own: sorted upwards by the held-out loss, what is no number comes last.
     client = open_store(output.tracking_uri)
     order = view_state([0, 1, 2])

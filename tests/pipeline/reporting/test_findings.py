@@ -11,7 +11,7 @@ NAN = math.nan
 
 
 def trial(arm: str, seed: int, rates: list[float], nats: list[float], loss: float = 1.0) -> Trial:
-    metrics = {"eval/loss": loss}
+    metrics = {"held_out/loss": loss}
     for layer, (rate, told) in enumerate(zip(rates, nats, strict=True)):
         metrics |= {f"activation_rate/L{layer}": rate, f"mutual_information/L{layer}": told}
         metrics |= {f"effective_experts/L{layer}": 8.0}

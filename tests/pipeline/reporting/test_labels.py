@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from pipeline.reporting.activation_figure import activation_map
-from pipeline.reporting.columns import EVAL_LOSS
+from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.figures import learning_curves
 from pipeline.reporting.figures_of_seeds import effects, speed_and_memory
 from pipeline.reporting.filed import Filed
@@ -29,7 +29,7 @@ STEPS = [5, 8]
 def _results(layers: int = 3, arms: tuple[str, ...] = ("per_token", LONG)) -> Results:
     def trial(arm: str, seed: int) -> Trial:
         curves = {f"activation_rate/L{n}": (STEPS, [0.5, 0.4]) for n in range(layers)}
-        curves |= {"train/task_loss": (STEPS, [2.9, 2.8]), "eval/loss": ([8], [2.9560877 + 1e-8 * len(arm)])}
+        curves |= {"train/task_loss": (STEPS, [2.9, 2.8]), "held_out/loss": ([8], [2.9560877 + 1e-8 * len(arm)])}
         metrics = {name: values[-1] for name, (_, values) in curves.items()}
         metrics |= {"speed/tokens_per_second": 6000.0, "speed/peak_memory_mib": 600.0}
         curves["speed/step_seconds"] = (STEPS, [0.1, 0.1])
@@ -98,11 +98,11 @@ def test_steps_are_whole_numbers_and_a_long_name_takes_the_place_of_no_title() -
 
 def test_differences_below_what_is_shown_are_drawn_as_none() -> None:
     results = _results()
-    values = [EVAL_LOSS.of_row(row) for row in results.rows]
+    values = [HELD_OUT_LOSS.of_row(row) for row in results.rows]
     difference = paired_difference(values[1], values[0])
     assert difference is not None
     assert 0 < difference.mean < 1e-5
-    figure = effects(results, {1: {EVAL_LOSS.key: difference}}, [EVAL_LOSS])
+    figure = effects(results, {1: {HELD_OUT_LOSS.key: difference}}, [HELD_OUT_LOSS])
     assert figure is not None
     low, high = figure.axes[0].get_xlim()
     assert high - low == pytest.approx(4e-4)
@@ -112,9 +112,9 @@ def test_differences_below_what_is_shown_are_drawn_as_none() -> None:
 
 
 def test_a_long_name_leaves_the_rows_their_titles() -> None:
-    report = Report(_results(), (EVAL_LOSS,), {}, {}, [], Filed({}, {}))
+    report = Report(_results(), (HELD_OUT_LOSS,), {}, {}, [], Filed({}, {}))
     console = Console(width=60, record=True, file=StringIO())
     print_report(report, console)
     text = console.export_text()
-    assert "eval loss, nats" in text
+    assert "held-out loss, nats" in text
     assert "2.9561" in text

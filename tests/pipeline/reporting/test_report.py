@@ -48,12 +48,29 @@ def _row(report, arm):
     return next(row for row in report.results.rows if row.arm == arm)
 
 
+def test_a_sweep_recorded_under_older_names_has_the_same_report(output, tracker, whole):
+    sample = experiment("older")
+    for trial, folder in trials(output, sample):
+        write_spool(trial, folder)
+        folder.spool.write_text(folder.spool.read_text().replace('"held_out/', '"eval/'))
+        tracker.start_trial(folder, trial, sample.name, EXTRA)
+        tracker.end_trial(folder, "FINISHED")
+    older = make_report(output.tracking_uri, "tests", sample.name)
+    of_both = [
+        [(row.arm, row.trials[0].metrics, row.trials[0].curves) for row in r.results.rows] for r in (older, whole)
+    ]
+    assert of_both[0] == of_both[1]
+    run = tracker._client.get_run(_row(older, "none").trials[0].run_id)
+    assert "eval/loss" in run.data.metrics
+    assert "held_out/loss" not in run.data.metrics
+
+
 def test_means_are_those_of_the_last_values(whole):
     assert [row.arm for row in whole.results.rows] == ["per_token", "aggregated", "none"]
     row = _row(whole, "per_token")
-    assert BY_KEY["eval_loss"].of_row(row) == {0: 1.0, 1: 1.2, 2: 1.1}
+    assert BY_KEY["held_out_loss"].of_row(row) == {0: 1.0, 1: 1.2, 2: 1.1}
     expected = {
-        "eval_loss": 1.1,
+        "held_out_loss": 1.1,
         "token_accuracy": 0.51,
         "active_first": 0.05 * 1.1,  # seeds 0, 1, 2 at 1, 1.1 and 1.2 times
         "active_middle": 0.10 * 1.1,
@@ -66,7 +83,7 @@ def test_means_are_those_of_the_last_values(whole):
 
 
 def test_differences_are_paired_and_their_interval_goes_from_lowest_to_highest(whole):
-    found = whole.differences[1]["eval_loss"]  # aggregated - per_token, by seed
+    found = whole.differences[1]["held_out_loss"]  # aggregated - per_token, by seed
     assert found.values == pytest.approx({0: -0.1, 1: -0.05, 2: -0.1})
     assert found.mean == pytest.approx(-0.25 / 3)
     assert found.interval == pytest.approx((-0.1, -0.05))  # of three values both extremes are within 95 %
@@ -75,13 +92,13 @@ def test_differences_are_paired_and_their_interval_goes_from_lowest_to_highest(w
 
 
 def test_a_diverged_seed_is_shown_and_never_wins(whole):
-    column, row = BY_KEY["eval_loss"], _row(whole, "none")
+    column, row = BY_KEY["held_out_loss"], _row(whole, "none")
     assert math.isnan(mean(column.of_row(row)))
     text = markdown(whole, False)
     assert "**1.0167**" in text  # aggregated: (0.9 + 1.15 + 1.0) / 3
     means = text.split("## Means over seeds")[1].split("##")[0]
     assert re.search(r"\| none \| 3 \| – \|", means)
-    assert whole.differences[2]["eval_loss"].interval is None
+    assert whole.differences[2]["held_out_loss"].interval is None
     assert "none s2" in whole.findings[-1]
 
 
@@ -118,10 +135,10 @@ def test_files_are_written_and_hold_no_nan(whole, tmp_path):
     assert [path.name for path in paths] == ["report.md", "report.html", "activation_by_layer.png", "results.json"]
     assert paths[2].read_bytes().startswith(b"\x89PNG")
     data = json.loads(paths[3].read_text(), parse_constant=lambda name: pytest.fail(name))
-    none = data["rows"][2]["columns"]["eval_loss"]
+    none = data["rows"][2]["columns"]["held_out_loss"]
     assert none["mean"] is None
     assert none["seeds"] == {"0": 1.0, "1": 1.3, "2": None}
-    assert data["rows"][1]["columns"]["eval_loss"]["minus_per_token"]["interval"] == pytest.approx([-0.1, -0.05])
+    assert data["rows"][1]["columns"]["held_out_loss"]["minus_per_token"]["interval"] == pytest.approx([-0.1, -0.05])
     assert "| per\\_token" not in paths[0].read_text()
     assert paths[0].read_text().count("\n| per_token |") == 4  # its mean and its three seeds
 
@@ -131,7 +148,7 @@ def test_unfinished_trials_are_counted_and_left_out(output, tracker):
     report = _run(output, tracker, sample, unfinished={"aggregated-s0", "none-s0", "none-s1", "none-s2"})
     assert reporting.headline(report.results) == "5 of 9 trials finished (4 FAILED)."
     assert [row.arm for row in report.results.rows] == ["per_token", "aggregated"]
-    assert report.differences[1]["eval_loss"].seeds == 2
+    assert report.differences[1]["held_out_loss"].seeds == 2
     assert report.findings[-1].endswith(
         "4 of 9 trials did not finish and are not in it: aggregated-s0, none-s0, none-s1, none-s2."
     )
@@ -216,7 +233,7 @@ def test_names_cannot_break_the_page():
 
 
 def test_no_mean_is_the_best_among_means_over_other_seeds(output, tracker, whole):
-    (best,) = [r for r in whole.results.rows if is_best(whole.results, r, BY_KEY["eval_loss"])]
+    (best,) = [r for r in whole.results.rows if is_best(whole.results, r, BY_KEY["held_out_loss"])]
     part = _run(output, tracker, experiment("part-of-an-arm"), unfinished=(f"{best.arm}-s2",))
     assert len(_row(part, best.arm).trials) == 2
-    assert not [row.arm for row in part.results.rows if is_best(part.results, row, BY_KEY["eval_loss"])]
+    assert not [row.arm for row in part.results.rows if is_best(part.results, row, BY_KEY["held_out_loss"])]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.layout import Output, TrialFolder
-from pipeline.measures import EVAL_LOSS
+from pipeline.measures import HELD_OUT_LOSS
 from pipeline.records.pruned import pruned_at, settle, write_pruned
 from pipeline.records.spool import Spool, read_spool
 from pipeline.records.state import State, state_of
@@ -63,7 +63,7 @@ def run_by_hand(pairs: list[tuple[Trial, TrialFolder]], pruner: Pruner) -> dict[
         for trial, folder in order:
             if folder.ended:
                 continue
-            Spool(folder.spool).write(step, {EVAL_LOSS: loss_of(trial)})
+            Spool(folder.spool).write(step, {HELD_OUT_LOSS: loss_of(trial)})
             pruner.look()
             if folder.prune.exists():
                 write_pruned(folder, step)
@@ -108,7 +108,7 @@ def test_the_best_come_last_and_are_kept(tmp_path: Path) -> None:
     assert searched.sweep is not None
     pruner = Pruner(searched.sweep, pairs)
     for trial, folder in sorted(pairs, key=lambda pair: -pair[0].experiment.training.learning_rate):
-        Spool(folder.spool).write(10, {EVAL_LOSS: loss_of(trial)})
+        Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss_of(trial)})
         assert pruner.look() == []
 
 
@@ -129,13 +129,13 @@ def test_a_resumed_sweep_knows_what_was_measured_and_prunes_nothing_in_hindsight
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
     by_rate = {trial.experiment.training.learning_rate: folder for trial, folder in pairs}
     for rate in (0.2, 0.3):  # by an earlier command, which was interrupted before it compared them
-        Spool(by_rate[rate].spool).write(10, {EVAL_LOSS: rate})
+        Spool(by_rate[rate].spool).write(10, {HELD_OUT_LOSS: rate})
     pruner = Pruner(searched.sweep, pairs)
     assert pruner.look() == []
-    Spool(by_rate[0.4].spool).write(10, {EVAL_LOSS: 0.4})
-    Spool(by_rate[0.1].spool).write(10, {EVAL_LOSS: 0.1})
+    Spool(by_rate[0.4].spool).write(10, {HELD_OUT_LOSS: 0.4})
+    Spool(by_rate[0.1].spool).write(10, {HELD_OUT_LOSS: 0.1})
     assert len(pruner.look()) == 1
-    assert json.loads(by_rate[0.4].prune.read_text()) == {"step": 10, "metric": EVAL_LOSS, "value": 0.4}
+    assert json.loads(by_rate[0.4].prune.read_text()) == {"step": 10, "metric": HELD_OUT_LOSS, "value": 0.4}
     assert [rate for rate, folder in by_rate.items() if folder.prune.exists()] == [0.4]
 
 
@@ -145,7 +145,7 @@ def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
     pruner = Pruner(searched.sweep, pairs)
     for (_, folder), loss in zip(pairs, (5.0, math.nan, math.inf, 4.0), strict=True):
-        Spool(folder.spool).write(10, {EVAL_LOSS: loss})
+        Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss})
         pruner.look()
     assert [folder.prune.exists() for _, folder in pairs] == [False, True, True, False]
 
@@ -155,8 +155,8 @@ def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_
     assert searched.sweep is not None
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
     pruner = Pruner(searched.sweep, pairs)
-    Spool(pairs[0][1].spool).write(10, {EVAL_LOSS: 1.0})
-    Spool(pairs[1][1].spool).write(40, {EVAL_LOSS: 2.0})
+    Spool(pairs[0][1].spool).write(10, {HELD_OUT_LOSS: 1.0})
+    Spool(pairs[1][1].spool).write(40, {HELD_OUT_LOSS: 2.0})
     Spool(pairs[2][1].spool).write(10, {"train/task_loss": 2.0})
     assert pruner.look() == []
 
@@ -165,8 +165,8 @@ def test_a_trial_that_was_told_to_end_ends_when_its_sweep_is_taken_up_again(tmp_
     folder = TrialFolder(tmp_path)
     settle(folder)
     assert not folder.ended
-    Spool(folder.spool).write(10, {EVAL_LOSS: 1.0})
-    Spool(folder.spool).write(15, {EVAL_LOSS: 1.0})
+    Spool(folder.spool).write(10, {HELD_OUT_LOSS: 1.0})
+    Spool(folder.spool).write(15, {HELD_OUT_LOSS: 1.0})
     folder.prune.write_text("{}")
     settle(folder)
     assert pruned_at(folder) == 15

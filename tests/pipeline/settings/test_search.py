@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import measures
 from pipeline.errors import UserError
-from pipeline.settings.config import TrainingConfig, replace
+from pipeline.settings.config import StudyConfig, TrainingConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.search import AshaConfig, Domain, SearchConfig, draw
 from pipeline.settings.trials import trials_of
@@ -122,10 +122,22 @@ def test_no_two_samples_are_alike() -> None:
 
 
 def test_the_metrics_to_watch_are_measured() -> None:
-    names = {value for name, value in vars(measures).items() if name.isupper()}
-    for metric, mode in (("eval/loss", "min"), ("train/task_loss", "min"), ("eval/token_accuracy", "max")):
+    names = {value for name, value in vars(measures).items() if name.isupper() and isinstance(value, str)}
+    for metric, mode in (("held_out/loss", "min"), ("train/task_loss", "min"), ("held_out/token_accuracy", "max")):
         assert metric in names
         assert AshaConfig(metric=metric, grace_steps=1).mode == mode  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("measure", ["loss", "token_accuracy"])
+def test_a_metric_may_be_named_as_it_was_in_older_configs(measure: str) -> None:
+    older, newer = (
+        AshaConfig(metric=f"{group}/{measure}", grace_steps=1)  # type: ignore[arg-type]
+        for group in ("eval", "held_out")
+    )
+    assert older == newer
+    words = dict.fromkeys(("question", "control", "intervention", "expectation"), "x")
+    assert StudyConfig(**words, primary_metric=f"eval/{measure}").primary_metric == f"held_out/{measure}"
+    assert StudyConfig(**words, primary_metric="activation").primary_metric == "activation"
 
 
 RATE = "training.learning_rate"
@@ -190,12 +202,12 @@ def test_a_search_that_cannot_be_is_refused(samples: int, space: dict[str, Any],
         ({"scheduler": {"pbt": {}}}, "sweep.scheduler.pbt: population based"),
         ({"scheduler": {"ahsa": {}}}, "(did you mean 'sweep.scheduler.asha'?)"),
         ({"search": None, "scheduler": {"asha": {"grace_steps": 10}}}, "prunes drawn settings, but there is no search"),
-        ({"scheduler": {"asha": {"metric": "eval/los", "grace_steps": 9}}}, "(did you mean 'eval/loss'?)"),
+        ({"scheduler": {"asha": {"metric": "held_out/los", "grace_steps": 9}}}, "(did you mean 'held_out/loss'?)"),
         ({"scheduler": {"asha": {"grace_steps": 0}}}, "sweep.scheduler.asha.grace_steps: found 0"),
         ({"scheduler": {"asha": {"grace_steps": 9, "reduction_factor": 1}}}, "reduction_factor: found 1"),
         (
             {"scheduler": {"asha": {"grace_steps": 201}}},
-            "grace_steps: found 201, but with eval/loss measured every 100 steps nothing could be pruned",
+            "grace_steps: found 201, but with held_out/loss measured every 100 steps nothing could be pruned",
         ),
         (
             {"scheduler": {"asha": {"grace_steps": 300, "metric": "train/task_loss"}}},
@@ -222,7 +234,7 @@ def test_pruning_is_possible_where_a_step_measures_what_it_compares(
 ) -> None:
     """As `run_training` measures: at the first logged step of each `evaluate_every`."""
     training = TrainingConfig(steps=steps, warmup_steps=1, log_every=log, evaluate_every=every)
-    asha = AshaConfig(metric="train/task_loss" if of_training else "eval/loss", grace_steps=grace)
+    asha = AshaConfig(metric="train/task_loss" if of_training else "held_out/loss", grace_steps=grace)
     measured = [step for step in range(log, steps, log) if of_training or step % every < log]
     try:
         check_pruning(asha, training, "t")

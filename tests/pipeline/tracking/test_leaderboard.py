@@ -18,13 +18,13 @@ from pipeline.tracking.leaderboard import (
 )
 from pipeline.tracking.serve import serve
 from pipeline.tracking.tracker import Tracker
-from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
+from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool
 
 
 def test_the_columns_are_few_and_of_the_first_middle_and_last_layer():
     assert leaderboard_metrics([0, 1, 2, 3, 4, 5]) == [
-        "eval/loss",
-        "eval/token_accuracy",
+        "held_out/loss",
+        "held_out/token_accuracy",
         "activation_rate/L0",
         "activation_rate/L3",
         "activation_rate/L5",
@@ -33,6 +33,24 @@ def test_the_columns_are_few_and_of_the_first_middle_and_last_layer():
         "speed/step_seconds",
     ]
     assert leaderboard_metrics([0]).count("activation_rate/L0") == 1
+
+
+def test_older_runs_and_evaluation_tasks_have_their_columns():
+    def columns(*recorded):
+        return [name for name in view_state([0], recorded=recorded)["selectedColumns"] if "/L" not in name][:-1]
+
+    held_out = ["metrics.`held_out/loss`", "metrics.`held_out/token_accuracy`"]
+    older = ["metrics.`eval/loss`", "metrics.`eval/token_accuracy`"]
+    assert columns() == columns("held_out/loss") == held_out
+    assert columns("eval/loss", "eval/token_accuracy") == older
+    both = columns("eval/loss", "eval/token_accuracy", "held_out/loss", "held_out/token_accuracy")
+    assert both == [held_out[0], older[0], held_out[1], older[1]]
+    assert columns("evaluation/loss") == [*held_out, "metrics.`evaluation/loss`"]
+    assert view_state([0], recorded=["eval/loss"])["orderByKey"] == "metrics.`eval/loss`"
+    assert view_state([0], recorded=["eval/loss", "held_out/loss"])["orderByKey"] == "metrics.`held_out/loss`"
+    charts = view_state([0], recorded=["eval/loss", "evaluation/loss"])["compareRunCharts"]
+    scales = {chart["metricKey"]: chart["scaleType"] for chart in charts}
+    assert (scales["eval/loss"], scales["evaluation/loss"], "held_out/loss" in scales) == ("log", "log", False)
 
 
 def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_path):
@@ -44,7 +62,8 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     summary = tracker.start_summary(tmp_path, experiment())
     tracker.close("FINISHED")
     share_leaderboard(tracker._client, tracker.experiment_id)
-    arms = view_state([0, 1, 2])
+    recorded = set(metrics_at(trial, 20))
+    arms = view_state([0, 1, 2], recorded=recorded)
     for key, view in (("arms", arms), ("prototypes", prototypes_view(arms, 0, 20))):
         tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags[f"mlflow.sharedViewState.{key}"])
         kind, _, packed = tag["state"].partition(";")

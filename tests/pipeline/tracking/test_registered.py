@@ -29,10 +29,10 @@ from tests.pipeline.sweep_samples import EXTRA
 
 
 def _easy_tasks(folder):
-    """Tasks that are learnt in seconds: every answer is one cell, of the colour of the first."""
+    """Tasks that are learnt in seconds: rows of one colour, of another length in each task; the answer is one cell."""
     folder.mkdir()
     for number in range(10):
-        pairs = [{"input": [[number % 3, c]], "output": [[number % 3]]} for c in range(3)]
+        pairs = [{"input": [[c] * (number + 1)], "output": [[c]]} for c in range(3)]
         (folder / f"task{number}.json").write_text(json.dumps({"train": pairs[:2], "test": pairs[2:]}))
 
 
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
     _easy_tasks(root / "tasks")
     changes = {"steps": 40, "batch_tokens": 128, "log_every": 40, "evaluate_every": 40, "learning_rate": 0.03}
     training = {**SMALL["training"], **changes, "arm": "aggregated", "check_replicas_every": 0}
-    data = {"dataset": "folder", "folder": str(root / "tasks"), "max_tokens": 32, "dihedral_views": 1}
+    data = {"dataset": "folder", "folder": str(root / "tasks"), "max_tokens": 64, "dihedral_views": 1}
     experiment = validate_experiment({**SMALL, "data": data, "training": training}, "test")
     data, output = prepare(experiment.data, root / "data"), Output(root / "runs")
     folder = output.trial("easy", "aggregated-s0")
@@ -155,3 +155,19 @@ def test_what_is_no_model_is_refused(trained, tmp_path):
     (tmp_path / "model" / "model.json").write_text("[]")
     with pytest.raises(UserError, match="not a readable model"):
         open_model(tmp_path / "model")
+
+
+def test_a_model_saved_before_a_setting_or_a_metric_was_renamed_is_loaded(tmp_path):
+    experiment = small_experiment()
+    model = build_model(experiment, torch.device("cpu"))
+    save_model(tmp_path / "model", model, experiment)
+    card = json.loads((tmp_path / "model" / "model.json").read_text())
+    del card["experiment"]["training"]["score_evaluation"]
+    asha = {"asha": {"metric": "eval/loss", "grace_steps": 2}}
+    space = {"training.learning_rate": {"uniform": [0.001, 0.002]}}
+    sweep = {"arms": ["none"], "seeds": [0], "search": {"samples": 2, "space": space}, "scheduler": asha}
+    card["experiment"]["sweep"] = sweep
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    loaded = open_model(tmp_path / "model")
+    assert loaded.experiment.training.score_evaluation == "end"
+    assert loaded.experiment.sweep.scheduler.asha.metric == "held_out/loss"

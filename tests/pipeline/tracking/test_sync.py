@@ -144,7 +144,7 @@ def test_metrics_that_end_in_damage_do_not_pass_for_a_finished_trials_last_ones(
     assert sync(output, "spoilt").exit_code == 0
     found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
     assert found.statuses == {"FINISHED": 2}
-    assert found.rows[0].trials[0].metrics["eval/loss"] == LOSS["per_token"][0]
+    assert found.rows[0].trials[0].metrics["held_out/loss"] == LOSS["per_token"][0]
 
 
 def test_another_store_gets_everything(output, tmp_path, with_store):

@@ -85,13 +85,13 @@ def test_nan_is_kept_and_infinity_is_the_largest_number(output, tracker):
     spool = shipping.TrialFolder(folder.root).spool
     spool.parent.mkdir(parents=True, exist_ok=True)
     spool.write_text(
-        '{"step": 1, "time_ms": 1, "metrics": {"eval/loss": 0.5}}\n'
-        '{"step": 2, "time_ms": 2, "metrics": {"eval/loss": "NaN", "a": "inf", "b": "-inf"}}\n'
+        '{"step": 1, "time_ms": 1, "metrics": {"held_out/loss": 0.5}}\n'
+        '{"step": 2, "time_ms": 2, "metrics": {"held_out/loss": "NaN", "a": "inf", "b": "-inf"}}\n'
     )
     run_id = tracker.start_trial(folder, trial, "odd", EXTRA)
     tracker.end_trial(folder, "FAILED")
     metrics = open_store(output.tracking_uri).get_run(run_id).data.metrics
-    assert math.isnan(metrics["eval/loss"])
+    assert math.isnan(metrics["held_out/loss"])
     assert (metrics["a"], metrics["b"]) == (sys.float_info.max, -sys.float_info.max)
 
 

@@ -10,10 +10,10 @@ import torch
 
 from pipeline import measures
 from pipeline.data import tokens
-from pipeline.data.batch import Batch, collate
+from pipeline.data.batch import IGNORED, Batch, collate
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
-from pipeline.data.shards import read_rows
+from pipeline.data.shards import prepare, read_rows
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.experiment_file import validate_experiment
@@ -26,6 +26,7 @@ from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial_writer import step_metrics
 from pipeline.training.worker import run_training
+from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.samples import SMALL, small_data, small_experiment
 from tiny_onn.dynamics import DynamicsReport
 from tiny_onn.routing_health import routing_health
@@ -56,10 +57,10 @@ def without_speed(metrics: dict[str, float]) -> dict[str, float]:
 def test_a_run_leaves_what_the_driver_reads(data: Prepared, whole: TrialFolder) -> None:
     metrics = metrics_of(whole)
     assert list(metrics) == [2, 4, 6, 8]
-    assert measures.EVAL_LOSS in metrics[4]
-    assert measures.EVAL_LOSS not in metrics[6]
+    assert measures.HELD_OUT_LOSS in metrics[4]
+    assert measures.HELD_OUT_LOSS not in metrics[6]
     last = metrics[8]
-    for name in (measures.TASK_LOSS, measures.META_LOSS, measures.EVAL_PAIRS_EXACT, "activation_rate/L1"):
+    for name in (measures.TASK_LOSS, measures.META_LOSS, measures.HELD_OUT_PAIRS_EXACT, "activation_rate/L1"):
         assert name in last
     mean = sum(last[f"activation_rate.by_module/L0.{p}"] for p in "qkvo") / 4
     assert last["activation_rate/L0"] == pytest.approx(mean)
@@ -67,10 +68,45 @@ def test_a_run_leaves_what_the_driver_reads(data: Prepared, whole: TrialFolder) 
     assert [p.name for p in checkpoints(whole.checkpoints)] == ["step-000004", "step-000006", "step-000008"]
     result = json.loads(whole.result.read_text())
     assert result["steps"] == 8
-    assert result["metrics"][measures.EVAL_LOSS] == last[measures.EVAL_LOSS]
+    assert result["metrics"][measures.HELD_OUT_LOSS] == last[measures.HELD_OUT_LOSS]
     predictions = json.loads(whole.predictions.read_text())
     assert {each["task_id"] for each in predictions} <= {row.task_id for row in read_rows(data, "held_out")}
     assert predictions
+
+
+@pytest.mark.parametrize(("when", "steps"), [("end", [8]), ("always", [4, 8]), ("never", [])])
+def test_evaluation_tasks_are_scored_by_themselves_when_they_are_to_be(
+    when: str, steps: list[int], tmp_path: Path
+) -> None:
+    """The metrics are those of the saved model, token by token over the rows of the evaluation tasks alone."""
+    source = write_tasks(tmp_path / "tasks", [random_task(f"t{i}", i) for i in range(8)])
+    write_tasks(source / "evaluation", [random_task(f"e{i}", 50 + i, tests=1 + i) for i in range(3)])
+    values = {**SMALL, "data": {**SMALL["data"], "dataset": "folder", "folder": str(source)}}  # type: ignore[dict-item]
+    training = {**SMALL["training"], "score_evaluation": when, "generate_tasks": 3}  # type: ignore[dict-item]
+    experiment = validate_experiment({**values, "training": training}, "test")
+    prepared, folder = prepare(experiment.data, tmp_path / "data"), TrialFolder(tmp_path / "trial")
+    run_training(experiment, folder, prepared.folder, CPU)
+    metrics = metrics_of(folder)
+    assert [step for step in metrics if measures.EVALUATION_LOSS in metrics[step]] == steps
+    assert [step for step in metrics if measures.EVALUATION_TASKS_EXACT in metrics[step]] == steps[-1:]
+    assert [step for step in metrics if measures.HELD_OUT_LOSS in metrics[step]] == [4, 8]
+    if steps:
+        model, rows = open_model(folder.model).model.requires_grad_(False), read_rows(prepared, "evaluation")
+        assert [row.task_id for row in rows] == ["e0", "e1", "e1", "e2", "e2", "e2"]
+        total = count = right = 0.0
+        for row in rows:
+            batch = collate([row])
+            logits = model(batch.tokens, batch.rows, batch.columns)[0].log_softmax(-1)
+            for t in batch.labels[0].ne(IGNORED).nonzero().flatten().tolist():
+                total -= float(logits[t, batch.labels[0, t]])
+                right += float(logits[t].argmax() == batch.labels[0, t])
+                count += 1
+        last = metrics[8]
+        assert last[measures.EVALUATION_LOSS] == pytest.approx(total / count, rel=1e-9)
+        assert last[measures.EVALUATION_TOKEN_ACCURACY] == pytest.approx(right / count)
+        made = predict(model, rows, 128)
+        assert last[measures.EVALUATION_PAIRS_EXACT] == sum(each.exact for each in made) / 6
+        assert 0 < last["evaluation/density"] <= 1
 
 
 @pytest.mark.parametrize("kept", ["step-000006", "step-000004"])
@@ -149,8 +185,8 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
                 count += 1
     for budget in (128, 1000):
         found = evaluate(model, rows, budget, 0, 1)
-        assert found[measures.EVAL_LOSS] == pytest.approx(total / count, rel=1e-10)
-        assert found[measures.EVAL_TOKEN_ACCURACY] == pytest.approx(right / count)
+        assert found[measures.HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-10)
+        assert found[measures.HELD_OUT_TOKEN_ACCURACY] == pytest.approx(right / count)
 
 
 def test_routing_of_held_out_rows_does_not_depend_on_batches_and_patterns_come_at_the_end(
@@ -174,9 +210,10 @@ def test_evaluation_has_the_precision_of_training(data: Prepared, tmp_path: Path
     model = open_model(folder.model).model
     rows = read_rows(data, "held_out")
     narrow, wide = (evaluate(model, rows, 512, 0, 1, autocast=autocast) for autocast in (True, False))
-    assert metrics_of(folder)[8][measures.EVAL_LOSS] == narrow[measures.EVAL_LOSS]
-    assert narrow[measures.EVAL_LOSS] != wide[measures.EVAL_LOSS]
-    assert narrow[measures.EVAL_LOSS] == pytest.approx(wide[measures.EVAL_LOSS], rel=2**-8)  # bfloat16's rounding
+    assert metrics_of(folder)[8][measures.HELD_OUT_LOSS] == narrow[measures.HELD_OUT_LOSS]
+    assert narrow[measures.HELD_OUT_LOSS] != wide[measures.HELD_OUT_LOSS]
+    rounding = 2**-8  # of bfloat16
+    assert narrow[measures.HELD_OUT_LOSS] == pytest.approx(wide[measures.HELD_OUT_LOSS], rel=rounding)
     batch = collate(rows[:1])
     assert batch_logits(model, batch, autocast=True).dtype == torch.float32
 
@@ -226,7 +263,9 @@ def test_exact_match_by_hand(data: Prepared) -> None:
     from dataclasses import replace
 
     pairs = [replace(made[0], task_id=t, exact=e) for t, e in (("a", True), ("a", False), ("b", True), ("c", False))]
-    assert exact_match(pairs) == {measures.EVAL_PAIRS_EXACT: 0.5, measures.EVAL_TASKS_EXACT: pytest.approx(1 / 3)}
+    third = pytest.approx(1 / 3)
+    assert exact_match(pairs) == {measures.HELD_OUT_PAIRS_EXACT: 0.5, measures.HELD_OUT_TASKS_EXACT: third}
+    assert exact_match(pairs, "evaluation") == {"evaluation/pairs_exact": 0.5, "evaluation/tasks_exact": third}
 
 
 def test_the_schedule_warms_up_and_ends_near_a_tenth() -> None:
