@@ -37,6 +37,23 @@ UNION_OF_CHUNK = "held_out/union_of_8"  # fraction of experts that any of 8 neig
 TASK_INFORMATION = "held_out/task_information"  # RMI: I(task; active expert) in nats
 TASK_DISTANCE = "held_out/task_distance"  # ITJD: Jaccard distance between the patterns of two tasks
 
+# What a study's `primary_metric` may name, and the report's column for it. The excess is the held-out loss less the
+# baselines' at the same density, seed by seed: made by the report, and no worker's metric.
+EXCESS = "excess"
+PRIMARY = {
+    EXCESS: EXCESS,
+    HELD_OUT_LOSS: "held_out_loss",
+    HELD_OUT_TOKEN_ACCURACY: "token_accuracy",
+    EVALUATION_LOSS: "evaluation_loss",
+    DENSITY: "density",
+    TASK_INFORMATION: "task_information",
+    TASK_DISTANCE: "task_distance",
+    UNION_OF_CHUNK: "union_of_8",
+    DEAD_EXPERTS: "dead_experts",
+    "active_middle": "active_middle",
+    "selectivity": "selectivity",
+}
+
 # Routing health, each as `health/L<layer>` and `health.by_module/L<layer>.<projection>`.
 ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
 FRACTION_GOOD = "fraction_good"  # fraction of (valid token, expert) judged good

@@ -150,7 +150,8 @@ def file_report(
         UserError: the store cannot be used, has no trial of the sweep or several sweeps of that name, or the folder
             cannot be written to.
     """
-    from pipeline.reporting.report import make_report, print_report, write_report
+    from pipeline.reporting.files import print_report, write_report
+    from pipeline.reporting.report import make_report
     from pipeline.tracking.find_runs import recorded_id
 
     wanted = recorded_id(Output(output), uri, sweep) if sweep_id is None else sweep_id

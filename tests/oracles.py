@@ -133,3 +133,15 @@ def routing_patterns(rows: list[tuple[str, list[list[bool]]]]) -> dict[str, floa
                 distances.append(1 - sum(map(min, a, b)) / sum(map(max, a, b)))
     found["task_distance"] = sum(distances) / len(distances) if distances else math.nan
     return found
+
+
+def envelope(points: list[tuple[float, float]], density: float) -> float:
+    """The baselines' lower envelope by its definition: from the best of those not denser, straight in log density to
+    the sparsest of the denser ones that is better still."""
+    left = min((loss, d) for d, loss in points if d <= density)
+    better = [(d, loss) for d, loss in points if d > density and loss < left[0]]
+    if not better:
+        return left[0]
+    right = min(better)
+    part = (math.log(density) - math.log(left[1])) / (math.log(right[0]) - math.log(left[1]))
+    return left[0] * (1 - part) + right[1] * part

@@ -1,9 +1,13 @@
-"""How many comparisons a report makes, and what of them is left when that is taken into account."""
+"""Which comparisons a report makes: the one that was named before the runs, and the others, which only explore."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline import measures
+from pipeline.reporting.baselines import canonical
+from pipeline.reporting.columns import EXCESS, Column
+from pipeline.reporting.results import Results
 from pipeline.reporting.statistics import (
     ENOUGH_SEEDS,
     MOST_EXACT,
@@ -16,39 +20,93 @@ from pipeline.reporting.statistics import (
 )
 
 LEVEL = 0.05
+OVER_BASELINES = "over_baselines"  # in the place of a column's key: the excess itself, against 0
+Key = tuple[int, str]  # a row's place, and a column's key
+Differences = Mapping[int, Mapping[str, Difference]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One difference's p-value, by the sign-flip test, and the same adjusted by Holm for all of the report's."""
+    """One difference's p-value, by the sign-flip test; `adjusted` by Holm for all that explore, NaN of the primary."""
 
     p: float
-    adjusted: float
+    adjusted: float = math.nan
+
+    @property
+    def primary(self) -> bool:
+        """Whether it was named before the runs, and so needs no correction."""
+        return math.isnan(self.adjusted)
 
 
-Key = tuple[int, str]  # a row's place, and a column's key
+@dataclass(frozen=True)
+class Primary:
+    """The comparison that the study named before it ran. `key` is None where it cannot be made, for the `problem`."""
+
+    name: str
+    key: Key | None = None
+    problem: str = ""
 
 
-def compare(differences: Mapping[int, Mapping[str, Difference]]) -> dict[Key, Comparison]:
-    """Every difference of at least two seeds that are all finite, adjusted for their number."""
-    found = {(place, key): sign_flip_p(each.values) for place, row in differences.items() for key, each in row.items()}
-    known = {key: p for key, p in found.items() if not math.isnan(p)}
-    adjusted = holm(list(known.values()))
-    return {key: Comparison(p, q) for (key, p), q in zip(known.items(), adjusted, strict=True)}
+def reference_of(results: Results) -> str:
+    """The arm that the others are compared with: the study's, or per_token."""
+    named = results.about.get("reference") or results.about.get("control") or "per_token"
+    arms = [row.arm for row in results.rows]
+    return next((arm for arm in arms if canonical(arm) == canonical(named)), named)
 
 
-def note(differences: Mapping[int, Mapping[str, Difference]], comparisons: Mapping[Key, Comparison]) -> str:
-    """What the number of comparisons and of seeds leaves to be said, in words; "" where nothing is compared."""
-    if not comparisons:
+def primary_of(results: Results, reference: str) -> Primary | None:
+    """The study's primary comparison; None where it named none."""
+    about = results.about
+    if "primary_arm" not in about:
+        return None
+    head = "primary_cell."
+    metric, arm = about.get("primary_metric", ""), about["primary_arm"]
+    cell = {name.removeprefix(head): value for name, value in about.items() if name.startswith(head)}
+    column = measures.PRIMARY.get(measures.current_name(metric), "")
+    name = f"{metric} of {arm}" + "".join(f", {field} = {value}" for field, value in cell.items())
+    name += " against the baselines at its density" if column == EXCESS else f" against {reference}"
+    places = [
+        place
+        for place, row in enumerate(results.rows)
+        if canonical(row.arm) == canonical(arm) and cell.items() <= dict(row.cell).items()
+    ]
+    if len(places) != 1:
+        return Primary(name, None, f"{len(places)} rows of this report are so named")
+    return Primary(name, (places[0], OVER_BASELINES if column == EXCESS else column))
+
+
+def compare(differences: Differences, columns: tuple[Column, ...], primary: Primary | None) -> dict[Key, Comparison]:
+    """Every difference of at least two seeds that are all finite, but for columns that are not tested."""
+    tested = {column.key for column in columns if column.tested} | {OVER_BASELINES}
+    found = {
+        (place, key): p
+        for place, row in differences.items()
+        for key, each in row.items()
+        if key in tested and not math.isnan(p := sign_flip_p(each.values))
+    }
+    named = primary.key if primary else None
+    exploring = {key: p for key, p in found.items() if key != named}
+    adjusted = dict(zip(exploring, holm(list(exploring.values())), strict=True))
+    return {key: Comparison(p, adjusted.get(key, math.nan)) for key, p in found.items()}
+
+
+def note(differences: Differences, comparisons: Mapping[Key, Comparison], reference: str) -> str:
+    """What the number of exploratory comparisons and of seeds leaves to be said; "" where there are none."""
+    exploring = {key: each for key, each in comparisons.items() if not each.primary}
+    if not exploring:
         return ""
-    total = len(comparisons)
-    seeds = [differences[place][key].seeds for place, key in comparisons]
-    text = f"{total} difference{'s' * (total != 1)} to the control {'are' if total != 1 else 'is'} looked at here"
+    total = len(exploring)
+    seeds = [differences[place][key].seeds for place, key in exploring]
+    to_baselines = sum(key == OVER_BASELINES for _, key in exploring)
+    text = f"{total} exploratory comparison{'s' * (total != 1)}: "
+    parts = [f"{total - to_baselines} to {reference}"] if total > to_baselines else []
+    parts += [f"{to_baselines} to the baselines at equal density"] if to_baselines else []
+    text += " and ".join(parts)
     by_chance = sum(chance_of(LEVEL, each) for each in seeds)
     if total > 1 and by_chance >= 0.05:
         text += f"; were none of them real, {by_chance:.1f} would be expected not above {LEVEL:g} by chance alone"
     text += ". The p-values are those of the exact sign-flip test over seeds, which assumes nothing but that, without "
-    text += "a difference, either sign is as likely; Holm's correction makes them hold for all comparisons together. "
+    text += "a difference, either sign is as likely; Holm's correction makes them hold for all of these together. "
     most = max(seeds)
     if most > MOST_EXACT:
         text += f"With more than {MOST_EXACT} seeds they come from signs drawn at random, and are not quite exact. "
@@ -56,12 +114,12 @@ def note(differences: Mapping[int, Mapping[str, Difference]], comparisons: Mappi
         needed = seeds_needed(total, LEVEL)
         text += (
             f"With {most} seeds no p-value can be smaller than {least_p(most):.2g}, however large the difference: "
-            f"nothing can be told here by a test, and it would take {needed} seeds before one could pass for {total} "
-            f"comparison{'s' * (total != 1)}. What can be looked at is the size of a difference beside its spread over "
-            "seeds, and whether all seeds agree on its sign."
+            f"no exploratory difference can pass here, and it would take {needed} seeds before one of {total} could. "
+            "What can be looked at is the size of a difference beside its spread over seeds, and whether all seeds "
+            "agree on its sign."
         )
     else:
-        passed = sum(each.adjusted <= LEVEL for each in comparisons.values())
+        passed = sum(each.adjusted <= LEVEL for each in exploring.values())
         text += f"{passed} of {total} are below {LEVEL:g} after the correction."
     if min(seeds) < ENOUGH_SEEDS:
         text += (

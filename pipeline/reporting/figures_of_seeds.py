@@ -29,6 +29,8 @@ def effects(
 ) -> Figure | None:
     """A panel for each column, a line for each row: the seeds' paired differences, their mean and its interval."""
     places = list(differences)[:MOST_ROWS]
+    if len(differences) > MOST_ROWS:  # the table has the rest; a page of panels is not looked through
+        columns = columns[:3]
     shown = [c for c in columns if any(_finite(differences[place].get(c.key)) for place in places)]
     if not shown:
         return None
@@ -43,7 +45,7 @@ def effects(
                 if found is not None and _finite(found):
                     _effect(axes, line, found, column.scale, arm_colour(results.rows[place].arm))
             axes.axvline(0, color="#444444", lw=1)
-            axes.set_title(f"{column.title} ({column.unit})", loc="left")
+            axes.set_title(wrapped(column.heading, 34), loc="left")
             widen_x(axes, 4 * 10.0**-column.digits)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
             _lines(axes, [results.rows[place] for place in places])

@@ -5,30 +5,34 @@ from collections.abc import Iterable
 
 from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
+from pipeline.reporting.frontier import density_of, equally_dense
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
 from tiny_onn.arms import GRANULARITY
 
-CONTROL = "per_token"
 _SPARSE = 0.1  # a layer with a smaller part of its experts active counts as sparse
+MOST_ROWS = 12  # arms in cells of the grid that are gone through one by one
 _NAMED = 6  # of the trials that did not finish
 _SAME = 1.05  # factors nearer to 1 than this count as equal
 
 
-def findings(results: Results) -> list[str]:
-    """Paragraphs: for each arm density and loss; then selectivity, what Goodness ranks by, and what is not shown."""
+def findings(results: Results, reference: str) -> list[str]:
+    """Paragraphs: for each arm density and loss; then selectivity, what Goodness ranks by, and what is not shown.
+
+    Of a sweep of more than MOST_ROWS rows only the last: its tables say the rest, and say it shorter.
+    """
     cells = list(dict.fromkeys(row.cell for row in results.rows))
     paragraphs = []
-    for cell in cells:
+    for cell in cells if len(results.rows) <= MOST_ROWS else []:
         rows = [row for row in results.rows if row.cell == cell]
-        control = results.row(CONTROL, cell)
+        compared = results.row(reference, cell)
         head = f"With {', '.join(f'{name} = {value}' for name, value in cell)}: " if cell else ""
-        texts = [f"There is no finished {CONTROL} trial to compare with."] if control is None else []
+        texts = [f"There is no finished {reference} trial to compare with."] if compared is None else []
         pairs = []
         for row in rows:
-            if control is not None and row is not control:
-                texts.append(f"{density(row, control)} {loss(row, control)}")
-                pairs.append(len(row.trials.keys() & control.trials.keys()))
+            if compared is not None and row is not compared:
+                texts.append(f"{density(row, compared)} {loss(row, compared)}")
+                pairs.append(len(row.trials.keys() & compared.trials.keys()))
         if few := [count for count in pairs if 1 < count < ENOUGH_SEEDS]:  # of one seed there is no interval
             texts.append(f"From {min(few)} seeds an interval is only the spread of the differences: too few to tell.")
         sparse = [text for row in rows if (text := selectivity(row))]
@@ -39,24 +43,25 @@ def findings(results: Results) -> list[str]:
     return [*paragraphs, limits(results)]
 
 
-def density(row: Row, control: Row) -> str:
-    """In which layers the arm's activation rate is higher than the control's, by what factor, in how many seeds."""
-    seeds = sorted(row.trials.keys() & control.trials.keys())
+def density(row: Row, reference: Row) -> str:
+    """In which layers the arm's activation rate is higher than the reference's, by what factor, in how many seeds."""
+    seeds = sorted(row.trials.keys() & reference.trials.keys())
     if not seeds:
-        return f"{row.arm} and {control.arm} have no finished seed in common."
+        return f"{row.arm} and {reference.arm} have no finished seed in common."
     factors: dict[int, float] = {}
     unanimous: dict[int, bool] = {}
-    layers = sorted({layer for side in (row, control) for s in seeds for layer in side.trials[s].layers})
+    layers = sorted({layer for side in (row, reference) for s in seeds for layer in side.trials[s].layers})
     for layer in layers:
         name = measures.by_layer(measures.ACTIVATION_RATE, layer)
-        pairs = [(row.trials[s].last(name), control.trials[s].last(name)) for s in seeds]
+        pairs = [(row.trials[s].last(name), reference.trials[s].last(name)) for s in seeds]
         ours, theirs = (mean(dict(enumerate(side))) for side in zip(*pairs, strict=True))
         if math.isfinite(ours) and math.isfinite(theirs) and theirs > 0:
             factors[layer] = ours / theirs
             unanimous[layer] = all(a > b for a, b in pairs) or all(a < b for a, b in pairs)
     if not factors:
         return (
-            f"The activation rates of {row.arm} and {control.arm} cannot be compared: they were not measured, or are 0."
+            f"The activation rates of {row.arm} and {reference.arm} cannot be compared: they were not measured, or "
+            "are 0."
         )
     parts = []
     for word, chosen in (
@@ -64,7 +69,7 @@ def density(row: Row, control: Row) -> str:
         ("sparser", {n: 1 / f if f else math.inf for n, f in factors.items() if f <= 1 / _SAME}),
     ):
         if chosen:
-            parts.append(f"{word} than {control.arm} in {_layers(chosen, layers)}, {_by_factor(chosen)}")
+            parts.append(f"{word} than {reference.arm} in {_layers(chosen, layers)}, {_by_factor(chosen)}")
     same = [n for n, f in factors.items() if 1 / _SAME < f < _SAME]
     if same:
         parts.append(f"as active in {_layers(same, layers)} (within {100 * (_SAME - 1):.0f} %)")
@@ -79,19 +84,35 @@ def density(row: Row, control: Row) -> str:
                    f"; all {len(seeds)} seeds agree on that.")  # fmt: skip
 
 
-def loss(row: Row, control: Row) -> str:
-    """How the held-out loss differs from the control's, and whether the interval excludes zero."""
-    found = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(control))
+def loss(row: Row, reference: Row) -> str:
+    """How the held-out loss differs from the reference's, at which densities, and whether the interval excludes 0."""
+    found = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(reference))
     if found is None or not math.isfinite(found.mean):
-        return f"The held-out losses of {row.arm} and {control.arm} cannot be compared: one is missing or not a number."
+        return (
+            f"The held-out losses of {row.arm} and {reference.arm} cannot be compared: one is missing or not a number."
+        )
     differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
     if abs(found.mean) < 0.00005:
         differs = "differs by less than 0.0001"
-    text = f"The held-out loss of {row.arm} {differs} nats per token"
+    text = f"The held-out loss of {row.arm} {differs} nats per token, {_at_density(row, reference)}"
     if found.interval is None:
-        return f"{text} in the one seed that both have, which tells nothing of chance."
+        return f"{text}, in the one seed that both have, which tells nothing of chance."
     text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
     return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
+
+
+def _at_density(row: Row, reference: Row) -> str:
+    """Whether two arms' losses may be compared as they are."""
+    ours, theirs = density_of(row), density_of(reference)
+    if not (math.isfinite(ours) and math.isfinite(theirs)):
+        return "at densities that were not measured, so that the two may not be comparable"
+    if equally_dense((ours, theirs)):
+        return f"at equal density ({_percent(ours)} and {_percent(theirs)} active)"
+    return f"but not at equal density: {_percent(ours)} of its experts are active against {_percent(theirs)}"
+
+
+def _percent(density: float) -> str:
+    return f"{100 * density:.3g} %"
 
 
 def selectivity(row: Row) -> str:
@@ -162,7 +183,7 @@ def limits(results: Results) -> str:
         return "No trial has finished: there is nothing to tell."
     sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps", "data.dataset")}
     seeds = sorted({trial.seed for trial in trials})
-    diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.last(measures.HELD_OUT_LOSS))})
+    diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.held_out_loss)})
     text = (
         f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
         f"{sizes['model.hidden']}, {_counted(sizes['model.layers'], 'layer')}, "

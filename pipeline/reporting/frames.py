@@ -1,4 +1,4 @@
-"""Results as pandas data frames, for those who look at them in a notebook."""
+"""Results as pandas data frames: what every rendering of the report is made of, and what a notebook gets."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
-from pipeline.reporting.columns import COLUMNS
+from pipeline.reporting.columns import COLUMNS, EXCESS, Column, columns_of
 from pipeline.reporting.results import Results
 from pipeline.settings.wrong_settings import did_you_mean
 
@@ -17,16 +17,28 @@ from pipeline.settings.wrong_settings import did_you_mean
 def results_frame(results: Results) -> pd.DataFrame:
     """A row for each finished trial: arm, seed, what else varies by its dotted name, and the report's columns.
 
-    Numbers are in the units of the metrics: rates from 0 to 1, seconds, nats. NaN was not measured.
+    Numbers are in the units of the metrics: rates from 0 to 1, seconds, nats. NaN was not measured; `excess` is NaN
+    also where no baseline was run at this density.
     """
-    rows = []
+    rows, columns = [], _every_column(results)
     for row in results.rows:
         for seed, trial in sorted(row.trials.items()):
             varied = {name: _number(value) for name, value in row.cell}
-            measured = {column.key: column.of(trial) for column in COLUMNS}
+            measured = {key: column.of(trial) if column else math.nan for key, column in columns.items()}
             rows.append({"arm": row.arm, "seed": seed, **varied, **measured, "run_id": trial.run_id})
-    columns = ["arm", "seed", *results.varying, *(column.key for column in COLUMNS), "run_id"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["arm", "seed", *results.varying, *columns, "run_id"])
+
+
+def arms_frame(results: Results, columns: tuple[Column, ...]) -> pd.DataFrame:
+    """A row for each arm and cell of the grid, in the order of `results.rows`: the number of seeds, and the means.
+
+    NaN where a seed's value is missing or not finite; of the excess, the mean of the seeds that have one.
+    """
+    rows = [
+        {"arm": row.arm, **dict(row.cell), "seeds": len(row.trials), **{c.key: c.mean(row) for c in columns}}
+        for row in results.rows
+    ]
+    return pd.DataFrame(rows, columns=["arm", *results.varying, "seeds", *(column.key for column in columns)])
 
 
 def curves_frame(spools: Mapping[str, Path], metric: str) -> pd.DataFrame:
@@ -48,6 +60,16 @@ def curves_frame(spools: Mapping[str, Path], metric: str) -> pd.DataFrame:
         near = did_you_mean(metric, names)
         raise UserError(f"metric {metric!r}: no trial has measured it{near}; there are: {', '.join(sorted(names))}")
     return pd.DataFrame(series).rename_axis("step")
+
+
+def _every_column(results: Results) -> dict[str, Column | None]:
+    """The same columns for every sweep, measured or not: a program that reads them finds them all."""
+    excess = next((column for column in columns_of(results) if column.key == EXCESS), None)
+    first, second, *others = ({column.key: column} for column in COLUMNS)
+    found: dict[str, Column | None] = {**first, **second, EXCESS: excess}
+    for each in others:
+        found |= each
+    return found
 
 
 def _number(text: str) -> float | int | str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
 from pipeline.errors import UserError
+from pipeline.reporting.baselines import order_of_arms
 from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL
 from pipeline.tracking.find_runs import runs_of_sweep
 from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
@@ -39,6 +40,20 @@ class Trial:
     def activation(self) -> dict[int, Curve]:
         """The activation rate of each layer over the run."""
         return {int(found[1]): curve for name, curve in self.curves.items() if (found := _LAYER.fullmatch(name))}
+
+    @property
+    def held_out_loss(self) -> float:
+        """The last held-out loss, in nats per labelled token; NaN when there is none."""
+        return self.last(measures.HELD_OUT_LOSS)
+
+    @property
+    def density(self) -> float:
+        """The part of the experts that a held-out token activates, mean over modules, at the last evaluation.
+
+        Of runs from before it was measured, the mean over layers of the last logged training batch's activation rate.
+        """
+        measured = self.last(measures.DENSITY)
+        return self.over_layers(measures.ACTIVATION_RATE) if math.isnan(measured) else measured
 
     @property
     def step_seconds(self) -> float:
@@ -142,10 +157,10 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     trials = [_trial(client, run) for run in newest.values() if _status(run) == "FINISHED"]
     varying = _varying([_params(run) for run in newest.values() if _status(run) in ("FINISHED", "PRUNED")])
     rows: dict[Any, Row] = {}
-    for trial in sorted(trials, key=lambda t: (_order(t.arm), t.seed)):
+    for trial in sorted(trials, key=lambda t: (order_of_arms(t.arm), t.seed)):
         cell = tuple((name, trial.params.get(name, "–")) for name in varying)
         rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
-    ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], _order(row.arm)))
+    ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], order_of_arms(row.arm)))
     summaries = [run for run in of_sweep if run.data.tags.get(ROLE) == "summary"]
     unfinished = sorted(plain(key) for key, run in newest.items() if _status(run) not in ("FINISHED", "PRUNED"))
     older = len(mine) - len(newest)
@@ -209,11 +224,6 @@ def _status(run: "Run") -> str:
     if run.info.status != "FINISHED":
         return str(run.info.status)
     return "DAMAGED" if DAMAGED in run.data.tags else "PRUNED" if PRUNED in run.data.tags else "FINISHED"
-
-
-def _order(arm: str) -> tuple[int, str]:
-    known = ("per_token", "aggregated", "metric_only")
-    return (known.index(arm) if arm in known else len(known) + (arm == "none"), arm)
 
 
 def _natural(value: str) -> tuple[float, str]:

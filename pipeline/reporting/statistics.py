@@ -44,12 +44,17 @@ def mean(values: Mapping[Any, float]) -> float:
     return sum(numbers) / len(numbers) if numbers and all(map(math.isfinite, numbers)) else math.nan
 
 
-def paired_difference(values: Mapping[int, float], control: Mapping[int, float]) -> Difference | None:
-    """values - control for each seed that both have, with a percentile bootstrap of the mean (scipy, fixed generator).
+def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Difference | None:
+    """values - reference for each seed that both have, as `difference`."""
+    return difference({seed: values[seed] - reference[seed] for seed in sorted(values.keys() & reference.keys())})
 
-    None when no seed is in both. A seed whose value is not finite in either makes the mean NaN, without an interval.
+
+def difference(differences: Mapping[int, float]) -> Difference | None:
+    """What is there for each seed, with a percentile bootstrap of the mean (scipy, fixed generator).
+
+    None when there is no seed. A seed whose value is not finite makes the mean NaN, without an interval.
     """
-    differences = {seed: values[seed] - control[seed] for seed in sorted(values.keys() & control.keys())}
+    differences = dict(differences)
     if not differences:
         return None
     numbers = np.array(list(differences.values()))

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from pipeline import measures
 from pipeline.errors import UserError
@@ -167,18 +167,58 @@ class SweepConfig(Settings):
 
 
 class StudyConfig(Settings):
-    """What a sweep is for, written down before it is run."""
+    """What a sweep is for, written down before it is run.
+
+    `primary_arm` names the one comparison that is tested without correction: `primary_metric` of that arm, in the cell
+    `primary_cell` of the grid, against the `reference`; or, where the metric is `excess`, against the baselines at the
+    density that the arm reaches. Every other comparison is exploratory. Without it, all are.
+    """
 
     question: str
-    control: str
+    reference: str = Field(
+        "per_token",
+        validation_alias=AliasChoices("reference", "control"),
+        description="the arm that the others are compared with; once named control",
+    )
     intervention: str
-    primary_metric: str
+    primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.PRIMARY))
+    primary_arm: str | None = None
+    primary_cell: dict[str, Any] = Field({}, description="for example {model.density: 0.05}")
     expectation: str
 
     @field_validator("primary_metric")
     @classmethod
     def _by_its_name_today(cls, value: str) -> str:
         return measures.current_name(value)
+
+    @model_validator(mode="after")
+    def _the_primary_comparison_is_whole(self) -> "StudyConfig":
+        if self.primary_arm is None and self.primary_cell:
+            raise ValueError("primary_cell: needs primary_arm, the arm that is compared in this cell")
+        if self.primary_arm is not None and self.primary_metric not in measures.PRIMARY:
+            known = tuple(measures.PRIMARY)
+            near = did_you_mean(self.primary_metric, known)
+            raise ValueError(f"primary_metric: found {self.primary_metric!r}{near}; expected one of {', '.join(known)}")
+        return self
+
+    def problem(self, sweep: SweepConfig) -> str | None:
+        """Why the study is not one of this sweep; None where it is."""
+        for field, arm in (("reference", self.reference), ("primary_arm", self.primary_arm)):
+            if arm is not None and arm not in sweep.arms and not {arm, *sweep.arms} >= {"none", "task_only"}:
+                return f"study.{field}: found {arm!r}; expected one of sweep.arms: {', '.join(sweep.arms)}"
+        if self.primary_arm is None:
+            return None
+        values = {field: {_canonical(v) for v in each} for field, each in sweep.grid.items()}
+        if self.primary_cell.keys() != values.keys() or any(
+            _canonical(v) not in values[field] for field, v in self.primary_cell.items()
+        ):
+            return (
+                f"study.primary_cell: found {self.primary_cell}; expected each field of sweep.grid with one of its "
+                f"values: {dict(sweep.grid)}"
+            )
+        if self.primary_arm == self.reference and self.primary_metric != measures.EXCESS:
+            return f"study.primary_arm: found {self.primary_arm!r}, the reference itself; expected another arm"
+        return None
 
 
 class Experiment(Settings):
@@ -193,6 +233,13 @@ class Experiment(Settings):
     sweep: SweepConfig | None = None
     study: StudyConfig | None = None
     scales: dict[Name, dict[str, Any]] = Field({}, description="for example {gpu: {model.hidden: 512}}; see --scale")
+
+    @model_validator(mode="after")
+    def _a_study_is_of_its_sweep(self) -> "Experiment":
+        problem = self.study.problem(self.sweep) if self.study and self.sweep else None
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _a_sequence_fits_a_batch(self) -> "Experiment":

@@ -65,7 +65,7 @@ def _study_note(experiment: Experiment) -> str:
     if experiment.study is None:
         return ""
     told = experiment.study.model_dump().items()
-    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told)
+    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told if text)
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str:

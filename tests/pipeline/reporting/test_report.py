@@ -12,7 +12,9 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.reporting import report as reporting
 from pipeline.reporting.columns import COLUMNS
-from pipeline.reporting.report import escape, is_best, make_report, markdown, print_report, write_report
+from pipeline.reporting.files import markdown, print_report, write_report
+from pipeline.reporting.renderings import escape
+from pipeline.reporting.report import make_report
 from pipeline.reporting.statistics import mean
 from pipeline.run import file_report
 from pipeline.tracking.tracker import Tracker
@@ -94,8 +96,8 @@ def test_differences_are_paired_and_their_interval_goes_from_lowest_to_highest(w
 def test_a_diverged_seed_is_shown_and_never_wins(whole):
     column, row = BY_KEY["held_out_loss"], _row(whole, "none")
     assert math.isnan(mean(column.of_row(row)))
-    text = markdown(whole, False)
-    assert "**1.0167**" in text  # aggregated: (0.9 + 1.15 + 1.0) / 3
+    text = markdown(whole)
+    assert "| 1.0167 |" in text  # aggregated: (0.9 + 1.15 + 1.0) / 3, not bold: it is ten times as dense
     means = text.split("## Means over seeds")[1].split("##")[0]
     assert re.search(r"\| none \| 3 \| – \|", means)
     assert whole.differences[2]["held_out_loss"].interval is None
@@ -132,15 +134,18 @@ def test_other_numbers_give_other_words(output, tracker, monkeypatch):
 
 def test_files_are_written_and_hold_no_nan(whole, tmp_path):
     paths = write_report(whole, tmp_path / "out")
-    assert [path.name for path in paths] == ["report.md", "report.html", "activation_by_layer.png", "results.json"]
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
-    data = json.loads(paths[3].read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert [path.name for path in paths] == [
+        *("report.md", "report.html", "activation_by_layer.png", "loss_over_density.png"),
+        *("results.json", "results.csv", "results.parquet", "results.tex"),
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths[2:4])
+    data = json.loads(paths[4].read_text(), parse_constant=lambda name: pytest.fail(name))
     none = data["rows"][2]["columns"]["held_out_loss"]
     assert none["mean"] is None
     assert none["seeds"] == {"0": 1.0, "1": 1.3, "2": None}
-    assert data["rows"][1]["columns"]["held_out_loss"]["minus_per_token"]["interval"] == pytest.approx([-0.1, -0.05])
+    assert data["rows"][1]["columns"]["held_out_loss"]["minus_reference"]["interval"] == pytest.approx([-0.1, -0.05])
     assert "| per\\_token" not in paths[0].read_text()
-    assert paths[0].read_text().count("\n| per_token |") == 4  # its mean and its three seeds
+    assert paths[0].read_text().count("\n| per_token |") == 5  # at equal density, its mean and its three seeds
 
 
 def test_unfinished_trials_are_counted_and_left_out(output, tracker):
@@ -166,7 +171,7 @@ def test_sweeps_that_lack_something(output, tracker, arms, seeds, said):
     name = f"lacking-{'-'.join(arms)}-{len(seeds)}"
     report = _run(output, tracker, experiment(name, arms=arms, seeds=seeds))
     assert said in " ".join(report.findings)
-    assert "nan" not in markdown(report, True).lower().replace("nano", "")
+    assert "nan" not in markdown(report).lower().replace("nano", "")
 
 
 def test_a_grid_makes_rows_and_pairs_within_a_cell(output, tracker):
@@ -202,7 +207,7 @@ def test_equal_losses_are_not_called_higher_by_nothing_and_no_mark_is_explained_
     assert "held-out loss of aggregated differs by less than 0.0001 nats" in " ".join(alike.findings)
     screen = io.StringIO()
     print_report(_run(output, tracker, experiment("one", arms=("per_token",))), Console(file=screen, width=200))
-    assert "best of its row" not in screen.getvalue()
+    assert "best of its column" not in screen.getvalue()
 
 
 def test_a_report_that_cannot_be_written_says_where_else(output, whole, tmp_path):
@@ -217,7 +222,8 @@ def test_print_shows_the_table_and_the_words(whole):
     screen = io.StringIO()
     print_report(whole, Console(file=screen, width=200))
     text = screen.getvalue()
-    assert "* 1.0167" in text
+    assert "1.0167" in text
+    assert "more columns" not in text
     assert "all 3 seeds agree" in text
 
 
@@ -230,10 +236,3 @@ def test_what_is_not_there_is_named(output, tracker, whole):
 
 def test_names_cannot_break_the_page():
     assert escape("a|b <img src=x> `c` [d](e)\nf & g") == "a\\|b &lt;img src=x&gt; \\`c\\` \\[d\\](e) f &amp; g"
-
-
-def test_no_mean_is_the_best_among_means_over_other_seeds(output, tracker, whole):
-    (best,) = [r for r in whole.results.rows if is_best(whole.results, r, BY_KEY["held_out_loss"])]
-    part = _run(output, tracker, experiment("part-of-an-arm"), unfinished=(f"{best.arm}-s2",))
-    assert len(_row(part, best.arm).trials) == 2
-    assert not [row.arm for row in part.results.rows if is_best(part.results, row, BY_KEY["held_out_loss"])]

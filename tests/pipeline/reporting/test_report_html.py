@@ -13,10 +13,11 @@ from pipeline.colours import arm_colour
 from pipeline.layout import Output
 from pipeline.reporting import figures
 from pipeline.reporting.arc_grids import PALETTE, grid_svg, verdict
-from pipeline.reporting.comparisons import compare, note
+from pipeline.reporting.columns import Column
+from pipeline.reporting.comparisons import OVER_BASELINES, Primary, compare, note
 from pipeline.reporting.filed import Drawn, read_filed
+from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
-from pipeline.reporting.report_html import html
 from pipeline.reporting.statistics import paired_difference
 from pipeline.settings.config import StudyConfig
 from pipeline.tracking.tracker import Tracker
@@ -72,7 +73,7 @@ def text(whole):
 
 def test_the_page_loads_nothing_and_escapes_every_name(text):
     assert "<script" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;more&quot;" in text  # description and task
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;more&#34;" in text  # description and task
     assert text.count("&lt;script&gt;") == 2
     assert re.findall(r"""(?:src|href)=(?!"data:image/svg|"#).{20}""", text) == []
     assert "url(" not in text
@@ -82,17 +83,17 @@ def test_the_page_loads_nothing_and_escapes_every_name(text):
 def test_every_section_is_there_with_figures_that_can_be_read(text):
     anchors = re.findall(r'<h2 id="(\w+)">', text)
     assert anchors == [
-        "findings", "means", "differences", "curves", "activation", "distributions", "experts", "predictions",
-        "speed", "environment", "seeds",
+        "findings", "density", "means", "differences", "curves", "activation", "distributions", "experts",
+        "predictions", "speed", "environment", "seeds",
     ]  # fmt: skip
     assert re.findall(r'<a href="#(\w+)">', text) == anchors
     pictures = [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", text)]
-    assert len(pictures) == 6
+    assert len(pictures) == 7
     for picture in pictures:
         assert ET.fromstring(picture).tag.endswith("svg")
     for arm in ("per_token", "aggregated", "none"):
         assert f'background:{arm_colour(arm)}"></span>{arm}' in text
-        assert arm_colour(arm).lower() in pictures[1]  # the learning curves
+        assert arm_colour(arm).lower() in pictures[2]  # the learning curves
     assert "Left out" not in text
 
 
@@ -132,7 +133,7 @@ def test_a_study_says_what_it_asked_and_a_grid_has_a_panel_for_each_cell(output,
     text = html(_report(output, sample.model_copy(update={"study": StudyConfig(**told)}), False))
     assert "<b>question</b>: Is it &lt;b&gt;so&lt;/b&gt;?" in text
     assert "<b>expectation</b>: Yes." in text
-    assert "The figures show the first 2 of 3 cells of the grid" in text
+    assert "the figures show the first 2 of 3 cells of the grid" in text
     assert '<th class="text">layers</th>' in text
 
 
@@ -165,14 +166,21 @@ def test_distributions_add_up_and_a_repeated_step_replaces_itself(tmp_path):
         last_distributions("[]")
 
 
+LOSS = Column("loss", "loss", "nats", lambda _: 0.0)
+
+
+def _note(differences):
+    return note(differences, compare(differences, (LOSS,), None), "per_token")
+
+
 def test_the_note_says_what_so_few_seeds_can_tell():
     few = {1: {"loss": paired_difference(dict.fromkeys(range(3), 1.0), {s: 0.5 - s / 100 for s in range(3)})}}
-    text = note(few, compare(few))
-    assert "1 difference to the control is looked at" in text
+    text = _note(few)
+    assert "1 exploratory comparison: 1 to per_token. The p-values" in text
     assert "With 3 seeds no p-value can be smaller than 0.25" in text
     assert "it would take 6 seeds" in text
     two = {**few, 2: few[1]}
-    assert "by chance" not in note(two, compare(two))  # of 3 seeds no p-value is below 0.25
+    assert "by chance" not in _note(two)  # of 3 seeds no p-value is below 0.25
     nine = range(9)
     clear = {"loss": paired_difference(dict.fromkeys(nine, 1.0), {s: 0.5 - s / 100 for s in nine})}
     many = {
@@ -180,7 +188,17 @@ def test_the_note_says_what_so_few_seeds_can_tell():
         2: clear,
         3: {"loss": paired_difference({s: (-1.0) ** s for s in nine}, dict.fromkeys(nine, 0.0))},
     }
-    text = note(many, compare(many))
+    text = _note(many)
     assert "2 of 3 are below 0.05 after the correction." in text
     assert "0.1 would be expected not above 0.05 by chance alone" in text  # 3 x 12/256
-    assert note({}, {}) == ""
+    assert _note({}) == ""
+    # The one that was named before the runs is none of them, and what is timed is not tested.
+    timed = Column("seconds", "time", "s", lambda _: 0.0, tested=False)
+    primary = Primary("loss of mine", (1, "loss"))
+    three = {place: {**each, "seconds": clear["loss"]} for place, each in many.items()}
+    found = compare(three, (LOSS, timed), primary)
+    assert {key for key, each in found.items() if each.primary} == {(1, "loss")}
+    assert set(found) == {(1, "loss"), (2, "loss"), (3, "loss")}
+    assert found[1, "loss"].p == found[2, "loss"].p < found[2, "loss"].adjusted == 2 * found[2, "loss"].p
+    over = {1: {OVER_BASELINES: clear["loss"]}, 2: clear}
+    assert "2 exploratory comparisons: 1 to per_token and 1 to the baselines at equal density" in _note(over)

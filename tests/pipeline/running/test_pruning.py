@@ -13,7 +13,8 @@ from pipeline.measures import HELD_OUT_LOSS
 from pipeline.records.pruned import pruned_at, settle, write_pruned
 from pipeline.records.spool import Spool, read_spool
 from pipeline.records.state import State, state_of
-from pipeline.reporting.report import make_report, markdown
+from pipeline.reporting.files import markdown
+from pipeline.reporting.report import make_report
 from pipeline.running.pruning import Pruner, stratum_of
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
@@ -208,7 +209,7 @@ def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> N
         ("per_token", "1.0"),
         ("none", "1.0"),
     ]
-    text = markdown(report, False)
+    text = markdown(report)
     assert "3 of 4 trials finished (1 PRUNED)." in text
     assert "1 of 4 trials were pruned" in text
     assert "did not finish" not in text

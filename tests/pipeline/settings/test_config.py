@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.settings.config import replace
+from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import at_scale, read_experiment, validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
@@ -193,7 +194,7 @@ def test_a_study_says_beforehand_what_it_expects(path: Path) -> None:
     assert experiment.name == f"study-{path.stem}"
     assert experiment.study is not None
     assert experiment.sweep is not None
-    assert experiment.study.control in experiment.sweep.arms
+    assert experiment.study.reference in experiment.sweep.arms
     trials = trials_of(experiment)
     assert all(trial.experiment.study is None for trial in trials)
     large = trials_of(at_scale(experiment, "gpu", str(path)))  # the same study
@@ -230,3 +231,41 @@ def test_no_value_crashes_the_loader(value: object) -> None:
             validate_experiment(values, "t")
         except UserError:
             continue
+
+
+STUDY = {"question": "q", "intervention": "i", "primary_metric": "excess", "expectation": "e"}
+PRIMARY = {**STUDY, "primary_arm": "aggregated", "primary_cell": {"model.gain": 2}}
+
+
+def _study(study: dict[str, Any]) -> Experiment:
+    sweep = {"arms": ["per_token", "aggregated"], "seeds": [0], "grid": {"model.gain": [1, 2]}}
+    return validate_experiment({"name": "x", "sweep": sweep, "study": study}, "t")
+
+
+def test_the_reference_was_once_called_control() -> None:
+    for study, reference in (({}, "per_token"), ({"control": "aggregated"}, "aggregated")):
+        found = _study({**STUDY, **study}).study
+        assert found is not None
+        assert found.reference == reference
+    again = validate_experiment(_study({**PRIMARY, "control": "per_token"}).model_dump(mode="json"), "t")
+    assert again == _study(PRIMARY)
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        (
+            {"reference": "nosuch"},
+            r"study\.reference: found 'nosuch'; expected one of sweep\.arms: per_token, aggregated",
+        ),
+        ({"primary_metric": "exces"}, r"primary_metric: found 'exces'.*excess.*expected one of"),
+        ({"primary_arm": "none"}, r"study\.primary_arm: found 'none'; expected one of sweep\.arms"),
+        ({"primary_cell": {}}, r"study\.primary_cell: found \{\}; expected each field of sweep\.grid"),
+        ({"primary_cell": {"model.gain": 3}}, r"study\.primary_cell: found .*expected each field of sweep\.grid"),
+        ({"primary_arm": None}, r"primary_cell: needs primary_arm"),
+        ({"primary_arm": "per_token", "primary_metric": "held_out/loss"}, r"the reference itself; expected another"),
+    ],
+)
+def test_a_primary_comparison_that_cannot_be_made_is_refused(study: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _study({**PRIMARY, **study})

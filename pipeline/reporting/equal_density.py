@@ -1,0 +1,89 @@
+"""What a report says first: the comparison that was named before the runs, and each arm at equal density."""
+
+import math
+from collections.abc import Mapping
+
+from pipeline.reporting.baselines import is_baseline
+from pipeline.reporting.comparisons import OVER_BASELINES, Comparison, Differences, Key, Primary
+from pipeline.reporting.frontier import density_of, envelopes, equally_dense, group_of
+from pipeline.reporting.results import Results, Row
+from pipeline.reporting.statistics import Difference
+
+_ENVELOPE = "the lowest loss that any baseline of the same seed reaches with as few experts active (95 % intervals)"
+_NAMED = 8
+_WIDE = 4  # neighbouring baselines whose densities differ by more than this factor bound the envelope loosely
+
+
+def primary_words(
+    results: Results, primary: Primary | None, differences: Differences, comparisons: Mapping[Key, Comparison]
+) -> str:
+    """The primary comparison's outcome; "" where the study named none."""
+    if primary is None:
+        return ""
+    head = f"Primary comparison, named before the runs: {primary.name}: "
+    if primary.key is None:
+        return f"{head}it cannot be made: {primary.problem}."
+    place, key = primary.key
+    found = differences.get(place, {}).get(key)
+    if found is None or not math.isfinite(found.mean):
+        return f"{head}it cannot be made: a value is missing or not finite, or there is nothing to compare with."
+    text = f"{head}{found.mean:+.4f}{_interval(found)}, the mean and its 95 % interval"
+    tested = comparisons.get(primary.key)
+    text += f", p = {tested.p:.3g} by the sign-flip test over {found.seeds} seeds, without correction" if tested else ""
+    row = results.rows[place]
+    return f"{text} ({row.arm} is at {100 * density_of(row):.3g} % active). All other comparisons are exploratory."
+
+
+def equal_density_words(results: Results, differences: Differences) -> list[str]:
+    """A paragraph for each arm that is no baseline: how far it lies from the baselines' envelope at its densities."""
+    curves = envelopes(results)
+    others = [(place, row) for place, row in enumerate(results.rows) if not is_baseline(row.arm)]
+    if not others:
+        return []
+    if not curves:
+        return [
+            "No baseline was run (a router that the task loss trains, or a dense model): what these arms' losses are "
+            "worth at their densities cannot be told."
+        ]
+    sentences: dict[str, list[str]] = {}
+    outside: list[str] = []
+    for place, row in others:
+        found = differences.get(place, {}).get(OVER_BASELINES)
+        cell = "".join(f", {field.split('.')[-1]} {value}" for field, value in row.cell)
+        if found is None:
+            outside.append(f"{row.arm} ({100 * density_of(row):.3g} % active{cell})")
+        elif not math.isfinite(found.mean):
+            sentences.setdefault(row.arm, []).append(f"no finite loss in a seed{cell}")
+        else:
+            sentences.setdefault(row.arm, []).append(_one(results, row, found))
+    paragraphs = [f"{arm}: {'; '.join(each)}." for arm, each in sentences.items()]
+    if paragraphs:
+        paragraphs[0] = f"At equal density, nats above (+) or below (-) {_ENVELOPE}. {paragraphs[0]}"
+    if outside:
+        named = ", ".join(outside[:_NAMED]) + (", ..." if len(outside) > _NAMED else "")
+        paragraphs.append(f"Not compared at equal density, as no baselines are sparser and denser: {named}.")
+    return paragraphs
+
+
+def _one(results: Results, row: Row, found: Difference) -> str:
+    text = f"{found.mean:+.4f}{_interval(found)} at {100 * density_of(row):.3g} % active"
+    if found.seeds < len(row.trials):
+        text += f", in {found.seeds} of {len(row.trials)} seeds"
+    curves = envelopes(results)
+    gaps = [(1.0, 1.0)]
+    for seed, trial in row.trials.items():
+        curve = curves.get((group_of(trial, results.varying), seed))
+        if curve and math.isfinite(curve.at(trial.density)):
+            (sparser, _), (denser, _) = curve.around(trial.density)
+            if not any(equally_dense((trial.density, end)) for end in (sparser, denser)):
+                gaps.append((sparser, denser))
+    widest = max(gaps, key=lambda pair: pair[1] / pair[0])
+    if widest[1] > _WIDE * widest[0]:
+        text += f", interpolated from baselines as far apart as {100 * widest[0]:.3g} and {100 * widest[1]:.3g} %"
+    return text
+
+
+def _interval(found: Difference) -> str:
+    if found.interval is None:
+        return " (1 seed)"
+    return f" [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"

@@ -1,0 +1,154 @@
+"""A report as files: the page, Markdown, figures, and the results as data."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.reporting import tables
+from pipeline.reporting.comparisons import OVER_BASELINES, note
+from pipeline.reporting.frames import results_frame
+from pipeline.reporting.renderings import escape, latex_table, markdown_table, terminal_table
+from pipeline.reporting.report import Report, headline
+from pipeline.reporting.results import Results
+
+_DPI = 150
+
+
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Writes report.md, report.html, results.json, and of finished trials also the figures and the results as data.
+
+    These are activation_by_layer.png and loss_over_density.png, results.csv and results.parquet with a row a trial, and
+    results.tex, the table of means for \\input. Returns their paths, report.md first.
+    """
+    from pipeline.reporting.page import html  # jinja2 and matplotlib: a second of imports
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _write_figures(report.results, folder)
+    text, page, data = folder / "report.md", folder / "report.html", folder / "results.json"
+    text.write_text(markdown(report, [path.name for path in figures]), encoding="utf-8")
+    page.write_text(html(report), encoding="utf-8")
+    data.write_text(json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return [text, page, *figures, data, *(_write_data(report, folder) if report.results.rows else [])]
+
+
+def print_report(report: Report, console: Console) -> None:
+    """For a terminal: one table of means, a row for each arm and cell of the grid; then the findings."""
+    console.print(Text(headline(report.results)))
+    if report.results.rows:
+        table = tables.means(report)
+        shown, left = terminal_table(table, console.width)
+        console.print(shown)
+        marked = any(cell.best for row in table.rows for cell in row)
+        remarks = ["* best of its column and cell in every seed"] * marked
+        remarks += [f"{left} more columns: report.md, results.csv"] * bool(left)
+        if remarks:
+            console.print(Text("; ".join(remarks) + "\n"))
+    for paragraph in report.findings:
+        console.print(Text(paragraph))
+        console.print()
+
+
+def markdown(report: Report, figures: Sequence[str] = ()) -> str:
+    """The whole report; `figures` are the files beside it."""
+    results = report.results
+    parts = [f"# {escape(results.sweep)}", headline(results), *map(escape, report.findings)]
+    if results.rows:
+        if (equal := tables.equal_density(report)) is not None or "loss_over_density.png" in figures:
+            parts.append("## At equal density")
+            if "loss_over_density.png" in figures:
+                parts.append("![Held-out loss against active experts](loss_over_density.png)")
+            parts.append(markdown_table(equal) if equal else "")
+        parts += ["## Means over seeds", markdown_table(tables.means(report)), tables.LEGEND]
+        if report.to_reference:
+            parts += [
+                f"## Differences to {escape(report.reference)}, paired by seed",
+                "Mean, and the 95 % percentile bootstrap interval of the mean over seeds.",
+                markdown_table(tables.differences(report)),
+                escape(note(report.differences, report.comparisons, report.reference)),
+            ]
+        if "activation_by_layer.png" in figures:
+            parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
+        parts += ["## All seeds", markdown_table(tables.seeds(report))]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _write_figures(results: Results, folder: Path) -> list[Path]:
+    from pipeline.reporting.frontier_figure import loss_over_density
+    from pipeline.reporting.plots import activation_by_layer
+
+    if not results.rows:
+        return []
+    paths = [folder / "activation_by_layer.png"]
+    activation_by_layer(_series(results)).savefig(paths[0])
+    if (figure := loss_over_density(results)) is not None:
+        paths.append(folder / "loss_over_density.png")
+        figure.savefig(paths[-1], dpi=_DPI)
+    return paths
+
+
+def _write_data(report: Report, folder: Path) -> list[Path]:
+    frame = results_frame(report.results)
+    csv, parquet, tex = (folder / f"results.{end}" for end in ("csv", "parquet", "tex"))
+    frame.to_csv(csv, index=False)
+    frame.to_parquet(parquet, index=False)
+    caption = f"{report.results.sweep}: means over seeds."
+    tex.write_text(latex_table(tables.means(report), caption, f"tab:{report.results.sweep}"), encoding="utf-8")
+    return [csv, parquet, tex]
+
+
+def _series(results: Results) -> dict[str, dict[int, list[tuple[list[int], list[float]]]]]:
+    from pipeline.reporting.figures import MOST_ROWS
+
+    series: dict[str, dict[int, list[tuple[list[int], list[float]]]]] = {}
+    for row in results.rows[:MOST_ROWS]:
+        panel = series.setdefault(" · ".join([row.arm, *(f"{n.split('.')[-1]} {v}" for n, v in row.cell)]), {})
+        for trial in row.trials.values():
+            for layer, curve in trial.activation.items():
+                panel.setdefault(layer, []).append(curve)
+    return series
+
+
+def _as_json(report: Report) -> dict[str, Any]:
+    results = report.results
+    rows = []
+    for place, row in enumerate(results.rows):
+        found = report.differences.get(place, {})
+        columns = {}
+        for column in report.columns:
+            tested = report.comparisons.get((place, column.key))
+            columns[column.key] = {
+                "mean": column.mean(row),
+                "seeds": column.of_row(row),
+                "minus_reference": asdict(found[column.key]) if column.key in found else None,
+                "sign_flip_p": tested.p if tested else None,
+                "holm_adjusted_p": tested.adjusted if tested else None,
+            }
+        over, tested = found.get(OVER_BASELINES), report.comparisons.get((place, OVER_BASELINES))
+        rows.append(
+            {
+                "arm": row.arm,
+                "cell": dict(row.cell),
+                "runs": {seed: trial.run_id for seed, trial in row.trials.items()},
+                "columns": columns,
+                "over_baselines": asdict(over) if over else None,
+                "over_baselines_sign_flip_p": tested.p if tested else None,
+                "over_baselines_holm_adjusted_p": tested.adjusted if tested else None,
+            }
+        )
+    head = {"sweep": results.sweep, "statuses": results.statuses, "older_runs_set_aside": results.older}
+    primary = {"primary": asdict(report.primary) if report.primary else None, "reference": report.reference}
+    return {**head, **primary, "rows": rows, "findings": report.findings}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,258 @@
+"""The report as one page of HTML, self-contained: figures inlined, readable on a phone, every name escaped."""
+
+import base64
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+
+from pipeline import measures
+from pipeline.reporting import figures, figures_of_seeds, tables
+from pipeline.reporting.activation_figure import activation_map
+from pipeline.reporting.arc_grids import grid_svg, verdict
+from pipeline.reporting.comparisons import note
+from pipeline.reporting.filed import Drawn
+from pipeline.reporting.frontier_figure import loss_over_density
+from pipeline.reporting.page_template import STYLE, TEMPLATE
+from pipeline.reporting.report import Report, headline, seeds_of
+from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.statistics import ENOUGH_SEEDS, mean
+from pipeline.reporting.tables import Cell, Table
+from pipeline.tracking.describe import ENVIRONMENT
+
+_TASKS = 4  # held-out test pairs that are drawn
+_SETTINGS = (
+    *("data_hash", "data.dataset", "workers.count"),
+    *("training.precision", "training.engine", "training.compile"),
+)
+_COMMIT = "mlflow.source.git.commit"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as base64 of SVG, with its caption and what a screen reader says."""
+
+    data: str
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a section: "text", "note", "table" (Table), "picture" (Picture) or "tasks"."""
+
+    kind: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what stands below it; no parts where the runs have nothing for it."""
+
+    title: str
+    anchor: str
+    parts: tuple[Part, ...]
+
+
+def html(report: Report) -> str:
+    """The whole page. What the runs do not hold is left out, and named at the end."""
+    results = report.results
+    made = [make(report) for make in _SECTIONS] if results.rows else [_findings(report)]
+    there = [section for section in made if section.parts]
+    missing = [section.title for section in made if not section.parts]
+    left_out = "Left out, because these runs did not record it or there is nothing to compare: "
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(TEMPLATE).render(
+        title=results.sweep,
+        style=STYLE,
+        about=_about(results),
+        headline=headline(results),
+        notes=[text for text in (_few_seeds(report), figures.left_out(results)) if text],
+        sections=there,
+        missing=f"{left_out}{', '.join(missing)}." if missing else "",
+    )
+
+
+def _about(results: Results) -> list[tuple[str, str]]:
+    words = {"description": "", **{name: name.replace("_", " ") for name in results.about if name != "description"}}
+    return [(word, results.about[name]) for name, word in words.items() if name in results.about]
+
+
+def _few_seeds(report: Report) -> str:
+    seeds = seeds_of(report)
+    if not seeds or seeds >= ENOUGH_SEEDS:
+        return ""
+    return (
+        f"At most {seeds} seed{'s' * (seeds != 1)} an arm: too few to tell how far other seeds would differ. Read "
+        "differences as what these runs did, not as what such runs do."
+    )
+
+
+def _picture(figure: Figure | None, alt: str, caption: str) -> tuple[Part, ...]:
+    if figure is None:
+        return ()
+    return (Part("picture", Picture(base64.b64encode(figures.svg(figure).encode()).decode(), alt, caption)),)
+
+
+def _table(table: Table | None) -> tuple[Part, ...]:
+    return (Part("table", table),) if table is not None and table.rows else ()
+
+
+def _findings(report: Report) -> Section:
+    return Section("Findings", "findings", tuple(Part("text", text) for text in report.findings))
+
+
+def _equal_density(report: Report) -> Section:
+    words = (
+        "Every trial as a dot, baselines hollow; an arm's cells are joined through their means. Thick line: the mean "
+        "over seeds of the baselines' lower envelope, the lowest loss that any of them reaches with at most so many "
+        "experts active, linear in the logarithm of the density between them. Thin lines: the seeds' own. Below: each "
+        "trial's loss less the envelope of its seed; where there are many arms, their dots are moved a little sideways."
+    )
+    figure = _picture(loss_over_density(report.results), "Held-out loss against active experts", words)
+    return Section("At equal density", "density", figure + _table(tables.equal_density(report)))
+
+
+def _means(report: Report) -> Section:
+    parts = (*_table(tables.means(report)), Part("text", tables.LEGEND.replace("*", "")))
+    return Section("Means over seeds", "means", parts)
+
+
+def _effects(report: Report) -> Section:
+    title, results = f"Differences to {report.reference}, paired by seed", report.results
+    compared = report.to_reference
+    if not compared:
+        return Section(title, "differences", ())
+    figure = None
+    if seeds_of(report) > 1:  # of one seed there is a table of numbers to be read, and no spread to be seen
+        figure = figures_of_seeds.effects(results, compared, report.columns)
+    parts = _picture(
+        figure,
+        f"Differences of each arm to {report.reference}, seed by seed",
+        f"A dot for each seed: the arm less {report.reference} of the same seed. Stroke: their mean. Bar: the 95 % "
+        "percentile bootstrap interval of the mean.",
+    )
+    text = note(report.differences, report.comparisons, report.reference)
+    return Section(
+        title, "differences", parts + _table(tables.differences(report)) + ((Part("note", text),) if text else ())
+    )
+
+
+def _curves(report: Report) -> Section:
+    figure = figures.learning_curves(report.results)
+    words = "Mean over seeds; the band goes from the lowest seed to the highest."
+    return Section("Learning curves", "curves", _picture(figure, "Losses and accuracy over training steps", words))
+
+
+def _activation(report: Report) -> Section:
+    words = (
+        "The part of the experts that a token activates, by layer and step, mean over valid tokens, projections and "
+        "seeds. Dark is sparse; the colours follow the square root, so that small rates can be told apart."
+    )
+    parts = _picture(activation_map(report.results), "Heat maps of activation rates", words)
+    return Section("Activation by layer and step", "activation", parts)
+
+
+def _distributions(report: Report) -> Section:
+    words = (
+        "All pairs of a valid token and an expert in the batch of the last evaluation, by layer; mean over seeds. What "
+        "is too small for the scale, zeros above all, is a percentage at the left. Costs of arms that sum over tokens "
+        "are of the mean loss, those of single tokens of their own loss: compare shapes, not places. Right of the "
+        "dashed line an expert is judged good. Heights have a scale of their own in each panel."
+    )
+    figure = figures.distributions(report.results, report.filed)
+    parts = _picture(figure, "Histograms of learning cost and Goodness by layer", words)
+    return Section("Learning cost and Goodness by layer", "distributions", parts)
+
+
+def _experts(report: Report) -> Section:
+    words = (
+        "Effective experts: exp of the entropy of the mean routing distribution, at the end of training, mean over a "
+        "layer's projections. A dot for each seed."
+    )
+    parts = _picture(figures.experts_in_use(report.results), "Experts in use by layer", words)
+    return Section("Experts in use", "experts", parts)
+
+
+def _predictions(report: Report) -> Section:
+    title, found = "Held-out predictions", report.filed.predictions
+    first = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
+    shown = [(row, trial, found[trial.run_id]) for row, trial in first if found.get(trial.run_id)]
+    if not shown:
+        return Section(title, "predictions", ())
+    tasks = [_task(drawn, place, shown) for place, drawn in enumerate(shown[0][2][:_TASKS])]
+    text = (
+        f"The first {len(tasks)} test pairs of the held-out tasks that are decoded, in the order of the data and not "
+        "chosen by what came out, drawn greedily by each arm's lowest seed." + _exact(report.results)
+    )
+    return Section(title, "predictions", (Part("text", text), Part("tasks", tasks)))
+
+
+def _task(drawn: Drawn, place: int, shown: list[tuple[Row, Trial, list[Drawn]]]) -> dict[str, Any]:
+    drawings: list[dict[str, str | None]] = [
+        {"name": "input", "verdict": "", "grid": grid_svg(drawn.input, "input")},
+        {"name": "target", "verdict": "", "grid": grid_svg(drawn.target, "target")},
+    ]
+    for row, trial, each in shown:
+        if place < len(each) and (each[place].task_id, each[place].pair) == (drawn.task_id, drawn.pair):
+            mine = each[place]
+            grid = None if mine.prediction is None else grid_svg(mine.prediction, f"prediction of {row.arm}")
+            name = f"{figures.name_of(row)} · s{trial.seed}"
+            drawings.append({"name": name, "verdict": verdict(mine), "grid": grid})
+    return {"title": f"{drawn.task_id}, test pair {drawn.pair}", "drawings": drawings}
+
+
+def _exact(results: Results) -> str:
+    found = []
+    for row in results.rows:
+        value = mean({seed: trial.last(measures.HELD_OUT_PAIRS_EXACT) for seed, trial in row.trials.items()})
+        if math.isfinite(value):
+            found.append(f"{figures.name_of(row)} {100 * value:.1f} %")
+    return f" Exactly right over all decoded pairs and seeds: {', '.join(found)}." if found else ""
+
+
+def _speed(report: Report) -> Section:
+    words = (
+        "A dot for each seed: the median step, and throughput and a worker's memory at the end of training, on the "
+        "machine and under the load that there was. The stroke is their mean."
+    )
+    figure = figures_of_seeds.speed_and_memory(report.results)
+    return Section("Step time and memory", "speed", _picture(figure, "Step time, throughput and memory by arm", words))
+
+
+def _environment(report: Report) -> Section:
+    trials = [trial for row in report.results.rows for trial in row.trials.values()]
+    names = sorted({name for trial in trials for name in trial.tags if name.startswith(f"{ENVIRONMENT}.")})
+    lines = []
+    for name in [_COMMIT, "resumed_at_git_commit", *names]:
+        if values := sorted({trial.tags[name] for trial in trials if name in trial.tags}):
+            title = name.removeprefix(f"{ENVIRONMENT}.").replace("mlflow.source.", "").replace(".", " ")
+            lines.append([Cell(title), Cell(" / ".join(values))])
+    for name in _SETTINGS:
+        if values := sorted({trial.params[name] for trial in trials if name in trial.params}):
+            lines.append([Cell(name), Cell(" / ".join(values))])
+    unknown = () if names else (Part("text", "Versions and machine were not recorded by these runs."),)
+    return Section("Environment", "environment", _table(Table(["what", "found"], lines, 2)) + unknown)
+
+
+def _seeds(report: Report) -> Section:
+    return Section("All seeds", "seeds", _table(tables.seeds(report)))
+
+
+_SECTIONS: tuple[Callable[[Report], Section], ...] = (
+    _findings,
+    _equal_density,
+    _means,
+    _effects,
+    _curves,
+    _activation,
+    _distributions,
+    _experts,
+    _predictions,
+    _speed,
+    _environment,
+    _seeds,
+)
