@@ -42,6 +42,7 @@ def ablate(
     tracking_uri: str | None = None,
     mlflow_experiment: str = EXPERIMENT,
     track_later: bool = False,
+    accept_changed_code: bool = False,
     storage: str | None = None,
     verbose: bool = False,
     console: "Console | None" = None,
@@ -59,6 +60,8 @@ def ablate(
         address: host:port of a Ray cluster; this machine alone by default.
         tracking_uri: MLflow's store; a SQLite file in `output` by default.
         track_later: start even if the store does not answer.
+        accept_changed_code: go on though your own code, such as an arm's module, has changed since the sweep was last
+            run; the report then says so.
         storage: where data, checkpoints and the sweep's state lie that all machines reach, as a path or URI; `output`
             then holds copies, and may be empty at first.
 
@@ -82,6 +85,7 @@ def ablate(
         tracking_uri=tracking_uri,
         mlflow_experiment=mlflow_experiment,
         track_later=track_later,
+        accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,
         console=console,
@@ -99,6 +103,7 @@ def train(
     tracking_uri: str | None = None,
     mlflow_experiment: str = EXPERIMENT,
     track_later: bool = False,
+    accept_changed_code: bool = False,
     storage: str | None = None,
     verbose: bool = False,
     console: "Console | None" = None,
@@ -118,6 +123,7 @@ def train(
         tracking_uri=tracking_uri,
         mlflow_experiment=mlflow_experiment,
         track_later=track_later,
+        accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,
         console=console,

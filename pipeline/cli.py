@@ -25,6 +25,11 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
         ),
+        click.option(
+            "--accept-changed-code",
+            is_flag=True,
+            help="Resume though your own code (an arm's module) has changed since; the report will say so.",
+        ),
         EXPERIMENT,
         URI,
         SET,

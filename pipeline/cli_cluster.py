@@ -41,6 +41,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON arr
 @click.option(
     "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
 )
+@click.option(
+    "--accept-changed-code",
+    is_flag=True,
+    help="Resume though your own code (an arm's module) has changed since; the report will say so.",
+)
 @click.option("--detach", is_flag=True, help="Return as soon as the job is there.")
 @click.option("--install", is_flag=True, help="Let the cluster install the pinned requirements for this job.")
 @click.option("--any-versions", is_flag=True, help="Do not compare the cluster's packages with the constraints file.")
@@ -108,7 +113,11 @@ def submit(
     words += [word for change in changes for word in ("--set", change)]
     words += [word for option, value in typed.items() if value for word in (option, value)]
     words += [word for path in add for word in ("--add", str(path))]
-    words += [f"--{flag.replace('_', '-')}" for flag in ("install", "any_versions", "track_later") if options[flag]]
+    words += [
+        f"--{flag.replace('_', '-')}"
+        for flag in ("install", "any_versions", "track_later", "accept_changed_code")
+        if options[flag]
+    ]
     tree = tree or project_around(Path())
     submission = Submission(
         experiment=read(config, parse_changes(changes), scale),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
@@ -22,6 +23,26 @@ def last_attempt(folder: TrialFolder) -> Attempt | None:
         return Attempt(int(found["attempt"]), str(found["session"]))
     except (TypeError, KeyError, ValueError):
         return None
+
+
+def noted_attempts(folder: TrialFolder) -> list[dict[str, Any]]:
+    """All that is noted of a trial's attempts, the oldest first; what is no JSON is left out."""
+    if not folder.attempts.exists():
+        return []
+    return parsed_attempts(folder.attempts.read_text(encoding="utf-8", errors="replace"))
+
+
+def parsed_attempts(text: str) -> list[dict[str, Any]]:
+    """The lines of `TrialFolder.attempts` that are whole."""
+    found = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
 
 
 def write_failure(folder: TrialFolder, session: str, reason: str) -> None:

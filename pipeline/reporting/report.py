@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from pipeline.reporting.baselines import is_baseline
+from pipeline.reporting.changed_code import changed_code
 from pipeline.reporting.columns import EXCESS, Column, columns_of
 from pipeline.reporting.comparisons import (
     OVER_BASELINES,
@@ -71,6 +72,7 @@ def report_of(results: Results, filed: Filed) -> Report:
     primary = primary_of(results, reference)
     comparisons = compare(differences, columns, primary)
     words = [
+        *changed_code(results),
         primary_words(results, primary, differences, comparisons),
         *equal_density_words(results, differences),
         *findings(results, reference),

@@ -3,27 +3,44 @@
 import json
 import uuid
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
-from pipeline.records.sweep_record import RECORD
+from pipeline.records.attempts import noted_attempts
+from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import every_trial
+from pipeline.settings.user_code import as_record, code_difference, code_digest, user_code
 from pipeline.tracking.destination import remembered_id
 
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
+_CODE = "user_code"  # in the record: the files that the settings name as code
 _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
 
 
-def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, command: str) -> bool:
+def claim(
+    folder: Path,
+    experiment: Experiment,
+    data_hash: str,
+    resume: bool,
+    command: str,
+    accept_changed_code: bool = False,
+    anything_left: bool = True,
+) -> bool:
     """Writes folder/sweep.json, or finds there that the folder is this experiment's own; whether it was written now.
 
     A new record gets a random id. Where the record alone is gone, the new one takes over the id that its runs have.
 
+    Args:
+        accept_changed_code: go on though the user's own code is another than that of the record, and put it there.
+        anything_left: whether any trial is still to be run, with the code that there is now.
+
     Raises:
-        UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False.
+        UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False; or
+            the user's own code has changed since, and that is not accepted.
     """
     begun = check_claim(folder, experiment, data_hash)
     if begun and not resume:
@@ -34,10 +51,41 @@ def claim(folder: Path, experiment: Experiment, data_hash: str, resume: bool, co
         )
     fresh = not (folder / RECORD).exists()
     if fresh:
+        if begun and anything_left and not accept_changed_code:
+            _check_noted_code(folder, experiment, command)
         known = remembered_id(folder) if begun else None
         record = {"id": uuid.uuid4().hex if known is None else known, **_record(experiment, data_hash)}
-        write_whole(folder / RECORD, json.dumps(record, indent=1))
+        write_whole(folder / RECORD, json.dumps(record | {_CODE: as_record(user_code(experiment))}, indent=1))
+    elif anything_left:
+        _check_code(folder, experiment, accept_changed_code, command)
     return fresh
+
+
+def _check_code(folder: Path, experiment: Experiment, accept: bool, command: str) -> None:
+    record, code = read_record(folder), user_code(experiment)
+    before = record.get(_CODE)
+    if isinstance(before, dict) and (difference := code_difference(before, code)):
+        if not accept:
+            raise UserError(
+                f"{folder}: your own code has changed since this experiment was last run:\n{indent(difference, '  ')}\n"
+                "Trials with the one and with the other would be averaged as one arm. Put the code back; or give the "
+                "experiment another name (--set name=...); or go on all the same, which the report will say, with:\n"
+                f"  {command} --resume --accept-changed-code"
+            )
+    elif isinstance(before, dict):
+        return
+    write_whole(folder / RECORD, json.dumps(record | {_CODE: as_record(code)}, indent=1))
+
+
+def _check_noted_code(folder: Path, experiment: Experiment, command: str) -> None:
+    """Where the record is gone, what the trials have noted of the code that they were trained with is looked at."""
+    for trial in every_trial(experiment):
+        noted = noted_attempts(TrialFolder(folder / "trials" / trial.key))
+        if noted and noted[-1].get("user_code", "") not in ("", code_digest(user_code(trial.experiment))):
+            raise UserError(
+                f"{folder}: your own code has changed since {trial.key} was last run. Put it back; or go on all the "
+                f"same, which the report will say, with:\n  {command} --resume --accept-changed-code"
+            )
 
 
 def withdraw(folder: Path) -> None:

@@ -44,6 +44,7 @@ def run_trial(
     session: str,
     verbose: bool = False,
     remote: RemoteTrial | None = None,
+    user_code: str | None = None,
 ) -> None:
     """Trains `experiment` in `folder` with `train_fn` in every worker; returns when it has ended, as the folder says.
 
@@ -55,6 +56,7 @@ def run_trial(
         train_fn: by name, so that workers alone import it, and torch with it.
         session: names the command that this trial runs under.
         remote: where the trial lies, when it is in a storage: its result is looked for there.
+        user_code: the digest of the user's own code, which the workers are to find too.
 
     Raises:
         TrialFailed: also written in folder.failure.
@@ -67,7 +69,7 @@ def run_trial(
     for left in reversed(range(experiment.workers.max_failures + 1)):
         attempt = _begin_attempt(folder, session, experiment, remote)
         try:
-            _fit(experiment, folder, data, train_fn, attempt, verbose, remote)
+            _fit(experiment, folder, data, train_fn, attempt, verbose, remote, user_code)
             if not (has_ended(patiently(remote.index)) if remote else folder.ended):
                 raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
             return
@@ -119,6 +121,7 @@ def _fit(
     attempt: int,
     verbose: bool,
     remote: RemoteTrial | None,
+    user_code: str | None,
 ) -> None:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
@@ -138,6 +141,7 @@ def _fit(
         "folder": str(folder.root),
         "data": data,
         "attempt": attempt,
+        "user_code": user_code,
         "trials": None if remote is None else location(remote.trials),
     }
     new_trainer(

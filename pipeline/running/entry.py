@@ -8,11 +8,13 @@ import torch
 import torch._inductor.config
 import torch.distributed as dist
 
+from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import last_attempt
 from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import Report, train_remotely
 from pipeline.settings.config import Experiment
+from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import located, open_storage
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.stopping import TrainingStopped
@@ -20,11 +22,13 @@ from pipeline.training.worker import run_training
 
 
 def train_fn_per_worker(settings: dict[str, Any]) -> None:
-    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None}."""
+    """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None,
+    "user_code": the digest of the user's own code}."""
     import ray.train
     import ray.train.torch
 
     experiment = Experiment.model_validate_json(settings["experiment"])
+    _check_user_code(experiment, settings.get("user_code"))
     # Kernels are compiled in this process: a pool of compilers beside every worker would cost more than it saves.
     torch._inductor.config.compile_threads = 1
     if experiment.workers.gpus == 0:
@@ -51,3 +55,13 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
             run_training(experiment, scratch, data, device, push_and_report)
 
         train_remotely(experiment, remote, folder, dist.get_rank(), device, train, report)
+
+
+def _check_user_code(experiment: Experiment, expected: str | None) -> None:
+    """Trials of one sweep are trained with one code: it may have been edited since, or be another on this machine."""
+    found = user_code(experiment)
+    if expected is not None and code_digest(found) != expected:
+        raise UserError(
+            f"your own code ({', '.join(found) or 'not found'}) is another here than when the command began. Put it "
+            "back, or on this machine the same as on the others, and resume; or resume with --accept-changed-code."
+        )

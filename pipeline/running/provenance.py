@@ -7,11 +7,12 @@ import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.records.attempts import noted_attempts, parsed_attempts
 from pipeline.settings.config import Experiment
+from pipeline.settings.user_code import code_digest, user_code
 from pipeline.tracking.describe import git_commit
 
 _PACKAGES = ("torch", "ray", "numpy", "pyarrow", "safetensors")
@@ -41,35 +42,19 @@ def note_attempt(
         "time_ms": time.time_ns() // 1_000_000,
         "commit": git_commit(),
         "sources": sources(),
+        "user_code": code_digest(user_code(experiment)),
         "settings": experiment.digest(),
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
-    known = attempts(folder) if before is None else _parsed(before)
+    known = noted_attempts(folder) if before is None else parsed_attempts(before)
     text = "".join(json.dumps(each) + "\n" for each in [*known, line])
     write_whole(folder.attempts, text)
     return text
 
 
-def attempts(folder: TrialFolder) -> list[dict[str, Any]]:
-    """All that is noted of a trial, the oldest first; what is no JSON is left out."""
-    if not folder.attempts.exists():
-        return []
-    return _parsed(folder.attempts.read_text(encoding="utf-8", errors="replace"))
-
-
-def _parsed(text: str) -> list[dict[str, Any]]:
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def with_other_code(folder: TrialFolder) -> bool:
     """Whether the trial was last taken up with other code than this."""
-    noted = attempts(folder)
+    noted = noted_attempts(folder)
     return bool(noted) and noted[-1].get("sources") != sources()
 
 

@@ -60,6 +60,7 @@ def run_sweep(
     report: Callable[[], list[Path]] | None = None,
     destination: Destination = _HERE,
     shared: RemoteSweep | None = None,
+    accept_changed_code: bool = False,
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
@@ -73,6 +74,7 @@ def run_sweep(
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
         destination: where `tracker` delivers to, for the `tiny-onn sync` that delivers what it could not.
         shared: the sweep in a storage, entered, when its trials lie there.
+        accept_changed_code: go on though the user's own code is another than when the sweep was last run.
 
     Raises:
         UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
@@ -88,7 +90,7 @@ def run_sweep(
         for one in left:
             fit(one.trial.experiment.workers, (local_resources(),), 1)
     with folder_lock(folder), Interrupts() as interrupts:
-        fresh = claim(folder, experiment, prepared.manifest.data_hash, resume, command)
+        fresh = claim(folder, experiment, prepared.manifest.data_hash, resume, command, accept_changed_code, bool(left))
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
         remember(folder, destination, tags)

@@ -13,6 +13,7 @@ from pipeline.remote.trial import RemoteTrial
 from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
 from pipeline.running.progress import Progress
 from pipeline.settings.config import Experiment
+from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import open_storage
 
 DRIVER_BYTES = 256 * 2**20  # a running trial's own process and the one for its workers' barriers: 234 MB measured
@@ -51,6 +52,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
 
     experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
     folders = {p.trial.key: str(p.folder.root) for p in job.left}
+    codes = {p.trial.key: code_digest(user_code(p.trial.experiment)) for p in job.left}
     data, train_fn, session, verbose, stop, trials = (
         job.data,
         job.train_fn,
@@ -102,7 +104,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
         experiment = Experiment.model_validate_json(experiments[key])
         remote = None if trials is None else RemoteTrial(open_storage(trials), key)
         with contextlib.suppress(TrialFailed):  # its folder says so; what Tune sees fail is this process's own death
-            run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote)
+            run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote, codes[key])
 
     try:
         # Tune refuses a trainable that holds nothing at all. Memory is what a node has that may have no CPU; the head's

@@ -47,6 +47,7 @@ class Submission:
     any_versions: bool = False
     resume: bool = False
     track_later: bool = False
+    accept_changed_code: bool = False
     add: tuple[Path, ...] = ()
     verbose: bool = False
 
@@ -63,6 +64,7 @@ class Submission:
         words += ["--experiment", self.mlflow_experiment]
         words += ["--output", self.output] if self.output else []
         flags = {"--resume": self.resume, "--track-later": self.track_later, "--verbose": self.verbose}
+        flags["--accept-changed-code"] = self.accept_changed_code
         words += [flag for flag, wanted in flags.items() if wanted]
         return f"exec {shlex.join(words)}"  # in place of the shell, so that its exit code and signals are the job's
 

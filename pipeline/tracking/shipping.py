@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import TrialFolder
+from pipeline.records.attempts import noted_attempts
 from pipeline.records.pruned import pruned_at
 from pipeline.records.spool import DamagedSpool, Line, read_spool
-from pipeline.tracking.describe import ENVIRONMENT, PRUNED
+from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
 from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.registry import MODEL, register_model
 
@@ -88,6 +89,9 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     step = pruned_at(folder)
     if step is not None:
         client.set_tag(run_id, PRUNED, str(step))
+    codes = dict.fromkeys(str(each.get("user_code", "")) for each in noted_attempts(folder))
+    if told := ", ".join(filter(None, codes)):
+        client.set_tag(run_id, USER_CODE, told)
     for name, value in ((read_json(folder.result) or {}).get("environment") or {}).items():
         client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
     if folder.result.exists() and folder.model.is_dir():

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from pipeline.layout import TrialFolder
+from pipeline.records.attempts import noted_attempts as attempts
 from pipeline.remote.index import Stored, checkpoints_in, has_ended
 from pipeline.remote.pusher import push_once
 from pipeline.remote.trial import RemoteAttempt
 from pipeline.running.driver import TrialFailed, run_trial
-from pipeline.running.provenance import attempts
 from pipeline.training.stopping import TrainingStopped
 from tests.pipeline.remote.training import die_at, run_attempt, state_at, taken_in, until_put, without_speed
 from tests.pipeline.samples import small_experiment
@@ -52,7 +52,7 @@ def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more
     experiment = small_experiment()
     ends = []
 
-    def fit(experiment, folder, data, train_fn, attempt, verbose, where):
+    def fit(experiment, folder, data, train_fn, attempt, verbose, where, user_code):
         ends.pop(0)(attempt)
 
     def lose(attempt):

@@ -9,11 +9,11 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt
+from pipeline.records.attempts import noted_attempts as attempts
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote.pusher import push_once
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.remote.trial import RemoteTrial
-from pipeline.running.provenance import attempts
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.storage.lease import Lease

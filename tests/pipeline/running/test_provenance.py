@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from pipeline.layout import Output
+from pipeline.records.attempts import noted_attempts as attempts
 from pipeline.running import provenance
 from pipeline.running.outcome import tell_start
 from pipeline.running.progress import Progress
-from pipeline.running.provenance import attempts, note_attempt, sources, with_other_code
+from pipeline.running.provenance import note_attempt, sources, with_other_code
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
