@@ -18,10 +18,12 @@ HELD_OUT_LOSS = "held_out/loss"  # nats per labelled token
 HELD_OUT_TOKEN_ACCURACY = "held_out/token_accuracy"
 HELD_OUT_PAIRS_EXACT = "held_out/pairs_exact"  # fraction of test pairs decoded without a fault
 HELD_OUT_TASKS_EXACT = "held_out/tasks_exact"  # fraction of tasks with every test pair right
+HELD_OUT_PASS_AT_2 = "held_out/pass_at_2"  # fraction of test pairs that one of two attempts gets right
 EVALUATION_LOSS = "evaluation/loss"
 EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
 EVALUATION_PAIRS_EXACT = "evaluation/pairs_exact"
 EVALUATION_TASKS_EXACT = "evaluation/tasks_exact"
+EVALUATION_PASS_AT_2 = "evaluation/pass_at_2"
 # The names that older runs were recorded under, and that older configs use.
 RENAMED = {
     "eval/loss": HELD_OUT_LOSS,

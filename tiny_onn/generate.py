@@ -9,6 +9,7 @@ from torch import Tensor
 from tiny_onn.model import GridTransformer
 
 Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+GoesOn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -23,6 +24,7 @@ def generate(
     stop: int,
     advance: Advance,
     alive: Callable[[], None] = lambda: None,
+    goes_on: GoesOn = lambda token, row, column: torch.ones_like(token, dtype=torch.bool),
 ) -> list[list[int]]:
     """What the model says after each prompt, up to `stop` (left out) or until the sequence holds `limit` tokens.
 
@@ -32,6 +34,8 @@ def generate(
     Args:
         advance: (token, row, column, next_token) -> the next token's row and column, elementwise.
         alive: called before each token, for those who wait.
+        goes_on: (token, row, column) of each row's newest token, in turn -> bool [b]: False ends a row with this token,
+            as one of which nothing good can come. It may keep a state.
     """
     batch, device = len(tokens), tokens.device
     cache = model.new_cache(batch, max(limit, tokens.shape[1]) + 1)
@@ -50,7 +54,7 @@ def generate(
         for words, goes, word in zip(said, going.tolist(), token.tolist(), strict=True):
             if goes:
                 words.append(word)
-        going = going & (positions + 1 < limit)
+        going = going & (positions + 1 < limit) & goes_on(token, row, column)
         at = positions.clamp(max=limit - 1)[:, None]
         logits = model(token[:, None], row[:, None], column[:, None], cache, at)[:, 0]
         positions = positions + going.long()

@@ -20,7 +20,6 @@ from pipeline.settings.config import Experiment
 
 WARM_UP, TIMED, OBSERVED = 2, 8, 2  # steps
 _EVALUATED = 16  # held-out rows, of which the time for all is told
-_DECODED = 16  # rows, likewise, at once. An untrained model seldom stops by itself: this is the most it may take
 PARTS = 3 + WARM_UP + TIMED + OBSERVED
 
 
@@ -56,7 +55,8 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     from pipeline.data.shards import open_prepared, read_rows
     from pipeline.training.build import build_dynamics, build_model, set_learning_rates
     from pipeline.training.checkpoint import save_checkpoint
-    from pipeline.training.evaluate import evaluate, predict
+    from pipeline.training.decode import batch_size
+    from pipeline.training.evaluate import evaluate, predict, voting_views
     from pipeline.training.step import train_step
 
     torch._inductor.config.compile_threads = 1
@@ -108,8 +108,10 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     tell("evaluated")
     rows, others = (_decoded(part, experiment) for part in (held_out, evaluation))
     began = now()
-    predict(model, rows[:_DECODED], experiment.data.max_tokens, _DECODED)
-    decoding = (now() - began) * (math.ceil(len(rows) / _DECODED) + math.ceil(len(others) / _DECODED))
+    views, at_once = voting_views(experiment), batch_size(experiment.data.max_tokens)
+    # One batch. An untrained model seldom stops by itself: this is the most it may take.
+    predict(model, rows[: max(1, at_once // views)], experiment.data.max_tokens, views)
+    decoding = (now() - began) * sum(math.ceil(len(part) * views / at_once) for part in (rows, others))
     with tempfile.TemporaryDirectory() as folder:
         began = now()
         save_checkpoint(Path(folder), 1, dynamics, experiment.digest(), 1)

@@ -108,6 +108,9 @@ class TrainingConfig(Settings):
     generate_tasks: NonNegative = Field(
         16, description="held-out tasks, and as many evaluation tasks, decoded greedily at the end; 0 for none"
     )
+    vote_views: Annotated[int, Field(ge=1, le=8)] = Field(
+        8, description="of the views that are trained on, how many vote for the two attempts of pass_at_2"
+    )
     score_evaluation: Literal["end", "always", "never"] = Field(
         "end", description="evaluation tasks: scored at the end, whenever the held-out tasks are, or never"
     )

@@ -12,13 +12,14 @@ from pipeline import measures
 from pipeline.data import tokens
 from pipeline.data.batch import IGNORED, collate
 from pipeline.data.manifest import Split
+from pipeline.data.task import Task
+from pipeline.settings.config import Experiment
+from pipeline.training.decode import Grid, draw_in_views, task_of, vote
 from pipeline.training.step import batch_logits, summed_loss
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.generate import generate
 from tiny_onn.model import GridTransformer
 from tiny_onn.routing_patterns import NOT_A_TASK, watch_routing
 
-Grid = list[list[int]]
 PATTERN_TASKS = 256  # held-out tasks whose routing patterns are compared: [modules, tasks, experts] have to be held
 _OF_PATTERNS = (measures.UNION_OF_CHUNK, measures.TASK_INFORMATION, measures.TASK_DISTANCE)
 _TELL_EVERY_S = 1.0  # far less than a collective's time limit
@@ -26,7 +27,10 @@ _TELL_EVERY_S = 1.0  # far less than a collective's time limit
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy prediction of one test pair. `prediction` is None where what the model said is no grid."""
+    """A greedy prediction of one test pair. `prediction` is None where what the model said is no grid.
+
+    `attempts` are the grids, at most two, that most views of the task vote for.
+    """
 
     task_id: str
     pair: int
@@ -34,6 +38,7 @@ class Prediction:
     target: Grid
     prediction: Grid | None
     exact: bool
+    attempts: list[Grid]
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -98,16 +103,23 @@ def predict(
     model: GridTransformer,
     rows: Sequence[tokens.Sequence],
     limit: int,
-    batch_size: int = 16,
+    views: int = 1,
     alive: Callable[[], None] = lambda: None,
 ) -> list[Prediction]:
     """Greedy predictions of rows that end in one test pair each; up to `limit` tokens with the prompt.
 
-    They are computed in the precision of the model's weights, as a model that is loaded does: what it predicts is then
-    what was counted here. `alive` is called before each token.
+    The first of the task's `views` is the task as it is, whose answer is the prediction; all of them vote for the
+    attempts. They are computed in the precision of the model's weights, as a model that is loaded does: what it
+    predicts is then what was counted here. `alive` is called before each token.
     """
-    drawn = draw(model, [prompt_of(row) for row in rows], limit, batch_size, alive)
-    return [_judge(row, grid) for row, grid in zip(rows, drawn, strict=True)]
+    tasks = [task_of(row) for row in rows]
+    drawn = draw_in_views(model, [(task, 0) for task in tasks], limit, views, alive)
+    return [_judge(row.pair, task, grids) for row, task, grids in zip(rows, tasks, drawn, strict=True)]
+
+
+def voting_views(experiment: Experiment) -> int:
+    """How many views of a task vote: no others than are trained on, in which a model may be at a loss."""
+    return min(experiment.training.vote_views, experiment.data.dihedral_views)
 
 
 @contextlib.contextmanager
@@ -133,72 +145,28 @@ def together(device: torch.device) -> Iterator[Callable[[], None]]:
         pass
 
 
-def draw(
-    model: GridTransformer,
-    prompts: Sequence[tokens.Sequence],
-    limit: int,
-    batch_size: int = 16,
-    alive: Callable[[], None] = lambda: None,
-) -> list[Grid | None]:
-    """The grid that the model draws after each prompt, greedily; None where what it says is no grid.
-
-    A few at a time, the longest together, so that little is decoded for nothing. `alive` is called before each token.
-    """
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    found: dict[int, Grid | None] = {}
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        batch = collate([prompts[place] for place in places]).to(device)
-        lengths = torch.tensor([len(prompts[place]) for place in places], device=device)
-        said = generate(
-            model,
-            batch.tokens,
-            batch.rows,
-            batch.columns,
-            lengths,
-            limit=limit,
-            stop=tokens.END,
-            advance=tokens.advance,
-            alive=alive,
-        )
-        found |= dict(zip(places, map(_grid, said), strict=True))
-    return [found[place] for place in range(len(prompts))]
-
-
-def prompt_of(row: tokens.Sequence) -> tokens.Sequence:
-    """The row up to its last OUTPUT: what a model is given before it draws the answer."""
-    end = tokens.prompt_length(row.tokens)
-    return tokens.Sequence(
-        row.tokens[:end], row.rows[:end], row.columns[:end], row.labelled[:end], row.task_id, row.pair
-    )
-
-
 def exact_match(predictions: Sequence[Prediction], split: Split = "held_out") -> dict[str, float]:
-    """<split>/pairs_exact: fraction of test pairs right; <split>/tasks_exact: of tasks with every test pair right."""
+    """<split>/pairs_exact: fraction of test pairs right; /tasks_exact: of tasks with every test pair right;
+    /pass_at_2: of test pairs that one of two attempts gets right.
+    """
     if not predictions:
         return {}
     tasks: dict[str, bool] = {}
     for each in predictions:
         tasks[each.task_id] = tasks.get(each.task_id, True) and each.exact
-    return {
-        measures.of_split(split, measures.HELD_OUT_PAIRS_EXACT): sum(each.exact for each in predictions)
-        / len(predictions),
-        measures.of_split(split, measures.HELD_OUT_TASKS_EXACT): sum(tasks.values()) / len(tasks),
+    found = {
+        measures.HELD_OUT_PAIRS_EXACT: sum(each.exact for each in predictions) / len(predictions),
+        measures.HELD_OUT_TASKS_EXACT: sum(tasks.values()) / len(tasks),
+        measures.HELD_OUT_PASS_AT_2: sum(each.target in each.attempts for each in predictions) / len(predictions),
     }
+    return {measures.of_split(split, name): value for name, value in found.items()}
 
 
-def _judge(row: tokens.Sequence, grid: Grid | None) -> Prediction:
-    given, target = tokens.decode_sequence(row.tokens)[-1]
-    assert target is not None
-    return Prediction(row.task_id, row.pair, given.tolist(), target.tolist(), grid, grid == target.tolist())
-
-
-def _grid(said: list[int]) -> Grid | None:
-    try:
-        return tokens.decode_grid(said).tolist()
-    except tokens.NotDecodable:
-        return None
+def _judge(pair: int, task: Task, drawn: Sequence[Grid | None]) -> Prediction:
+    (test,) = task.test
+    assert test.output is not None
+    target = test.output.tolist()
+    return Prediction(task.task_id, pair, test.input.tolist(), target, drawn[0], drawn[0] == target, vote(drawn))
 
 
 def _groups(rows: Sequence[tokens.Sequence], budget: int) -> Iterator[list[tokens.Sequence]]:

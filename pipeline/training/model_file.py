@@ -26,7 +26,7 @@ from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.evaluate import Grid, draw, prompt_of
+from pipeline.training.decode import Grid, draw, prompt_of
 from tiny_onn.model import GridTransformer
 
 SCHEMA_VERSION = 1

@@ -27,7 +27,7 @@ from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Place, patiently
 from pipeline.training.build import build_dynamics, build_model, compiling, set_learning_rates
 from pipeline.training.checkpoint import load_newest, save_checkpoint
-from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together
+from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together, voting_views
 from pipeline.training.evidence import agree, disk_errors, gather_json, stop
 from pipeline.training.machine import environment, peak_memory_mib
 from pipeline.training.model_file import save_model
@@ -251,6 +251,6 @@ def _predict(
     rows = [row for row in judged if row.task_id in tasks]
     device = next(model.parameters()).device
     with together(device) as alive:
-        mine = predict(model, rows[rank::world_size], experiment.data.max_tokens, alive=alive)
+        mine = predict(model, rows[rank::world_size], experiment.data.max_tokens, voting_views(experiment), alive)
     shares = gather_json([each.as_dict() for each in mine], device)
     return [Prediction(**shares[place % world_size][place // world_size]) for place in range(len(rows))]

@@ -36,3 +36,27 @@ def test_a_cached_batch_says_what_each_prompt_says_alone_without_a_cache() -> No
             assert found == [without_cache(model, prompt, 14, stop) for prompt in prompts]
             seen_stop |= found[0] == []
     assert seen_stop
+
+
+def test_a_row_ends_with_the_token_that_nothing_good_can_follow_and_leaves_the_others_as_they_are() -> None:
+    ended = 0
+    for seed in range(6):
+        model = small_model(seed=seed)
+        tokens = torch.randint(1, VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(seed))
+        whole = [without_cache(model, prompt, 14, 99) for prompt in tokens.tolist()]
+        last = whole[0][2]  # of the first row, its third token or the same before
+        found = generate(
+            model,
+            tokens,
+            tokens % 5,
+            tokens % 5,
+            torch.tensor([6, 6, 6]),
+            limit=14,
+            stop=99,
+            advance=advance,
+            goes_on=lambda token, row, column, last=last: (token != last) & (row == token % 5) & (column == token % 5),
+        )
+        expected = [said[: said.index(last) + 1] if last in said else said for said in whole]
+        assert found == expected
+        ended += found != whole
+    assert ended
