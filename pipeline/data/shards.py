@@ -79,7 +79,7 @@ def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text() if isinstance(path, Storage) else path.read_text(encoding="utf-8")
     except StorageError:
         raise
     except (OSError, UnicodeDecodeError) as error:

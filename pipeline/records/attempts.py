@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.files import read_json, write_whole
+from pipeline.foreign_json import integer, text
 from pipeline.layout import TrialFolder
 
 
@@ -20,7 +21,7 @@ def last_attempt(folder: TrialFolder) -> Attempt | None:
     """None when the trial has never been taken up, or what says so is damaged."""
     found = read_json(folder.ray / "attempt.json")
     try:
-        return Attempt(int(found["attempt"]), str(found["session"]))
+        return Attempt(integer(found["attempt"]), text(found["session"], 100))
     except (TypeError, KeyError, ValueError):
         return None
 

@@ -1,5 +1,6 @@
 """One sweep at a time in a folder."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import append_to, read_json
 
 
 @contextmanager
@@ -23,8 +24,10 @@ def folder_lock(folder: Path) -> Iterator[None]:
     path = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = path.open("a+", encoding="utf-8")
+        opened = append_to(path)
     except OSError as error:
+        if error.errno == errno.ELOOP or path.is_symlink():
+            raise UserError(f"{path}: is a link, and is not written through. Remove it.") from error
         raise UserError(
             f"{path}: cannot be written ({error.strerror}). Expected a folder that can be written to; name another "
             "with --output."
@@ -45,7 +48,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 "Expected a file system with locks (flock); name a folder of another with --output."
             ) from error
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
         file.flush()
         try:
             yield

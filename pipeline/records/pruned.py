@@ -3,15 +3,17 @@
 import json
 
 from pipeline.files import write_whole
+from pipeline.foreign_json import DamagedJson, integer, read_object_file
 from pipeline.layout import TrialFolder
-from pipeline.records.spool import read_spool
+from pipeline.records.spool import spool_lines
+
+_MOST_BYTES = 2**16
 
 
 def settle(folder: TrialFolder) -> None:
     """Ends a trial that was to be pruned when its sweep was interrupted."""
     if folder.prune.exists() and not folder.ended:
-        lines, _ = read_spool(folder.spool)
-        write_pruned(folder, max((line.step for line in lines), default=0))
+        write_pruned(folder, max((line.step for line in spool_lines(folder.spool)), default=0))
 
 
 def write_pruned(folder: TrialFolder, step: int) -> None:
@@ -20,5 +22,14 @@ def write_pruned(folder: TrialFolder, step: int) -> None:
 
 
 def pruned_at(folder: TrialFolder) -> int | None:
-    """The step at which the trial was pruned; None where it was not."""
-    return int(json.loads(folder.pruned.read_text())["step"]) if folder.pruned.exists() else None
+    """The step at which the trial was pruned; None where it was not.
+
+    Raises:
+        DamagedJson: the file that says so is damaged.
+    """
+    if not folder.pruned.exists():
+        return None
+    try:
+        return integer(read_object_file(folder.pruned, _MOST_BYTES).get("step"))
+    except ValueError as error:
+        raise DamagedJson(f"{folder.pruned}: `step`: {error}. Remove the trial's folder and run it again.") from None

@@ -5,13 +5,19 @@ import math
 import os
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import flush
+from pipeline.files import append_to, flush
+from pipeline.foreign_json import DamagedJson, integer, parse_object
 
+LONGEST_LINE = 2**21  # bytes: ten thousand metrics of one step
 _METRIC_NAME = re.compile(r"[A-Za-z0-9_\-. /]{1,250}")  # what MLflow takes
+_NOT_FINITE = ("NaN", "inf", "-inf")
+_LARGEST = 2**53  # that a step or a time may be
 
 
 class DamagedSpool(UserError):
@@ -61,12 +67,9 @@ class Spool:
             return False
         if step <= self._last:
             raise ValueError(f"step {step} comes after step {self._last}; write a step once, with all its metrics")
-        for name in metrics:
-            if not _METRIC_NAME.fullmatch(name) or name.startswith("/") or name != os.path.normpath(name):
-                raise ValueError(f"{name!r} is no metric name: use letters, digits and _-. / (at most 250)")
-        values = {name: _to_json(float(value)) for name, value in metrics.items()}
+        values = {_metric_name(name): _to_json(float(value)) for name, value in metrics.items()}
         line = json.dumps({"step": step, "time_ms": time.time_ns() // 1_000_000, "metrics": values}, allow_nan=False)
-        with self._path.open("ab") as file:
+        with append_to(self._path) as file:
             file.write(line.encode() + b"\n")
         self._last = step
         return True
@@ -76,53 +79,87 @@ class Spool:
         flush(self._path)
 
 
-def read_spool(path: Path, offset: int = 0) -> tuple[list[Line], int]:
+def read_spool(path: Path, offset: int = 0, most_bytes: int | None = None) -> tuple[list[Line], int]:
     """The whole lines from byte `offset` on, and the offset after them. A missing file has no lines.
+
+    Args:
+        most_bytes: no more lines are read once they have so many; the next call goes on after them.
 
     Raises:
         DamagedSpool: a line in the middle is damaged; names the file and the byte.
     """
+    lines: list[Line] = []
+    try:
+        for line in spool_lines(path, offset):
+            lines.append(line)
+            if most_bytes is not None and line.end - offset >= most_bytes:
+                break
+    except DamagedSpool as error:
+        raise DamagedSpool(str(error), lines) from None
+    return lines, lines[-1].end if lines else offset
+
+
+def spool_lines(path: Path, offset: int = 0) -> Iterator[Line]:
+    """The whole lines from byte `offset` on, one after the other: of a long spool they fill no memory.
+
+    Raises:
+        DamagedSpool: a line in the middle is damaged, or longer than LONGEST_LINE; `before` is empty.
+    """
     if not path.exists():
-        return [], offset
+        return
     with path.open("rb") as file:
         file.seek(offset)
-        whole, newline, _ = file.read().rpartition(b"\n")
-    lines: list[Line] = []
-    for raw in whole.split(b"\n") if newline else []:
-        line = _parse(raw, offset + len(raw) + 1)
-        if line is None:
-            raise DamagedSpool(
-                f"{path}: damaged at byte {offset}: found {raw[:60]!r}, expected a line of metrics as JSON. "
-                "Remove the trial's folder and run it again.",
-                lines,
-            )
-        lines.append(line)
-        offset = line.end
-    return lines, offset
+        while raw := file.readline(LONGEST_LINE + 1):
+            if not raw.endswith(b"\n") and len(raw) <= LONGEST_LINE:
+                return  # a half line, still being written
+            line = _parse(raw.removesuffix(b"\n"), offset + len(raw), path)
+            if line is None or len(raw) > LONGEST_LINE:
+                raise DamagedSpool(
+                    f"{path}: damaged at byte {offset}: found {raw[:60]!r}, expected a line of metrics as JSON. "
+                    "Remove the trial's folder and run it again.",
+                    [],
+                )
+            yield line
+            offset = line.end
 
 
 def _cut_torn_line(path: Path) -> int:
     """Leaves whole lines only; returns the last step, or -1."""
     if not path.exists():
         return -1
-    raw = path.read_bytes()
-    keep = raw.rfind(b"\n") + 1
-    last = raw[:keep].rstrip(b"\n").rpartition(b"\n")[2]
-    if keep and _parse(last, keep) is None:  # a crash of the machine may leave a line of zeros
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = max(0, size - 2 * LONGEST_LINE)
+        file.seek(start)
+        tail = file.read()
+    keep = start + tail.rfind(b"\n") + 1
+    last = tail[: keep - start].rstrip(b"\n").rpartition(b"\n")[2]
+    if keep > start and _parse(last, keep, path) is None:  # a crash of the machine may leave a line of zeros
         keep -= len(last) + 1
-    if keep < len(raw):
+    if keep < size and not (keep == start and start > 0):
         os.truncate(path, keep)
-    lines, _ = read_spool(path)
-    return max((line.step for line in lines), default=-1)
+    return max((line.step for line in spool_lines(path)), default=-1)
 
 
-def _parse(raw: bytes, end: int) -> Line | None:
+def _parse(raw: bytes, end: int, path: Path) -> Line | None:
     try:
-        value = json.loads(raw)
-        metrics = {str(name): float(number) for name, number in value["metrics"].items()}
-        return Line(int(value["step"]), int(value["time_ms"]), metrics, end)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        value = parse_object(raw, path, LONGEST_LINE)
+        metrics = {_metric_name(name): _number(number) for name, number in value["metrics"].items()}
+        return Line(integer(value["step"], most=_LARGEST), integer(value["time_ms"], most=_LARGEST), metrics, end)
+    except (DamagedJson, ValueError, KeyError, AttributeError):
         return None
+
+
+def _metric_name(name: str) -> str:
+    if not _METRIC_NAME.fullmatch(name) or name.startswith("/") or name != os.path.normpath(name):
+        raise ValueError(f"{name!r} is no metric name: use letters, digits and _-. / (at most 250)")
+    return name
+
+
+def _number(value: Any) -> float:
+    if value in _NOT_FINITE or type(value) in (int, float):
+        return float(value)
+    raise ValueError("expected a number, NaN, inf or -inf")
 
 
 def _to_json(value: float) -> float | str:

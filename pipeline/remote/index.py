@@ -1,11 +1,39 @@
-"""An index: which files there are of an attempt, and what each must be. Their names tell what they are."""
+"""An index: which files there are of an attempt, and what each must be. Their names tell what they are.
 
+What no longer changes is sealed: a segment is a file that names such files, and the index then names the segment in
+place of them. So the index, which is put after every log, stays small however long the run.
+"""
+
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_METRICS, _CHECKPOINTS = "metrics/", "checkpoints/"
+from pipeline.foreign_json import DamagedJson, integer, parse_object
+from pipeline.foreign_names import ForeignName, checked_name
+
+_METRICS, _CHECKPOINTS, _SEGMENTS = "metrics/", "checkpoints/", "segments/"
 _LAST = ("result.json", "pruned.json")
+SEALED_TOGETHER = 128  # files that a segment names
+
+KIB, MIB, TIB = 2**10, 2**20, 2**40
+MOST_INDEX_BYTES, MOST_FILES = 4 * MIB, 20_000
+# What an attempt may put, and how large each may be: nothing else that an index names is taken.
+_SHAPES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
+    (re.compile(shape), most)
+    for shape, most in (
+        (r"metrics/[0-9]{15}\.jsonl", 4 * MIB),
+        (r"segments/[0-9]{6}\.json", MIB),
+        (r"checkpoints/step-[0-9]{6,12}/(state\.safetensors|manifest\.json)", TIB),
+        (r"prototypes/step-[0-9]{6,12}\.safetensors", 64 * 1024 * MIB),
+        (r"distributions/step-[0-9]{6,12}\.json", 64 * MIB),
+        (r"model/(weights\.safetensors|model\.json|MLmodel)", TIB),
+        (r"(result|pruned|config|placement)\.json", 16 * MIB),
+        (r"(predictions|distributions)\.json", 1024 * MIB),
+    )
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -20,9 +48,39 @@ Index = dict[str, Stored]
 """By the file's path in the trial's folder."""
 
 
+def parse_index(data: bytes, source: object) -> Index:
+    """What `written` made, and nothing else: names in the shapes that an attempt writes, sizes within their bounds.
+
+    Raises:
+        DamagedJson: it is not; names `source`.
+    """
+    try:
+        found = parse_object(data, source, MOST_INDEX_BYTES)
+        if len(found) > MOST_FILES:
+            raise ValueError(f"it names {len(found):,} files, at most {MOST_FILES:,} are possible")
+        return {_allowed(name): _stored(name, value) for name, value in found.items()}
+    except (DamagedJson, ForeignName, ValueError) as error:
+        raise DamagedJson(f"{source}: is no index of a trial ({error}). Remove it to start anew.") from None
+
+
+def written(index: Mapping[str, Stored]) -> bytes:
+    """An index, or a segment of it, as JSON."""
+    return json.dumps({name: (stored.size, stored.sha256) for name, stored in index.items()}).encode()
+
+
+def is_allowed(name: str) -> bool:
+    """Whether an attempt may put a file of this name."""
+    return _most_bytes(name) is not None
+
+
 def metrics_in(index: Mapping[str, Any]) -> list[str]:
-    """The names of the pieces of the metrics."""
-    return [name for name in index if name.startswith(_METRICS)]
+    """The names of the pieces of the metrics, in order."""
+    return sorted(name for name in index if name.startswith(_METRICS))
+
+
+def segments_in(index: Mapping[str, Any]) -> list[str]:
+    """The names of the segments, oldest first."""
+    return sorted(name for name in index if name.startswith(_SEGMENTS))
 
 
 def checkpoints_in(index: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -47,3 +105,39 @@ def piece_name(start: int) -> str:
 def piece_start(name: str) -> int:
     """At which byte of the spool the piece of this name begins."""
     return int(name.removeprefix(_METRICS).split(".")[0])
+
+
+def segment_name(number: int) -> str:
+    """The name of a segment; they are numbered from 0."""
+    return f"{_SEGMENTS}{number:06d}.json"
+
+
+def to_seal(index: Index) -> list[str]:
+    """The names of SEALED_TOGETHER files that change no more, once there are so many; else none.
+
+    Of the metrics and of the distributions the last piece still grows.
+    """
+    found: list[str] = []
+    for kind in (_METRICS, "distributions/"):
+        found += sorted((name for name in index if name.startswith(kind)), key=lambda n: (len(n), n))[:-1]
+    return found[:SEALED_TOGETHER] if len(found) >= SEALED_TOGETHER else []
+
+
+def _most_bytes(name: str) -> int | None:
+    return next((most for shape, most in _SHAPES if shape.fullmatch(name)), None)
+
+
+def _allowed(name: str) -> str:
+    checked_name(name)
+    if not is_allowed(name):
+        raise ValueError(f"{name[:80]!r} is no file of an attempt")
+    return name
+
+
+def _stored(name: str, value: Any) -> Stored:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{name}: expected [size, sha256]")
+    size, sha256 = value
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{name}: expected 64 hexadecimal digits of a sha256")
+    return Stored(integer(size, most=_most_bytes(name) or 0), sha256)

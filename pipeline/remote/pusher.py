@@ -6,13 +6,27 @@ import time
 from pathlib import Path
 
 from pipeline.layout import TrialFolder
-from pipeline.remote.index import Index, Stored, checkpoints_in, metrics_in, piece_name, piece_start
+from pipeline.remote.index import (
+    Index,
+    Stored,
+    checkpoints_in,
+    is_allowed,
+    metrics_in,
+    piece_name,
+    piece_start,
+    segment_name,
+    segments_in,
+    to_seal,
+    written,
+)
 from pipeline.remote.trial import RemoteAttempt
 from pipeline.storage.storage import StorageError
 from pipeline.training.checkpoint import checkpoints
 
 AWAY_LIMIT_S = 300.0
 PIECE_BYTES = 2**16  # a piece of the metrics that is as long as this grows no further
+_MOST_WORD_BYTES = 2**16
+_READ_BYTES = 2**22  # of the metrics, taken into memory together
 _RETRY_S = 2.0
 
 
@@ -85,7 +99,7 @@ class Pusher:
                 self._alone = True
             word = self._remote.trial.prune_file
             if not self._folder.prune.exists() and word.is_file():
-                word.download(self._folder.prune)
+                word.download(self._folder.prune, _MOST_WORD_BYTES)
         except StorageError as error:
             now = time.monotonic()
             self._away_since = self._away_since or now
@@ -119,9 +133,11 @@ def push_once(remote: RemoteAttempt, folder: TrialFolder, index: Index, put: dic
     torn: set[str] = set()
     for path in paths:
         name = path.relative_to(folder.root).as_posix()
+        if name in put and name not in new:  # it is sealed
+            continue
         try:
             version = _version(path)
-            if put.get(name) != version or name not in new:
+            if put.get(name) != version:
                 new[name] = Stored(*(remote.files / name).upload(path))
                 put[name] = version
         except FileNotFoundError:  # a checkpoint that was removed meanwhile
@@ -129,6 +145,8 @@ def push_once(remote: RemoteAttempt, folder: TrialFolder, index: Index, put: dic
     gone = _gone(new, here={path.parent.name for path in paths}, torn=torn)
     for name in gone:
         del new[name]
+        put.pop(name, None)
+    _seal(remote, new)
     if new == index:
         return
     remote.check_ours()
@@ -149,20 +167,35 @@ def _gone(index: Index, here: set[str], torn: set[str]) -> list[str]:
     return [name for step, names in checkpoints_in(index).items() if step not in kept for name in names]
 
 
+def _seal(remote: RemoteAttempt, index: Index) -> None:
+    """Puts what changes no more into segments, and names those in place of it."""
+    while names := to_seal(index):
+        raw = written({name: index[name] for name in names})
+        segment = segment_name(len(segments_in(index)))
+        (remote.files / segment).write_bytes(raw)
+        for name in names:
+            del index[name]
+        index[segment] = Stored(len(raw), hashlib.sha256(raw).hexdigest())
+
+
 def _put_metrics(remote: RemoteAttempt, folder: TrialFolder, index: Index) -> Index:
-    start = max(map(piece_start, metrics_in(index)), default=0)
     if not folder.spool.exists():
         return {}
+    start = piece_start(last[-1]) if (last := metrics_in(index)) else 0
+    new: Index = {}
     with folder.spool.open("rb") as file:
-        file.seek(start)
-        pieces = cut_in_pieces(file.read(), start)
-    new = {}
-    for begin, raw in pieces.items():
-        name, stored = piece_name(begin), Stored(len(raw), hashlib.sha256(raw).hexdigest())
-        if index.get(name) != stored:
-            (remote.files / name).write_bytes(raw)
-            new[name] = stored
-    return new
+        while True:
+            file.seek(start)
+            raw = file.read(_READ_BYTES)
+            pieces = cut_in_pieces(raw, start)
+            for begin, piece in pieces.items():
+                name, stored = piece_name(begin), Stored(len(piece), hashlib.sha256(piece).hexdigest())
+                if index.get(name) != stored:
+                    (remote.files / name).write_bytes(piece)
+                    new[name] = stored
+            if len(raw) < _READ_BYTES or len(pieces) < 2:
+                return new
+            start = max(pieces)  # the last one was cut where the reading ended, not at its own end
 
 
 def _version(path: Path) -> tuple[int, int]:
@@ -176,11 +209,7 @@ def files_to_put(folder: TrialFolder) -> list[Path]:
     places = [path for path in folder.root.glob("[!.]*") if path not in elsewhere]
     places += checkpoints(folder.checkpoints)
     found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-    return [
-        path
-        for path in found
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder.root).parts)
-    ]
+    return [path for path in found if is_allowed(path.relative_to(folder.root).as_posix()) and path.is_file()]
 
 
 def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:

@@ -13,10 +13,12 @@ from typing import Any, Self
 
 from pipeline.errors import UserError
 from pipeline.files import write_whole
+from pipeline.foreign_json import parse_object
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, write_attempt
 from pipeline.records.sweep_record import RECORD, read_record
-from pipeline.remote.index import Index, checkpoints_in, metrics_in
+from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
+from pipeline.remote.recalled import MOST_CLAIM_BYTES, MOST_TRACKED_BYTES, SUMMARY, parse_claim, parse_tracked
 from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of
 from pipeline.storage.lease import Lease
 from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
@@ -26,7 +28,6 @@ _EVERY_S = 3.0
 _REMEMBER_EVERY_S = 10.0
 _AT_ONCE = 16
 _CLAIM, _LEASE, _TRACKED = RECORD, "lease.json", "tracked.json"
-_SUMMARY = "mlflow_summary.json"
 
 
 class RemoteSweep:
@@ -52,6 +53,7 @@ class RemoteSweep:
         self._session: str | None = None
         self._remembered: bytes = b""
         self._told: set[str] = set()  # that they are to end early
+        self._broken: str | None = None
         self._lock = threading.Lock()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._work, name="remote-sweep", daemon=True)
@@ -80,8 +82,9 @@ class RemoteSweep:
 
     @property
     def taken_by(self) -> str | None:
-        """The process that drives the sweep now, where that is another, because this one was silent for too long."""
-        return self._lease.lost
+        """Why this process drives the sweep no longer, as the end of a sentence about the sweep: another does, because
+        this one was silent for too long, or a thread that keeps it safe has ended."""
+        return self._lease.lost or self._broken
 
     def begin(self, session: str) -> None:
         """The folder has been claimed, for the command `session`; from here on it is kept up to date.
@@ -90,7 +93,7 @@ class RemoteSweep:
         """
         self._session = session
         (self.storage / _CLAIM).write_bytes((self._folder / _CLAIM).read_bytes())
-        for memory in (self._folder / _SUMMARY, *(place.run_id for _, place in self._trials.values())):
+        for memory in (self._folder / SUMMARY, *(place.run_id for _, place in self._trials.values())):
             expect_run(memory)
         self.remember()
         self._thread.start()
@@ -109,7 +112,7 @@ class RemoteSweep:
         Raises:
             StorageError: the storage is away.
         """
-        paths = [self._folder / _SUMMARY, *self._memories()]
+        paths = [self._folder / SUMMARY, *self._memories()]
         found = {
             path.relative_to(self._folder).as_posix(): path.read_text(encoding="utf-8")
             for path in paths
@@ -122,25 +125,23 @@ class RemoteSweep:
 
     def _recall(self) -> None:
         """What an earlier driver put, where this folder has nothing of its own."""
-        for name in (_CLAIM, _TRACKED):
-            try:
-                text = (self.storage / name).read_text()
-            except FileNotFoundError:
-                continue
-            if name == _CLAIM:
-                self._same_claim(text)
-                continue
-            allowed = {_SUMMARY, *(p.relative_to(self._folder).as_posix() for p in self._memories())}
-            for path, content in _parsed(text, self.storage / name).items():
-                if path in allowed and not (self._folder / path).exists():
-                    write_whole(self._folder / path, content)
+        with contextlib.suppress(FileNotFoundError):
+            file = self.storage / _CLAIM
+            self._same_claim(parse_claim(file.read_text(MOST_CLAIM_BYTES), file))
+        with contextlib.suppress(FileNotFoundError):
+            file = self.storage / _TRACKED
+            places = [place for _, place in self._trials.values()]
+            known = parse_tracked(file.read_bytes(MOST_TRACKED_BYTES), file, self._folder, places)
+            for path, content in known.items():
+                if not path.exists():
+                    write_whole(path, content)
 
     def _same_claim(self, text: str) -> None:
         here = self._folder / _CLAIM
         if not here.exists():
             write_whole(here, text)
             return
-        mine, there = read_record(here.parent).get("id"), _parsed(text, self.storage / _CLAIM).get("id")
+        mine, there = read_record(here.parent).get("id"), parse_object(text, self.storage / _CLAIM).get("id")
         if mine and mine == there:
             write_whole(here, text)  # what has been noted since, on another machine
         elif mine != there or here.read_text(encoding="utf-8") != text:
@@ -154,6 +155,13 @@ class RemoteSweep:
             yield from (place.run_id, place.shipped, place.prune)
 
     def _work(self) -> None:
+        try:
+            self._keep_up()
+        except Exception as error:  # nobody would see what the trials do
+            why = f"{type(error).__name__}: {error!s:.300}"
+            self._broken = f"cannot be followed any longer: reading {self.storage} failed ({why})."
+
+    def _keep_up(self) -> None:
         remembered = time.monotonic()
         while not self._left.wait(_EVERY_S) and self.taken_by is None:
             try:
@@ -222,17 +230,10 @@ def take_in(part: RemoteAttempt, place: TrialFolder, index: Index, have: Index) 
     """
     if index == have:
         return
-    part.get_metrics(index, place, have)
-    skip = {*metrics_in(index), *(name for names in checkpoints_in(index).values() for name in names)}
-    wanted = [name for name in index if name not in skip and index[name] != have.get(name)]
+    whole = part.opened(index, have)
+    part.get_metrics(whole, place, have)
+    skip = {*metrics_in(whole), *segments_in(whole)}
+    skip |= {name for names in checkpoints_in(whole).values() for name in names}
+    wanted = [name for name in whole if name not in skip and whole[name] != have.get(name)]
     for name in sorted(wanted, key=lambda name: name in (place.result.name, place.pruned.name)):
-        part.get(name, index[name], place)
-
-
-def _parsed(text: str, file: Storage) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError):
-        raise UserError(f"{file}: is not JSON. Remove it; the runs are then found by what MLflow has.") from None
-    return {str(path): str(content) for path, content in found.items()}
+        part.get(name, whole[name], place)

@@ -7,26 +7,45 @@ and does not know it can spoil nothing: what it puts is not refused, but nobody 
 
 Metrics lie in pieces of whole lines, `metrics/<offset>.jsonl`, so that what is put after a log stays small however long
 the run; the last piece grows, and the index says how much of it counts. Each file's sha256 is in the index and checked
-on the way back.
+on the way back. Whoever can write to the storage can write an index: what is read back has one of the names and sizes
+that an attempt writes, or is refused; see `pipeline.remote.index`.
 
 In the sweep's folder `trials`, for the trial KEY:
 
     KEY~attempt.json    what the driver of the trial says of its last attempt
     KEY~003.json        the index of attempt 3
     KEY~prune.json      the word that the trial is to end early
-    KEY/003/...         the files of attempt 3
+    KEY/003/...         the files of attempt 3; segments/... are parts of its index that change no more
     KEY/attempts.jsonl, KEY/evidence/..., KEY/absent-003/rank-0
 """
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import append_to
+from pipeline.foreign_json import DamagedJson, integer, parse_object, text
+from pipeline.foreign_names import inside
 from pipeline.layout import TrialFolder
-from pipeline.remote.index import Index, Stored, metrics_in, piece_start
-from pipeline.storage.storage import Storage
+from pipeline.remote.index import (
+    MOST_INDEX_BYTES,
+    Index,
+    Stored,
+    metrics_in,
+    parse_index,
+    piece_start,
+    segments_in,
+    written,
+)
+from pipeline.storage.storage import Storage, TooLarge
+
+MOST_ATTEMPTS = 9_999
+_MOST_NOTE_BYTES = 2**20  # of what a driver says of an attempt
+_MOST_REASON = 100_000  # characters
+_MOST_NOTES_BYTES = 16 * 2**20
 
 
 class Changed(Exception):
@@ -76,19 +95,15 @@ class RemoteTrial:
             StorageError: the storage is away.
         """
         try:
-            found = json.loads(self.attempt_file.read_bytes())
-            return {"attempt": int(found["attempt"]), "session": found["session"], "failure": found["failure"]}
+            raw = self.attempt_file.read_bytes(_MOST_NOTE_BYTES)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(
-                f"{self.attempt_file}: is no record of an attempt ({error!r}). Remove all that begins with "
-                f"{self.key}~ beside it to start this trial anew."
-            ) from error
+        return parse_attempt(raw, self.attempt_file, self.key)
 
     def put_attempt(self, number: int, session: str, failure: str | None = None) -> None:
         """Says that an attempt has begun: from now on, no earlier one puts an index. Or why it has failed."""
-        self.attempt_file.write_bytes(json.dumps({"attempt": number, "session": session, "failure": failure}).encode())
+        said = {"attempt": number, "session": session, "failure": failure and failure[:_MOST_REASON]}
+        self.attempt_file.write_bytes(json.dumps(said).encode())
 
     def noted(self) -> str | None:
         """What is in `attempts_file`; None when there is none.
@@ -97,7 +112,7 @@ class RemoteTrial:
             StorageError: the storage is away.
         """
         try:
-            return self.attempts_file.read_text()
+            return self.attempts_file.read_text(_MOST_NOTES_BYTES)
         except FileNotFoundError:
             return None
 
@@ -110,20 +125,33 @@ class RemoteTrial:
         Raises:
             UserError, StorageError: as RemoteAttempt.index.
         """
-        for number in range(said["attempt"] if said else 0, 0, -1):
-            index = self.part(number).index()
-            if index is not None:
+        last = said["attempt"] if said else 0
+        if last and (index := self.part(last).index()) is not None:
+            return self.part(last), index
+        for number in sorted(self.indexed(last - 1), reverse=True):
+            if (index := self.part(number).index()) is not None:
                 return self.part(number), index
         return self.part(0), {}
 
+    def indexed(self, last: int) -> set[int]:
+        """The attempts up to `last` that have an index, by one listing: a number may be large.
+
+        Raises:
+            StorageError: the storage is away.
+        """
+        shape = re.compile(re.escape(self.key) + r"~([0-9]{3,4})\.json")
+        names = self.trials.files() if last > 0 else ()
+        return {n for name in names if (found := shape.fullmatch(name)) and 0 < (n := int(found[1])) <= last}
+
     def index(self) -> Index:
-        """What there is; empty when nothing has been put yet.
+        """What there is, its segments opened; empty when nothing has been put yet.
 
         Raises:
             UserError: it is damaged.
             StorageError: the storage is away.
         """
-        return self.newest(self.attempt())[1]
+        part, index = self.newest(self.attempt())
+        return part.opened(index, {})
 
 
 @dataclass(frozen=True)
@@ -156,12 +184,25 @@ class RemoteAttempt:
             StorageError: the storage is away.
         """
         try:
-            found = json.loads(self.index_file.read_bytes())
-            return {name: Stored(int(size), str(sha256)) for name, (size, sha256) in found.items()}
+            raw = self.index_file.read_bytes(MOST_INDEX_BYTES)
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.index_file}: is no index of a trial ({error}). Remove it to start anew.") from error
+        return parse_index(raw, self.index_file)
+
+    def opened(self, index: Index, have: Index) -> Index:
+        """`index` with the files in its segments; segments that `have`, an earlier index, names too stay as they are.
+
+        Raises:
+            Changed: a segment is not what the index says.
+            UserError: it is damaged.
+            StorageError: the storage is away.
+        """
+        found: Index = {}
+        for name in segments_in(index):
+            if have.get(name) != index[name]:
+                inner = parse_index(self._read(name, index[name]), self.files / name)
+                found |= {each: stored for each, stored in inner.items() if each not in segments_in(inner)}
+        return {**found, **index}
 
     def put_index(self, index: Index) -> None:
         """Makes `index` what there is.
@@ -169,7 +210,7 @@ class RemoteAttempt:
         Raises:
             StorageError: the storage is away.
         """
-        self.index_file.write_bytes(json.dumps({name: (s.size, s.sha256) for name, s in index.items()}).encode())
+        self.index_file.write_bytes(written(index))
 
     def check_ours(self) -> None:
         """Looks whether this is still the trial's last attempt.
@@ -192,9 +233,12 @@ class RemoteAttempt:
         Raises:
             StorageError: the storage is away.
         """
-        for number in range(1, self.number):
-            self.trial.part(number).index_file.remove()
-            self.trial.part(number).files.remove_folder()
+        shape = re.compile(r"[0-9]{3,4}")
+        folders = {int(name) for name in self.trial.files.folders() if shape.fullmatch(name)}
+        for number in sorted(folders | self.trial.indexed(self.number - 1)):
+            if 0 < number < self.number:
+                self.trial.part(number).index_file.remove()
+                self.trial.part(number).files.remove_folder()
 
     def get(self, name: str, stored: Stored, folder: TrialFolder) -> None:
         """Writes one file into the trial's folder, checked; `metrics/...` are taken by `get_metrics`.
@@ -203,11 +247,11 @@ class RemoteAttempt:
             Changed: it is not what the index says.
             StorageError: the storage is away.
         """
-        target = folder.root / name
-        aside = target.with_name(f".{target.name}.pulled")
+        target = inside(folder.root, name)
+        aside = inside(folder.root, f"{name.rpartition('/')[0]}/.{target.name}.pulled".lstrip("/"))
         try:
-            found = (self.files / name).download(aside)
-        except FileNotFoundError as error:
+            found = (self.files / name).download(aside, stored.size)
+        except (FileNotFoundError, TooLarge) as error:
             raise Changed(str(error)) from error
         if found != (stored.size, stored.sha256):
             aside.unlink(missing_ok=True)
@@ -217,36 +261,72 @@ class RemoteAttempt:
             )
         aside.replace(target)
 
-    def get_metrics(self, index: Index, folder: TrialFolder, have: Index) -> None:
-        """Appends to the spool what it lacks; `have` is the index by which it was written, empty to write it anew.
+    def _read(self, name: str, stored: Stored) -> bytes:
+        """A small file's bytes, checked. A piece of the metrics may have grown since: what is beyond does not count.
 
         Raises:
             Changed, StorageError: as `get`.
         """
-        pieces = {piece_start(name): (name, index[name]) for name in sorted(metrics_in(index))}
-        offset = 0
-        new: list[tuple[int, bytes]] = []
-        for start, (name, stored) in pieces.items():
-            if start != offset:
-                raise Changed(f"{self.files / name}: expected a piece of the metrics at byte {offset}")
-            offset += stored.size
-            if have.get(name) == stored:
-                continue
-            try:
-                raw = (self.files / name).read_bytes()[: stored.size]
-            except FileNotFoundError as error:
-                raise Changed(str(error)) from error
-            if Stored(len(raw), hashlib.sha256(raw).hexdigest()) != stored:
-                raise Changed(f"{self.files / name}: is not what the index says")
-            new.append((start, raw))
+        try:
+            raw = (self.files / name).read_bytes(2 * MOST_INDEX_BYTES)[: stored.size]
+        except (FileNotFoundError, TooLarge) as error:
+            raise Changed(str(error)) from error
+        if Stored(len(raw), hashlib.sha256(raw).hexdigest()) != stored:
+            raise Changed(f"{self.files / name}: is not what the index says")
+        return raw
+
+    def get_metrics(self, index: Index, folder: TrialFolder, have: Index) -> None:
+        """Appends to the spool what it lacks; `have` is the index by which it was written, empty to write it anew.
+
+        Args:
+            index: with its segments opened, but for those that `have` has too.
+            have: likewise, as it was given the last time.
+
+        Raises:
+            Changed, StorageError: as `get`.
+        """
+        spool = inside(folder.root, folder.spool.name)
+        size = spool.stat().st_size if have and spool.exists() else 0
+        end: int | None = None
+        new: list[str] = []
+        for name in metrics_in(index):
+            start = piece_start(name)
+            expected = min(start, size) if end is None else end
+            if start != expected:
+                raise Changed(f"{self.files / name}: expected a piece of the metrics at byte {expected}")
+            end = start + index[name].size
+            if have.get(name) != index[name]:
+                new.append(name)
         if not have:
-            folder.spool.unlink(missing_ok=True)
+            spool.unlink(missing_ok=True)
         if not new:
             return
         folder.root.mkdir(parents=True, exist_ok=True)
-        with folder.spool.open("ab") as file:
-            for start, raw in new:
-                file.write(raw[max(0, file.tell() - start) :])
+        with append_to(spool) as file:
+            for name in new:  # one at a time: of a long run they fill no memory
+                raw = self._read(name, index[name])
+                file.write(raw[max(0, file.seek(0, 2) - piece_start(name)) :])
+
+
+def parse_attempt(raw: bytes, source: object, key: str) -> dict[str, Any]:
+    """What `RemoteTrial.put_attempt` wrote.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        found = parse_object(raw, source, _MOST_NOTE_BYTES)
+        failure = found["failure"]
+        return {
+            "attempt": integer(found["attempt"], 1, MOST_ATTEMPTS),
+            "session": text(found["session"], 100),
+            "failure": None if failure is None else text(failure, _MOST_REASON),
+        }
+    except (DamagedJson, ValueError, KeyError) as error:
+        raise UserError(
+            f"{source}: is no record of an attempt ({error!r:.300}). Remove all that begins with "
+            f"{key}~ beside it to start this trial anew."
+        ) from error
 
 
 def key_of(name: str) -> str:

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
+from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
-from pipeline.remote.index import checkpoints_in, metrics_in
+from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
 from pipeline.remote.pusher import Pusher
 from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
 from pipeline.training.absent import naming_the_absent
-from pipeline.training.checkpoint import newest_whole
+from pipeline.training.checkpoint import DAMAGE, newest_whole
 from pipeline.training.evidence import agree
 from pipeline.training.stopping import TrainingStopped
 
@@ -95,7 +96,7 @@ def _remove_before(attempt: Path) -> None:
 def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: bool) -> None:
     """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
 
-    A checkpoint that is damaged is taken as it is: `load_newest` tells of it and passes it over.
+    Every file is checked against the index. Of a damaged checkpoint a note is left, which `load_newest` passes on.
 
     Args:
         everything: all that there is: for the worker that goes on writing it.
@@ -108,19 +109,31 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: b
     folder.root.mkdir(parents=True)
     part, index = remote.newest(remote.attempt())
     try:
+        index = part.opened(index, {})
         part.get_metrics(index, folder, {})
         steps = {name for names in checkpoints_in(index).values() for name in names}
-        for name in set(index) - steps - set(metrics_in(index)) if everything else ():
+        for name in set(index) - steps - set(metrics_in(index)) - set(segments_in(index)) if everything else ():
             part.get(name, index[name], folder)
     except Changed as error:
         raise UserError(f"{error}: it is damaged. Remove {part.index_file} to start this trial anew.") from error
     whole = False
-    for _, names in reversed(checkpoints_in(index).items()):
+    for step, names in reversed(checkpoints_in(index).items()):
         if not whole or everything:
-            for name in names:
-                with contextlib.suppress(FileNotFoundError):
-                    (part.files / name).download(folder.root / name)
+            damage = _get_checkpoint(part, index, names, folder)
+            if damage:
+                write_whole(folder.checkpoints / step / DAMAGE, damage)
             whole = whole or newest_whole(folder.checkpoints, digest) is not None
+
+
+def _get_checkpoint(part: RemoteAttempt, index: Index, names: list[str], folder: TrialFolder) -> str | None:
+    """Fetches a checkpoint's files, each checked against the index; returns what is wrong with one that is not it."""
+    damage: str | None = None
+    for name in names:
+        try:
+            part.get(name, index[name], folder)
+        except Changed as error:
+            damage = str(error)
+    return damage
 
 
 def _put_all(folder: Path, target: Storage) -> bool:

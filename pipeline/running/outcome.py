@@ -16,7 +16,8 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it; `taken_by` drives it now.
+    """How a sweep ended. `failures` says why, by trial; `signal` is what interrupted it; `taken_by` says why it is not
+    this command's any longer, as the end of a sentence about the sweep.
 
     `undelivered`: MLflow lacks something, and a run may have been left RUNNING there.
     """
@@ -85,8 +86,7 @@ def tell_end(
 ) -> None:
     """What failed, what was survived and what was not delivered; `command` goes on, `sync` delivers."""
     if outcome.taken_by:
-        why = "this command had given no sign of life for too long"
-        say(console, f"The sweep was taken over by {outcome.taken_by}, as {why}. It goes on there.", "bold red")
+        say(console, f"The sweep {outcome.taken_by}", "bold red")
         return
     for trial in ran:
         for survived in trial.folder.survived_files():

@@ -55,7 +55,8 @@ class Pruner:
             if folder.ended or folder.prune.exists():
                 continue
             metric = self._asha.metric
-            write_whole(folder.prune, json.dumps({"step": line.step, "metric": metric, "value": line.metrics[metric]}))
+            value = line.metrics[metric] if math.isfinite(line.metrics[metric]) else None  # NaN is no JSON
+            write_whole(folder.prune, json.dumps({"step": line.step, "metric": metric, "value": value}))
             told.append(key)
         return told
 

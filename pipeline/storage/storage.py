@@ -18,9 +18,13 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.errors import UserError
+from pipeline.files import create_alone
+from pipeline.foreign_names import checked_name
 from pipeline.secrecy import mask
 
 PATIENCE_S = 60.0  # less than the other workers wait for one in a collective
+MOST_READ_BYTES = 64 * 2**20
 _CHUNK = 2**22
 _READ_TRIES = 20
 _OBJECT_STORES = ("s3", "gcs", "abfs")
@@ -29,6 +33,10 @@ Result = TypeVar("Result")
 
 class StorageError(OSError):
     """The storage could not be reached, or refused. The message names it, without secrets."""
+
+
+class TooLarge(UserError):
+    """A file in the storage has more bytes than such a file may have."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,21 @@ class Storage:
         return mask(urlunsplit(urlsplit(self.uri)._replace(query="")), self.uri)
 
     def __truediv__(self, name: str) -> "Storage":
+        """The file or folder `name` in this folder.
+
+        Raises:
+            ForeignName: it could lead out of the folder; see `checked_name`.
+        """
+        checked_name(name)
         parts = urlsplit(self.uri)
         uri = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(name)}"))
         return Storage(self.filesystem, f"{self.path.rstrip('/')}/{name}", uri)
+
+    def beside(self, name: str) -> "Storage":
+        """The file or folder `name` in the folder that this one is in."""
+        parts = urlsplit(self.uri)
+        above = parts._replace(path=parts.path.rstrip("/").rpartition("/")[0])
+        return Storage(self.filesystem, self.path.rpartition("/")[0], urlunsplit(above)) / name
 
     @property
     def public(self) -> str:
@@ -74,27 +94,33 @@ class Storage:
         with self._errors():
             return bool(self.filesystem.get_file_info(self.path).is_file)
 
-    def read_bytes(self) -> bytes:
-        """All of a file.
+    def read_bytes(self, most_bytes: int = MOST_READ_BYTES) -> bytes:
+        """All of a file, of which no more than `most_bytes` are taken into memory.
 
         From an object store pyarrow asks how long a file is, and then for so many bytes: of one that was replaced by a
         longer one in between, it returns the beginning of that. What is as long as the file is now was read whole.
 
         Raises:
             FileNotFoundError: there is none.
+            TooLarge: it is larger.
             StorageError: the storage is away, or the file is replaced faster than it can be read.
         """
         with self._errors():
             for _ in range(_READ_TRIES):
                 with self.filesystem.open_input_stream(self.path) as stream:
-                    found = bytes(stream.read())
+                    found = bytes(stream.read(most_bytes + 1))
+                if len(found) > most_bytes:
+                    raise TooLarge(f"{self}: has more than {most_bytes:,} bytes; expected a smaller file. Remove it.")
                 if len(found) == self.filesystem.get_file_info(self.path).size:
                     return found
         raise StorageError(f"{self}: was replaced each of {_READ_TRIES} times that it was read")
 
-    def read_text(self, encoding: str = "utf-8") -> str:
-        """All of a file, as text; errors as `read_bytes`."""
-        return self.read_bytes().decode(encoding)
+    def read_text(self, most_bytes: int = MOST_READ_BYTES) -> str:
+        """All of a file, as UTF-8; errors as `read_bytes`, and UserError where it is no UTF-8."""
+        try:
+            return self.read_bytes(most_bytes).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self}: is no UTF-8 text ({error.reason}). Remove it.") from None
 
     def write_bytes(self, data: bytes) -> None:
         """Puts a file here, whole or not at all.
@@ -120,22 +146,29 @@ class Storage:
                 size += len(chunk)
         return size, digest.hexdigest()
 
-    def download(self, target: Path) -> tuple[int, str]:
+    def download(self, target: Path, most_bytes: int) -> tuple[int, str]:
         """Writes this file to `target`, whole or not at all; returns its bytes and sha256.
 
         Raises:
             FileNotFoundError: there is no such file.
+            TooLarge: it has more than `most_bytes`.
             StorageError: the storage is away.
         """
         digest, size = hashlib.sha256(), 0
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}")
         try:
-            with aside.open("wb") as file, self._errors(), self.filesystem.open_input_stream(self.path) as stream:
+            with (
+                create_alone(aside) as file,
+                self._errors(),
+                self.filesystem.open_input_stream(self.path) as stream,
+            ):
                 while chunk := stream.read(_CHUNK):
+                    size += len(chunk)
+                    if size > most_bytes:
+                        raise TooLarge(f"{self}: has more than the expected {most_bytes:,} bytes")
                     file.write(chunk)
                     digest.update(chunk)
-                    size += len(chunk)
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
@@ -158,6 +191,16 @@ class Storage:
         with self._errors():
             found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
         return {info.base_name: Version(info.size, info.mtime_ns or 0) for info in found if info.is_file}
+
+    def folders(self) -> list[str]:
+        """The names of the folders directly in this one; none when there is no such folder.
+
+        Raises:
+            StorageError: the storage is away.
+        """
+        with self._errors():
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return [info.base_name for info in found if info.type == fs.FileType.Directory]
 
     def remove(self) -> None:
         """Removes this file, if it is there.

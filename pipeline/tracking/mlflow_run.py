@@ -2,11 +2,13 @@
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.files import read_json, write_whole
+from pipeline.records.memories import run_memory
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,10 +95,12 @@ def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def read_memory(path: Path) -> dict[str, Any]:
-    """What `write_memory` wrote; empty when there is no such file, or it is damaged."""
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
+def read_memory(path: Path, shape: Callable[[Any], dict[str, Any]] = run_memory) -> dict[str, Any]:
+    """What `write_memory` wrote; empty when there is no such file, or it is damaged: not of the `shape`."""
+    try:
+        return shape(read_json(path))
+    except ValueError:
+        return {}
 
 
 def write_memory(path: Path, value: dict[str, Any]) -> None:

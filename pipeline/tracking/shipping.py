@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
+from pipeline.records.memories import shipped_memory
 from pipeline.records.pruned import pruned_at
 from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.client import StoreClient
 
 FIGURE = "prototype_distribution"
+_READ_BYTES = 2**24  # of the spool, taken into memory together
 _POINTS_PER_CALL = 1000  # MLflow's limit
 _DRAWING = threading.Lock()  # matplotlib is not made for several threads
 _LARGEST = 1.7976931348623157e308
@@ -40,13 +42,35 @@ def ship_metrics(client: "StoreClient", run_id: str, folder: TrialFolder, unsure
         DamagedSpool: after all has been sent that comes before the damage.
     """
     memory = shipped(folder, run_id)
-    damage = None
-    try:
-        lines, _ = read_spool(folder.spool, 0 if recount else memory["offset"])
-    except DamagedSpool as error:
-        lines, damage = error.before, error
-    sent = 0
     there: dict[str, set[int]] = {}
+    sent, offset = 0, 0 if recount else memory["offset"]
+    while True:
+        damage = None
+        try:
+            lines, _ = read_spool(folder.spool, offset, _READ_BYTES)
+        except DamagedSpool as error:
+            lines, damage = error.before, error
+        more, unsure = _ship_lines(client, run_id, folder, memory, lines, there, unsure, recount)
+        sent += more
+        if damage is not None:
+            raise damage
+        if not lines or lines[-1].end - offset < _READ_BYTES:  # that was all
+            return sent
+        offset = lines[-1].end
+
+
+def _ship_lines(
+    client: "StoreClient",
+    run_id: str,
+    folder: TrialFolder,
+    memory: dict[str, Any],
+    lines: list[Line],
+    there: dict[str, set[int]],
+    unsure: bool,
+    recount: bool,
+) -> tuple[int, bool]:
+    """Sends the lines and notes it in `memory`; the number of points, and whether it is still unsure what arrived."""
+    sent = 0
     for group in _groups(lines):
         points = [(name, value, line) for line in group for name, value in line.metrics.items()]
         if unsure or recount:
@@ -58,9 +82,7 @@ def ship_metrics(client: "StoreClient", run_id: str, folder: TrialFolder, unsure
         sent += len(points)
         memory["offset"] = max(memory["offset"], group[-1].end)
         write_memory(folder.shipped, memory)
-    if damage is not None:
-        raise damage
-    return sent
+    return sent, unsure
 
 
 def ship_figures(client: "StoreClient", run_id: str, folder: TrialFolder, unsure: bool, recount: bool = False) -> int:
@@ -133,7 +155,7 @@ def lacks(client: "StoreClient", run_id: str, folder: TrialFolder) -> bool:
 
 def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:
     """What the run has of the folder: `offset` in the spool, `figures`, and `ended`, its final status or None."""
-    memory = read_memory(folder.shipped)
+    memory = read_memory(folder.shipped, shipped_memory)
     if memory.get("run_id") != run_id:
         return {"run_id": run_id, "offset": 0, "figures": [], "ended": None}
     return memory

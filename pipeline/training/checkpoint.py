@@ -16,11 +16,14 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import flush
+from pipeline.foreign_json import read_object_file
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
 _STATE, _MANIFEST = "state.safetensors", "manifest.json"
 _NAME = re.compile(r"step-[0-9]{6,12}")
+_MOST_MANIFEST_BYTES = 2**16
+DAMAGE = "damage.txt"  # in a checkpoint that was damaged where it came from: what was wrong with it
 
 
 def save_checkpoint(folder: Path, step: int, dynamics: LearningDynamics, digest: str, keep: int) -> Path:
@@ -122,7 +125,9 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
         UserError: it is truncated, altered, of another schema or of another experiment.
     """
     try:
-        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text())
+        if (path / DAMAGE).exists():
+            raise UserError(f"{path}: damaged: {(path / DAMAGE).read_text(encoding='utf-8', errors='replace')[:500]}")
+        manifest = read_object_file(path / _MANIFEST, _MOST_MANIFEST_BYTES)
         version, step, expected = manifest["schema_version"], manifest["step"], manifest["sha256"][_STATE]
         experiment, sealed = manifest["experiment"], manifest.pop("manifest_sha256", None)
         if version != SCHEMA_VERSION:
@@ -137,7 +142,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
         if actual != expected:
             raise UserError(f"{path}/{_STATE}: sha256 {actual[:12]}, expected {expected[:12]}")
         return step, load_file(path / _STATE)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 

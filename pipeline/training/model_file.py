@@ -22,6 +22,7 @@ from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
+from pipeline.foreign_json import read_object_file
 from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
@@ -31,6 +32,7 @@ from tiny_onn.model import GridTransformer
 
 SCHEMA_VERSION = 1
 _WEIGHTS, _CARD, _MLMODEL = "weights.safetensors", "model.json", "MLmodel"
+_MOST_CARD_BYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         UserError: a file is missing, altered, or of another version.
     """
     try:
-        card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+        card = read_object_file(folder / _CARD, _MOST_CARD_BYTES)
         version, expected = card["schema_version"], card["sha256"][_WEIGHTS]
         if version != SCHEMA_VERSION:
             raise UserError(f"{folder / _CARD}: schema version {version!r}, expected {SCHEMA_VERSION}")

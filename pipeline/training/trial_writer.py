@@ -11,7 +11,7 @@ import torch
 from pipeline import measures
 from pipeline.files import flush, write_whole
 from pipeline.layout import TrialFolder
-from pipeline.records.spool import Spool, read_spool
+from pipeline.records.spool import Spool, spool_lines
 from pipeline.settings.config import TrainingConfig
 from pipeline.training.checkpoint import write_tensors
 from pipeline.training.distributions import add_distributions
@@ -77,8 +77,7 @@ def is_snapshot(done: int, training: TrainingConfig) -> bool:
 
 def metrics_at(folder: TrialFolder, step: int) -> dict[str, float]:
     """What was logged at `step`, for a run that goes on from there."""
-    lines, _ = read_spool(folder.spool)
-    return next((line.metrics for line in lines if line.step == step), {})
+    return next((line.metrics for line in spool_lines(folder.spool) if line.step == step), {})
 
 
 def step_metrics(outcome: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A sweep in a storage, seen from its driver."""
 
+import json
 import time
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from pipeline.settings.trials import Trial, trials_of
 from pipeline.storage.lease import Lease
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
+
+SHIPPED = json.dumps({"run_id": "cd" * 16, "offset": 12, "figures": [], "ended": None})
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
     remote = RemoteTrial(storage / "trials", trial.key)
     with _enter(sweep, here) as shared:
         (Output(here).sweep("small")).mkdir(parents=True, exist_ok=True)
-        (Output(here).sweep("small") / "sweep.json").write_text('{"mine": 1}')
+        (Output(here).sweep("small") / "sweep.json").write_text('{"experiment": {}}')
         shared.begin("now")
         scratch, index = TrialFolder(tmp_path / "scratch"), {}
         remote.put_attempt(1, "now")
@@ -62,19 +65,21 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
         assert shared.catch_up(0.0) is None
         assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1, 2]
         assert _folder(here, trial).failure.read_text() == "out of memory"
-        _folder(here, trial).run_id.write_text('{"creation_key": "k"}')
-        _folder(here, trial).shipped.write_text('{"offset": 12}')
+        _folder(here, trial).run_id.write_text('{"creation_key": "abababababababababababababababab"}')
+        _folder(here, trial).shipped.write_text(
+            '{"run_id": "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "offset": 12, "figures": [], "ended": null}'
+        )
         with pytest.raises(UserError, match="in use by process"), _enter(sweep, there):
             pass
     with _enter(sweep, there):
-        assert (Output(there).sweep("small") / "sweep.json").read_text() == '{"mine": 1}'
+        assert (Output(there).sweep("small") / "sweep.json").read_text() == '{"experiment": {}}'
         assert [line.step for line in read_spool(_folder(there, trial).spool)[0]] == [1, 2]
-        assert _folder(there, trial).run_id.read_text() == '{"creation_key": "k"}'
-        assert _folder(there, trial).shipped.read_text() == '{"offset": 12}'
+        assert _folder(there, trial).run_id.read_text() == '{"creation_key": "abababababababababababababababab"}'
+        assert _folder(there, trial).shipped.read_text() == SHIPPED
         assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
         assert attempts(_folder(there, trial)) == [{"attempt": 1, "sources": "abc"}]
         assert not _folder(there, other).spool.exists()
-    (Output(there).sweep("small") / "sweep.json").write_text('{"mine": 2}')
+    (Output(there).sweep("small") / "sweep.json").write_text('{"experiment": {"name": "x"}}')
     with pytest.raises(UserError, match="holds another sweep than"), _enter(sweep, there):
         pass
 
@@ -91,7 +96,7 @@ def test_a_driver_that_is_gone_at_once_leaves_the_keys_by_which_its_runs_are_fou
         ]
 
     with _enter(sweep, tmp_path / "here") as gone:
-        write_whole(Output(tmp_path / "here").sweep("small") / "sweep.json", "{}")
+        write_whole(Output(tmp_path / "here").sweep("small") / "sweep.json", '{"experiment": {}}')
         gone.begin("gone")
         keys = memories(tmp_path / "here")
         assert len(set(keys)) == 3
@@ -112,7 +117,7 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
     with _enter(sweep, tmp_path / "here") as sleeper:
         folder = Output(tmp_path / "here").sweep("small")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.json").write_text("{}")
+        (folder / "sweep.json").write_text('{"experiment": {}}')
         sleeper.begin("sleeper's")
         assert sleeper.taken_by is None
         (storage / "lease.json").write_bytes(b'{"token": "other", "pid": 12, "host": "elsewhere", "beats": 1}')
@@ -120,7 +125,62 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
         while sleeper.taken_by is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert sleeper.taken_by == "process 12 on elsewhere"
-        write_whole(_folder(tmp_path / "here", trial).run_id, '{"creation_key": "k"}')
-    assert '"k"' not in (storage / "tracked.json").read_text()
+        assert sleeper.taken_by.startswith("was taken over by process 12 on elsewhere, as")
+        write_whole(_folder(tmp_path / "here", trial).run_id, '{"creation_key": "abababababababababababababababab"}')
+    assert '"abab' not in (storage / "tracked.json").read_text()
     assert b"elsewhere" in (storage / "lease.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mlflow_summary.json": '{"creation_key": "x\' AND tags.a = \'b"}'},
+        {"mlflow_summary.json": "[" * 100_000},
+        {"mlflow_summary.json": 1},
+        {"trials/{key}/shipped.json": '{"offset": 1e999}'},
+        {"trials/{key}/shipped.json": SHIPPED.replace("[]", '["../../x"]')},
+        {"trials/{key}/prune.json": '{"step": -1}'},
+    ],
+)
+def test_what_was_changed_in_the_storage_is_not_taken_back(sweep, tmp_path, changes):
+    storage, (trial, _) = sweep
+    text = json.dumps({name.format(key=trial.key): each for name, each in changes.items()})
+    (storage / "tracked.json").write_bytes(text.encode())
+    with pytest.raises(UserError, match=r"tracked\.json: is damaged \("), _enter(sweep, tmp_path / "out"):
+        pass
+    assert list((tmp_path / "out").rglob("*.json")) == []
+
+
+def test_files_that_are_none_of_the_sweeps_are_left_where_they_are(sweep, tmp_path):
+    storage, _ = sweep
+    outside = {str(tmp_path / "planted"): "x", "../planted": "x", "trials/other/result.json": "x"}
+    (storage / "tracked.json").write_bytes(json.dumps(outside).encode())
+    (storage / "sweep.json").write_bytes(b'{"experiment": {}}')
+    with _enter(sweep, tmp_path / "out"):
+        pass
+    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"sweep.json"}
+    (storage / "sweep.json").write_bytes(b"[" * 200_000)
+    with (
+        pytest.raises(UserError, match=r"sweep\.json: is not valid JSON.*nested deeper"),
+        _enter(sweep, tmp_path / "o"),
+    ):
+        pass
+
+
+def test_a_sweep_whose_reader_ends_by_an_error_is_no_longer_driven(sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.remote.sweep._EVERY_S", 0.05)
+    with _enter(sweep, tmp_path / "here") as shared:
+        write_whole(Output(tmp_path / "here").sweep("small") / "sweep.json", "{}")
+        shared.begin("now")
+
+        def breaks():
+            raise RecursionError("too deep")
+
+        monkeypatch.setattr(shared, "_fetch", breaks)
+        deadline = time.monotonic() + 30
+        while shared.taken_by is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert "cannot be followed any longer" in shared.taken_by
+        assert "RecursionError: too deep" in shared.taken_by

@@ -15,7 +15,6 @@ from pipeline.data.published import publish
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
-from pipeline.storage.lease import Lease
 from pipeline.storage.opening import check_storage, located, open_storage
 from pipeline.storage.storage import StorageError, location, patiently
 from tests.pipeline.arc_samples import random_task, write_tasks
@@ -53,7 +52,7 @@ def test_what_is_put_is_found_by_another_process(storage, tmp_path):
     large.write_bytes(bytes(range(256)) * 2**15)  # more than a request takes
     found = (storage / "large").upload(large)
     assert found == (2**23, hashlib.sha256(large.read_bytes()).hexdigest())
-    assert (storage / "large").download(tmp_path / "back") == found
+    assert (storage / "large").download(tmp_path / "back", 2**23) == found
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
     assert (storage / "large").sha256() == found[1]
     assert {name: version.size for name, version in storage.files().items()} == {"large": 2**23}
@@ -63,7 +62,7 @@ def test_what_is_put_is_found_by_another_process(storage, tmp_path):
     with pytest.raises(FileNotFoundError):
         (storage / "large").read_bytes()
     with pytest.raises(FileNotFoundError):
-        (storage / "large").download(tmp_path / "back")
+        (storage / "large").download(tmp_path / "back", 2**23)
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
@@ -191,40 +190,6 @@ def test_an_outage_while_batches_are_read_is_waited_for(prepared, monkeypatch):
         monkeypatch.setattr(time, "sleep", lambda _: store.start() if not store.runs else None)
         found = list(loader.batches(0))
     assert [batch.task_ids for batch in found] == [batch.task_ids for batch in expected]
-
-
-def test_a_lease_is_held_by_one(storage):
-    file = storage / "lease.json"
-    with Lease(file, 0.1, 1.0):
-        with pytest.raises(UserError, match=r"lease.json.*: in use by process \d+ on "), Lease(file, 0.1, 1.0):
-            pass
-        assert file.is_file()
-    assert not file.is_file()
-    file.write_bytes(b'{"token": "x", "pid": 1, "host": "elsewhere", "beats": 3}')  # its holder is silent
-    with Lease(file, 0.1, 0.3) as held:
-        assert b"elsewhere" not in file.read_bytes()
-        time.sleep(0.3)
-        assert held.lost is None
-    file.write_bytes(b"half a")
-    with Lease(file, 0.1, 0.3):
-        pass
-
-
-def test_only_a_process_that_this_one_could_see_is_known_to_be_dead(storage, monkeypatch):
-    """In another container of this machine, under its name, a process of any number may be alive."""
-    file = storage / "lease.json"
-    with Lease(file, 0.1, 1.0):
-        ours = json.loads(file.read_bytes())
-    dead = {**ours, "token": "x", "pid": 2**22 + 1}
-    file.write_bytes(json.dumps(dead).encode())
-    began = time.monotonic()
-    with Lease(file, 0.1, 60.0):
-        assert time.monotonic() - began < 30  # at once
-    monkeypatch.setattr("pipeline.storage.lease.os.readlink", lambda _: "pid:[1]")
-    file.write_bytes(json.dumps(dead).encode())
-    began = time.monotonic()
-    with Lease(file, 0.1, 1.0):
-        assert time.monotonic() - began > 1.0  # after its silence
 
 
 def test_what_a_folder_has_no_room_for_leaves_nothing_behind(tmp_path):

@@ -1,0 +1,58 @@
+"""What an earlier driver left of a sweep in the storage, taken in allowed shapes only: anybody who can write there can
+have changed it."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.foreign_json import DamagedJson, parse_json, parse_object
+from pipeline.foreign_names import ForeignName, inside
+from pipeline.layout import TrialFolder
+from pipeline.records.memories import prune_word, run_memory, shipped_memory
+
+SUMMARY = "mlflow_summary.json"
+MOST_CLAIM_BYTES = 4 * 2**20
+MOST_TRACKED_BYTES = 64 * 2**20
+_MOST_MEMORY_BYTES = 4 * 2**20
+
+
+def parse_claim(text: str, source: object) -> str:
+    """The text of `sweep.json`, which says of which experiment a sweep's folder is.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = parse_object(text, source, MOST_CLAIM_BYTES)
+        if not isinstance(found.get("experiment"), dict):
+            raise DamagedJson(f"{source}: has no `experiment`")
+    except DamagedJson as error:
+        raise UserError(
+            f"{error}. Expected the record of a sweep. Remove it to start there anew, or name another --storage."
+        ) from None
+    return text
+
+
+def parse_tracked(data: bytes, source: object, folder: Path, trials: Iterable[TrialFolder]) -> dict[Path, str]:
+    """The files that a driver remembers with, by their path in the sweep's `folder`; of these trials, and no others.
+
+    Raises:
+        UserError: there is anything else in it.
+    """
+    readers = {SUMMARY: run_memory}
+    for place in trials:
+        for path, reader in ((place.run_id, run_memory), (place.shipped, shipped_memory), (place.prune, prune_word)):
+            readers[path.relative_to(folder).as_posix()] = reader
+    found: dict[Path, str] = {}
+    try:
+        for name, text in parse_object(data, source, MOST_TRACKED_BYTES).items():
+            if name in readers:  # others are of trials that the sweep once had
+                if not isinstance(text, str):
+                    raise ValueError(f"{name} is no text")
+                readers[name](parse_json(text, name, _MOST_MEMORY_BYTES))
+                found[inside(folder, name)] = text
+    except (DamagedJson, ForeignName, ValueError) as error:
+        raise UserError(
+            f"{source}: is damaged ({error}). Remove it; the runs are then found by what MLflow has."
+        ) from None
+    return found

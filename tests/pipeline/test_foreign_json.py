@@ -1,0 +1,94 @@
+"""The one reader of foreign JSON: what it takes is plain and small, and all else is refused in our own words."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.files import read_json
+from pipeline.foreign_json import DEEPEST, DamagedJson, integer, parse_json, parse_object, read_json_file, text
+
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63) + 1, 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda value: st.lists(value) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), value),
+    max_leaves=20,
+)
+
+
+@given(PLAIN)
+def test_what_python_writes_is_read_as_python_reads_it(value):
+    for raw in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value).encode()):
+        assert parse_json(raw, "x") == json.loads(raw) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"\xff", "can't decode"),
+        (b"[" * 100_000, "nested deeper than 32"),
+        (b'{"a":' * 100_000, "nested deeper than 32"),
+        (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), "nested deeper than 32"),
+        (b"NaN", "NaN is no JSON"),
+        (b"[-Infinity]", "-Infinity is no JSON"),
+        (b"1e999", "out of range"),
+        (b"-1e999", "out of range"),
+        (b"0." + b"1" * 100_000, "out of range"),
+        (b"9223372036854775808", "out of range"),
+        (b"1" * 5000, "out of range"),
+        (b'{"a": 1, "a": 1}', "'a' stands twice"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b'{"\\ud800": 1}', "surrogates not allowed"),
+        (b'"' + b"x" * 1000 + b'"', "more than 1,000 bytes"),
+    ],
+)
+def test_what_could_harm_a_reader_is_refused_and_named(raw, why):
+    with pytest.raises(DamagedJson, match=r"place/x\.json: ") as refused:
+        parse_json(raw, "place/x.json", 1000 if b"xxx" in raw else 2**20)
+    assert why in str(refused.value)
+    assert len(str(refused.value)) < 300
+    str(refused.value).encode()
+
+
+def test_depth_is_counted_without_the_brackets_in_text():
+    deepest = "[" * DEEPEST + "]" * DEEPEST
+    assert parse_json(deepest, "x") == json.loads(deepest)
+    assert parse_json(json.dumps("[" * 1000), "x") == "[" * 1000
+
+
+def test_an_object_is_asked_for():
+    assert parse_object(b'{"a": 1}', "x") == {"a": 1}
+    with pytest.raises(DamagedJson, match="x: holds a list; expected a JSON object"):
+        parse_object(b"[]", "x")
+
+
+def test_a_file_is_read_no_further_than_its_bound_and_a_pipe_not_at_all(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps("x" * 100))
+    assert read_json_file(path, 102) == "x" * 100
+    with pytest.raises(DamagedJson, match=r"a\.json: has more than 101 bytes"):
+        read_json_file(path, 101)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DamagedJson, match="no regular file"):
+        read_json_file(tmp_path / "pipe")
+    assert read_json(tmp_path / "pipe") is read_json(tmp_path / "absent") is None
+    path.write_bytes(b"[" * 100_000)
+    assert read_json(path) is None
+
+
+def test_numbers_and_text_in_their_range():
+    assert integer(3, 0, 3) == 3
+    assert text("abc", 3) == "abc"
+    for wrong in (True, 1.0, "1", None, -1, 4, [1]):
+        with pytest.raises(ValueError, match="expected a whole number from 0 to 3"):
+            integer(wrong, 0, 3)
+    for wrong in ("abcd", 1, None):
+        with pytest.raises(ValueError, match="at most 3 characters"):
+            text(wrong, 3)
