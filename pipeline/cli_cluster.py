@@ -19,6 +19,12 @@ _ADDRESS = click.option(
 )
 _NAME = click.argument("name")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, a job each.")
+_UNTRACKED = click.option(
+    "--untracked",
+    multiple=True,
+    metavar="CODE",
+    help="Send files that git does not track, too: those of the list that was printed with this CODE. May be repeated.",
+)
 
 
 @click.command(short_help="Run CONFIG on a Ray cluster, and follow its log.")
@@ -56,6 +62,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON arr
     metavar="PATH",
     help="A module or package of your own that goes along: NAME.py, or a folder with an __init__.py. May be repeated.",
 )
+@_UNTRACKED
 @click.option(
     "--tree",
     type=click.Path(path_type=Path),
@@ -73,6 +80,7 @@ def submit(
     scale: str | None,
     changes: tuple[str, ...],
     add: tuple[Path, ...],
+    untracked: tuple[str, ...],
     tree: Path | None,
     constraints: Path | None,
     detach: bool,
@@ -81,11 +89,14 @@ def submit(
 ) -> None:
     """Run CONFIG on a Ray cluster, from a machine that is not part of it, and follow its log.
 
-    The working tree goes along: what git knows or would add, without data, runs and environments. CONFIG is validated
-    here, before anything is sent. The driver runs on the cluster: Ctrl-C ends only the following. The exit code is
-    the job's: 0; 1 when a trial failed; 2 when something was refused, here or there; 143 when it was stopped; and 130
-    after Ctrl-C, which does not end the job. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and
-    ~/.ray/auth_token.
+    The working tree goes along: what git tracks, without data, runs and environments; of what it does not track a list
+    is printed, and a code that sends it. What looks like a secret is refused by name. An address with a password in it
+    is refused, too: Ray would keep it in clear text. CONFIG is validated here, before anything is sent; it may name
+    code to import (an arm `my_costs:ABSOLUTE`), which then runs on the cluster.
+
+    The driver runs on the cluster: Ctrl-C ends only the following. The exit code is the job's: 0; 1 when a trial
+    failed; 2 when something was refused, here or there; 143 when it was stopped; and 130 after Ctrl-C, which does not
+    end the job. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
 
     \b
     Examples:
@@ -96,7 +107,6 @@ def submit(
       tiny-onn submit experiments/mine.yaml --address http://10.0.0.5:8265 --add ../my_costs.py
     """
     from pipeline.api import read
-    from pipeline.secrecy import public
     from pipeline.settings.changes import parse_changes
     from pipeline.submission.package import project_around
     from pipeline.submission.submit import Submission, follow, how_to_go_on
@@ -106,13 +116,14 @@ def submit(
         changes = (*changes, f"name={name}")
     paths = {"--tree": tree, "--constraints": constraints}
     typed = {"--scale": scale, "--output": options["output"], **{word: str(path or "") for word, path in paths.items()}}
-    typed |= {f"--{name.replace('_', '-')}": public(options[name] or "") for name in ("storage", "tracking_uri")}
+    typed |= {f"--{name.replace('_', '-')}": options[name] or "" for name in ("storage", "tracking_uri")}
     if options["mlflow_experiment"] != "tiny-onn":
         typed["--experiment"] = options["mlflow_experiment"]
     words = ["tiny-onn", "submit", str(config), "--address", address]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for option, value in typed.items() if value for word in (option, value)]
     words += [word for path in add for word in ("--add", str(path))]
+    words += [word for code in untracked for word in ("--untracked", code)]
     words += [
         f"--{flag.replace('_', '-')}"
         for flag in ("install", "any_versions", "track_later", "accept_changed_code")
@@ -126,6 +137,7 @@ def submit(
         command=shlex.join(words),
         resume=resume,
         add=add,
+        untracked=untracked,
         **options,
     )
     server = _server(address)
@@ -230,7 +242,31 @@ def stop(name: str, address: str) -> None:
     sys.exit(stop_job(name, _server(address), click.echo))
 
 
-COMMANDS: tuple[click.Command, ...] = (submit, jobs)
+@click.command(short_help="Copy into DIR what `submit` would send, for `ray up`.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--tree", type=click.Path(path_type=Path), default=None, help="Default: the project around this folder.")
+@_UNTRACKED
+def pack(folder: Path, tree: Path | None, untracked: tuple[str, ...]) -> None:
+    """Copy into DIR what `submit` would send of the project: what cluster.yaml has its nodes install from.
+
+    The same rule holds: what git tracks, and of the rest what --untracked confirms; what looks like a secret is refused
+    by name. DIR is replaced where an earlier `pack` made it.
+
+    \b
+    Examples:
+      tiny-onn pack build/package && ray up cluster.yaml
+      docker build -f experiments/cluster/Dockerfile -t REGISTRY/tiny-onn:0.1 build/package
+    """
+    from pipeline.submission.package import files_to_send, project_around, write_folder
+
+    tree = tree or project_around(Path())
+    selection = files_to_send(tree, (), untracked)
+    if told := selection.told(f"--tree {tree}"):
+        click.echo(told)
+    click.echo(f"{write_folder(tree, selection.files, folder)} files of {tree.resolve()} are in {folder}")
+
+
+COMMANDS: tuple[click.Command, ...] = (submit, jobs, pack)
 
 
 def _server(address: str) -> Any:

@@ -1,12 +1,15 @@
 """How often a trial has been taken up, and by which command."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.files import read_json, write_whole
-from pipeline.foreign_json import integer, text
+from pipeline.foreign_json import DamagedJson, integer, parse_object, read_bounded, text
 from pipeline.layout import TrialFolder
+
+_MOST_BYTES, _LONGEST_LINE = 64 * 2**20, 2**20
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,16 @@ def noted_attempts(folder: TrialFolder) -> list[dict[str, Any]]:
     """All that is noted of a trial's attempts, the oldest first; what is no JSON is left out."""
     if not folder.attempts.exists():
         return []
-    return parsed_attempts(folder.attempts.read_text(encoding="utf-8", errors="replace"))
+    raw = read_bounded(folder.attempts, _MOST_BYTES)
+    return parsed_attempts(raw.decode("utf-8", errors="replace"))
 
 
-def parsed_attempts(text: str) -> list[dict[str, Any]]:
+def parsed_attempts(lines: str) -> list[dict[str, Any]]:
     """The lines of `TrialFolder.attempts` that are whole."""
     found = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
+    for line in lines.splitlines():
+        with suppress(DamagedJson):
+            found.append(parse_object(line, "attempts.jsonl", _LONGEST_LINE))
     return found
 
 

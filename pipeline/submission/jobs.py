@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -10,9 +11,13 @@ from typing import Any
 import requests
 
 from pipeline.errors import UserError
+from pipeline.foreign_json import DamagedJson, integer, parse_json, text
 from pipeline.running.token import Token
+from pipeline.secrecy import mask
 
 _CONNECT_S, _ANSWER_S = 3.0, 5.0
+_MOST_BYTES = 256 * 2**20  # of an answer: a job's log is one
+_LATEST_MS = 253_402_300_799_000  # the end of the year 9999
 NAME_KEY = "tiny_onn_name"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _REDIRECTING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")  # Ray would take these in place of the address it is given
@@ -59,6 +64,11 @@ def job_server_url(address: str) -> str:
     scheme, there, rest = address.rstrip("/").partition("://")
     if not there:
         scheme, rest = "http", scheme
+    if "@" in rest:
+        raise UserError(
+            f"address {mask(address, address)}: has a user or a password in it, which no Ray cluster takes. Expected "
+            "http://HEAD:8265; a token goes into ~/.ray/auth_token."
+        )
     host, _, port = rest.rpartition(":")
     if scheme not in ("http", "https") or not host or not port.isdigit():
         raise UserError(
@@ -93,7 +103,7 @@ class JobServer:
         Raises:
             UserError: nothing answers, it is no job server, or the token is missing or wrong.
         """
-        found = [_job(each) for each in self._or_refuse("GET", "/api/jobs/") if NAME_KEY in (each["metadata"] or {})]
+        found = parse_jobs(self._or_refuse("GET", "/api/jobs/"), self.url)
         return sorted((job for job in found if name in (None, job.name)), key=lambda job: job.began_ms)
 
     def newest(self, name: str) -> Job:
@@ -115,8 +125,11 @@ class JobServer:
         Raises:
             Unreachable: the server does not answer.
         """
-        now = _job(self._call("GET", f"/api/jobs/{job.id}"))
-        return now, self._call("GET", f"/api/jobs/{job.id}/logs")["logs"] or ""
+        now, said = self._call("GET", f"/api/jobs/{job.id}"), self._call("GET", f"/api/jobs/{job.id}/logs")
+        logs = said.get("logs") if isinstance(said, dict) else None
+        if not isinstance(logs, str | None):
+            raise Unreachable(f"{self.url}: its answer holds no logs")
+        return parse_job(now, self.url), logs or ""
 
     def stop(self, job: Job) -> None:
         """Asks the job to stop: its driver gets SIGTERM.
@@ -145,12 +158,24 @@ class JobServer:
 
     def _call(self, method: str, path: str) -> Any:
         try:
-            answer = requests.request(
-                method, self.url + path, headers=self._headers, timeout=(_CONNECT_S, _ANSWER_S), allow_redirects=False
-            )
-            answer.raise_for_status()
-            return answer.json()
-        except requests.RequestException as error:  # a body that is no JSON is one of these, too
+            with requests.request(
+                method,
+                self.url + path,
+                headers=self._headers,
+                timeout=(_CONNECT_S, _ANSWER_S),
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                answer.raise_for_status()
+                body = bytearray()
+                for part in answer.iter_content(2**16):
+                    body += part
+                    if len(body) > _MOST_BYTES:
+                        break
+            return parse_json(body, self.url + path, _MOST_BYTES)
+        except DamagedJson as error:
+            raise Unreachable(str(error)) from requests.exceptions.InvalidJSONError(str(error))
+        except (requests.RequestException, OSError) as error:
             raise Unreachable(str(error)) from error
 
     def _or_refuse(self, method: str, path: str) -> Any:
@@ -187,17 +212,52 @@ def _iso(ms: int | None) -> str | None:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds") if ms else None
 
 
-def _job(told: Mapping[str, Any]) -> Job:
-    metadata = told["metadata"] or {}
-    return Job(
-        told["submission_id"] or "",
-        metadata.get(NAME_KEY, ""),
-        told["status"],
-        told["message"] or "",
-        told.get("driver_exit_code"),
-        told["start_time"] or 0,
-        told["end_time"],
-    )
+def parse_jobs(told: Any, url: str) -> list[Job]:
+    """Of the jobs that a server tells of, those that this command submitted.
+
+    Raises:
+        UserError: it is no list of jobs.
+    """
+    if not isinstance(told, list):
+        raise UserError(f"{url}: its answer is no list of jobs. Expected Ray's job server.")
+    ours = [each for each in told if isinstance(each, dict) and NAME_KEY in _metadata(each)]
+    return [parse_job(each, url) for each in ours]
+
+
+def parse_job(told: Any, url: str) -> Job:
+    """A job, as a server tells of it.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        if not isinstance(told, dict):
+            raise ValueError("an object is expected")
+        code, began, ended = told.get("driver_exit_code"), told.get("start_time"), told.get("end_time")
+        return Job(
+            _id(told.get("submission_id")),
+            text(_metadata(told).get(NAME_KEY, ""), 200),
+            text(told.get("status"), 50),
+            text(told.get("message") or "", 1_000_000),
+            None if code is None else integer(code, -255, 255),
+            integer(began or 0, 0, _LATEST_MS),
+            None if ended is None else integer(ended, 0, _LATEST_MS),
+        )
+    except ValueError as error:
+        raise UserError(f"{url}: its answer is no job ({error}). Expected Ray's job server.") from None
+
+
+def _metadata(told: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = told.get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def _id(value: Any) -> str:
+    """It goes into addresses."""
+    found = text(value or "", 200)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", found):
+        raise ValueError(f"{found[:60]!r} is no job's id")
+    return found
 
 
 def _in_a_line(error: BaseException | None) -> str:

@@ -8,24 +8,34 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import every_trial
-from pipeline.submission.package import walk
+from pipeline.submission.selection import refuse_secrets, select
 
 
-def own_files(paths: Sequence[Path], sent: Iterable[Path]) -> dict[Path, Path]:
+def own_files(
+    paths: Sequence[Path], sent: Iterable[Path], confirmed: Iterable[str] = ()
+) -> tuple[dict[Path, Path], list[str]]:
     """The files of modules and packages at `paths`: by their path in what is sent, where they are imported by their
-    names, the path here.
+    names, the path here; and what to say of those that stay, as `select` has it.
+
+    A single module goes as it is named. Of a package's folder go the files that git tracks, or that are confirmed.
 
     Raises:
-        UserError: one is neither, or `sent` has something of its name.
+        UserError: one is neither, or `sent` has something of its name; or as `select`.
     """
     taken = {path.parts[0] for path in sent}
     found: dict[Path, Path] = {}
+    stays: list[str] = []
     for path in paths:
-        name = path.resolve().name
+        name = path.absolute().name if path.name not in ("", "..") else path.resolve().name
+        if path.is_symlink():
+            raise UserError(f"--add {path}: is a link. Expected the module or package itself: {path.resolve()}")
         if path.is_file() and path.suffix == ".py":
+            refuse_secrets(path.parent, [Path(path.name)], f"--add {path}")
             found[Path(name)] = path
         elif (path / "__init__.py").is_file():
-            found |= {Path(name) / each.relative_to(path): each for each in walk(path) if each.is_file()}
+            selection = select(path, f"--add {path}", confirmed)
+            found |= {Path(name) / each: path / each for each in selection.files}
+            stays += [selection.told(f"--add {path}")] if selection.left else []
         else:
             raise UserError(
                 f"--add {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
@@ -34,7 +44,7 @@ def own_files(paths: Sequence[Path], sent: Iterable[Path]) -> dict[Path, Path]:
         if name in taken:
             raise UserError(f"--add {path}: the project that is sent has a {name} itself. Expected another name.")
         taken.add(name)
-    return found
+    return found, stays
 
 
 def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:

@@ -1,41 +1,34 @@
 """The working tree as one zip file, the same bytes for the same files, to be sent to a cluster."""
 
 import os
-import subprocess
+import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.submission.selection import Selection, select
 
 MOST_BYTES = 100_000_000
 _SHOWN = 5  # of what is large
-_LEFT_OUT_AT_THE_TOP = ("runs", "data", "build")
-_LEFT_OUT = ("node_modules", "site-packages", "__pycache__")  # and all folders whose names begin with a dot
 _OF_THE_PROJECT = ("pyproject.toml", "pipeline", "tiny_onn")
+_MARKER = ".tiny-onn-package"
 _OLDEST = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
 
 
-def files_to_send(tree: Path, wanted: Iterable[Path] = ()) -> list[Path]:
-    """The files below `tree`, as paths relative to it: those that git knows or would add; all, where there is no git.
-
-    Left out besides: data and runs, folders whose names begin with a dot, caches and environments; links that lead out
-    of the tree. `wanted` are files or folders that are taken all the same.
+def files_to_send(tree: Path, wanted: Iterable[Path] = (), confirmed: Iterable[str] = ()) -> Selection:
+    """The files below `tree` that go, as `select` says; `wanted` are files or folders that the experiment names.
 
     Raises:
-        UserError: `tree` is not the root of a project.
+        UserError: `tree` is not the root of a project; or as `select`.
     """
     if not (tree / "pyproject.toml").is_file():
         raise UserError(
             f"--tree {tree}: holds no pyproject.toml. Run this in the folder of the project that is to be sent, or "
             "name it with --tree."
         )
-    found = {path for path in _listed(tree) if not _is_left_out(path)}
-    for path in wanted:
-        found |= {path} if (tree / path).is_file() else {p.relative_to(tree) for p in (tree / path).rglob("*")}
-    inside = tree.resolve()
-    return sorted(p for p in found if (tree / p).is_file() and (tree / p).resolve().is_relative_to(inside))
+    return select(tree, f"--tree {tree}", confirmed, wanted)
 
 
 def project_around(folder: Path) -> Path:
@@ -69,35 +62,42 @@ def write_package(
     return target.stat().st_size
 
 
+def write_folder(tree: Path, files: Iterable[Path], target: Path) -> int:
+    """Copies `files` of `tree` into the folder `target`, in place of what an earlier call put there; returns how many.
+
+    Raises:
+        UserError: `target` holds something else, or is in the way of what is copied.
+    """
+    marker = target / _MARKER
+    if target.is_symlink() or (target.exists() and not marker.is_file() and any(target.iterdir())):
+        raise UserError(f"{target}: is no package of an earlier `tiny-onn pack`. Name a folder that is not there yet.")
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        aside.joinpath(_MARKER).write_text("Made by `tiny-onn pack`, which replaces this folder.\n")
+        number = 0
+        for path in files:
+            place = aside / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(tree / path, place)
+            place.chmod(0o755 if os.access(tree / path, os.X_OK) else 0o644)
+            number += 1
+        if target.exists():
+            shutil.rmtree(target)
+        aside.rename(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}). Name another folder.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return number
+
+
 def _add(package: zipfile.ZipFile, name: str, content: bytes, mode: int) -> None:
     entry = zipfile.ZipInfo(name, date_time=_OLDEST)
     entry.external_attr = mode << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
     package.writestr(entry, content)
-
-
-def _listed(tree: Path) -> list[Path]:
-    command = ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
-        listed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return [path.relative_to(tree) for path in walk(tree)]
-    return [Path(os.fsdecode(name)) for name in listed.split(b"\0") if name]
-
-
-def walk(tree: Path) -> Iterable[Path]:
-    """Without git, all files but those that are left out, whose folders it does not even look into."""
-    for folder, folders, files in os.walk(tree):
-        here = Path(folder).relative_to(tree)
-        folders[:] = [name for name in folders if not _is_left_out(here / name / "any")]
-        yield from (Path(folder) / name for name in files)
-
-
-def _is_left_out(path: Path) -> bool:
-    folders = path.parts[:-1]
-    if path.name == ".git" or (folders and folders[0] in _LEFT_OUT_AT_THE_TOP):
-        return True
-    return any(name in _LEFT_OUT or name.startswith(".") for name in folders)
 
 
 def _largest(sizes: Counter[Path]) -> str:

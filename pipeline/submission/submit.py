@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.running.pins import pinned_requirements, read_pins, requirements
+from pipeline.secrecy import has_secret, mask, public
 from pipeline.settings.config import Experiment
 from pipeline.submission import on_cluster
 from pipeline.submission.jobs import NAME_KEY, Job, JobServer, Unreachable
@@ -32,8 +33,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent. `command` is what the user typed, without --resume and without a password; `add` are modules and
-    packages of the user's own."""
+    """What is sent. `command` is what the user typed, without --resume; `add` are modules and packages of the user's
+    own, `untracked` the codes that confirm lists of files which git does not track."""
 
     experiment: Experiment
     tree: Path
@@ -49,6 +50,7 @@ class Submission:
     track_later: bool = False
     accept_changed_code: bool = False
     add: tuple[Path, ...] = ()
+    untracked: tuple[str, ...] = ()
     verbose: bool = False
 
     @property
@@ -81,6 +83,7 @@ def check_submission(submission: Submission) -> list[str]:
                 f"--tree {submission.tree}: has no {name}. Expected the project's folder, which goes with the job: "
                 "submit from there, or name it with --tree."
             )
+    refuse_secret_addresses(submission)
     pins = read_pins(submission.constraints)
     if submission.output is not None and not Path(submission.output).is_absolute():
         raise UserError(
@@ -91,6 +94,30 @@ def check_submission(submission: Submission) -> list[str]:
     if folder and not Path(folder).is_absolute() and not (submission.tree / folder).is_dir():
         raise UserError(f"data.folder: {submission.tree / folder} is no folder, so it cannot be sent with the job.")
     return pinned_requirements(requirements(submission.tree / "pyproject.toml"), pins)
+
+
+def refuse_secret_addresses(submission: Submission) -> None:
+    """No address, and no other word of the command, holds a password or key: all of them can be read on the head.
+
+    Raises:
+        UserError: one does; says where it belongs.
+    """
+    belongs = {
+        "--storage": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or TINY_ONN_STORAGE with the whole address,",
+        "--tracking-uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or TINY_ONN_TRACKING_URI,",
+    }
+    for option, uri in (("--storage", submission.storage), ("--tracking-uri", submission.tracking_uri)):
+        if uri and has_secret(uri):
+            raise UserError(
+                f"{option} {mask(uri, uri)}: holds a secret, or an option that may be one. Ray keeps what is submitted "
+                f"in clear text, in its head's logs and in its list of jobs. Start the head with {belongs[option]} in "
+                f"its environment, and submit without the secret: {option} {public(uri).partition('?')[0]}"
+            )
+    if mask(submission.command) != submission.command:
+        raise UserError(
+            f"the command `{mask(submission.command)}` holds an address with a secret in it, which Ray would keep in "
+            "clear text. Leave it out, and give it in the environment that the head is started with."
+        )
 
 
 def submit(submission: Submission, server: JobServer, say: Say) -> Job:
@@ -105,8 +132,12 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
     _check_name_is_free(submission, server.jobs(name), server.url)
     data = submission.experiment.data.folder
     wanted = [Path(data)] if data and not Path(data).is_absolute() else []
-    files = files_to_send(submission.tree, wanted)
-    own = own_files(submission.add, files)
+    selection = files_to_send(submission.tree, wanted, submission.untracked)
+    files = selection.files
+    own, stays = own_files(submission.add, files, submission.untracked)
+    for told in (selection.told(f"--tree {submission.tree}"), *stays):
+        if told:
+            say(told)
     for missing in not_sent(submission.experiment, (*files, *own)):
         say(missing)
     extra = {
@@ -118,8 +149,9 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
         COMMIT_SENT: git_commit(submission.tree),
         "RAY_JOB_STOP_WAIT_TIME_S": str(_STOPPING_S),
     }
-    secret = {on_cluster.STORAGE: submission.storage, on_cluster.TRACKING_URI: submission.tracking_uri}
-    environment |= {name: value for name, value in secret.items() if value}  # everybody on the head reads command lines
+    # Ray writes these to its head's log, which all users there can read, and shows them to whoever may see its jobs.
+    places = {on_cluster.STORAGE: submission.storage, on_cluster.TRACKING_URI: submission.tracking_uri}
+    environment |= {name: value for name, value in places.items() if value}
     job_id = f"{name}-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package.zip"

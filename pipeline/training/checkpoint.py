@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import flush
-from pipeline.foreign_json import read_object_file
+from pipeline.foreign_json import DamagedJson, read_object_file
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
@@ -142,7 +142,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
         if actual != expected:
             raise UserError(f"{path}/{_STATE}: sha256 {actual[:12]}, expected {expected[:12]}")
         return step, load_file(path / _STATE)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, DamagedJson, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 
 

@@ -22,7 +22,7 @@ from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
-from pipeline.foreign_json import read_object_file
+from pipeline.foreign_json import DamagedJson, read_object_file
 from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
@@ -102,7 +102,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         # Arms differ in how they learn, not in what they compute: an arm of one's own need not be importable here.
         model = build_model(replace(experiment, {"training.arm": "none", "training.engine": "auto"}, str(folder)))
         model.load_state_dict(load_file(folder / _WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, DamagedJson, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable model ({type(error).__name__}: {error})") from error
     return TrainedModel(model.to(device).eval(), experiment)
 

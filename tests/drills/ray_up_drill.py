@@ -150,6 +150,7 @@ def with_marked_places(text: str, head: str, workers: Sequence[str]) -> str:
     What `~` is to ssh is in the system's list of users; the laptop has another home.
     """
     changes = {r"head_ip: \S+": f"head_ip: {head}", r"worker_ips: \[.*\]": f"worker_ips: [{', '.join(workers)}]"}
+    changes |= {r"~/tiny-onn: build/package": "~/tiny-onn: /tmp/package"}
     changes |= {r"ssh_user: \S+": "ssh_user: root", r"ssh_private_key: \S+": f"ssh_private_key: {_KEY}"}
     for place, filled in changes.items():
         text, times = re.subn(place, filled, text)
@@ -195,6 +196,9 @@ def _rehearse(machines: Machines) -> str:
     took = {}
     token = machines.laptop("ray", "get-auth-token", "--generate")
     assert token.returncode == 0, token.stdout
+    package = Path("/tmp/package")  # the laptop's own
+    packed = machines.laptop("tiny-onn", "pack", str(package))
+    assert packed.returncode == 0, packed.stdout
     began = time.monotonic()
     up = machines.laptop("ray", "up", "-y", "/tmp/cluster.yaml", limit_s=1800)
     (machines.place / "up.log").write_text(up.stdout)

@@ -234,3 +234,47 @@ def test_exit_codes(status: str, code: int | None, expected: int) -> None:
     said: list[str] = []
     assert exit_code(Job("x", "smoke", status, "the node died", code, 0, 0), said.append) == expected
     assert bool(said) == (code is None)
+
+
+@pytest.mark.parametrize(
+    ("option", "uri", "belongs"),
+    [
+        ("--storage", "s3://AKIA123:hidden@bucket/runs", "AWS_SECRET_ACCESS_KEY"),
+        ("--storage", "s3://bucket/runs?secret_key=hidden", "TINY_ONN_STORAGE"),
+        ("--tracking-uri", "http://me:hidden@mlflow:5000", "MLFLOW_TRACKING_PASSWORD"),
+        ("--tracking-uri", "https://hidden@mlflow", "MLFLOW_TRACKING_PASSWORD"),
+        ("--tracking-uri", "postgresql://u:hidden@h/mlflow", "TINY_ONN_TRACKING_URI"),
+        ("--tracking-uri", "https://mlflow/?access_token=hidden", "TINY_ONN_TRACKING_URI"),
+        ("--set", "description=https://me:hidden@h/x", "environment that the head is started with"),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_before_anything_is_sent(
+    server: Any, tmp_path: Path, option: str, uri: str, belongs: str
+) -> None:
+    """Ray would write it to its head's log, which all users of the head can read, and show it in its list of jobs."""
+    ran = submit(server, option, uri)
+    assert ran.exit_code == 2
+    assert belongs in ran.output
+    assert "hidden" not in ran.output
+    assert server.asked == []
+
+
+def test_a_user_or_password_in_the_clusters_own_address_is_refused() -> None:
+    for address in ("http://me:hidden@h:8265", "me@h:8265", "hidden@h:8265"):
+        with pytest.raises(UserError, match="has a user or a password in it"):
+            job_server_url(address)
+    with pytest.raises(UserError) as refused:
+        job_server_url("http://me:hidden@h:8265")
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [{}, [{"metadata": {"tiny_onn_name": 3}}], [told("x", "RUNNING", began=-1)], [told("x", "RUNNING", code=10**9)],
+     [{**told("x", "RUNNING"), "submission_id": "../../logs"}], [{**told("x", "x"), "start_time": 10**18}], "x", None],
+)  # fmt: skip
+def test_an_answer_that_no_job_server_gives_is_refused_in_our_own_words(server: Any, answer: Any) -> None:
+    server.jobs = answer
+    ran = run("jobs", "list", "--address", address(server))
+    assert ran.exit_code == 2, ran.output
+    assert "Expected" in ran.output

@@ -1,10 +1,13 @@
 """What goes to a cluster and what stays, and which versions it must find there."""
 
+import re
 import subprocess
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import pipeline.submission.package
@@ -37,26 +40,135 @@ def tree(folder: Path) -> Path:
     return folder
 
 
-def sent(folder: Path, *wanted: Path) -> set[str]:
+def git(folder: Path, *words: str) -> None:
+    subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True)
+
+
+def tracked(folder: Path, *names: str) -> Path:
+    """`tree`, with these files under git, or all that it does not ignore."""
+    if not (folder / "pyproject.toml").exists():
+        tree(folder)
+    git(folder, "init", "--quiet")
+    git(folder, "add", *(names or ["."]))
+    return folder
+
+
+def sent(folder: Path, *wanted: Path, confirmed: Sequence[str] = ()) -> set[str]:
     """The names of what would be sent."""
-    return {path.as_posix() for path in files_to_send(folder, wanted)}
+    return {path.as_posix() for path in files_to_send(folder, wanted, confirmed).files}
 
 
-def test_without_git_all_but_data_runs_and_caches_go(tmp_path: Path) -> None:
-    assert sent(tree(tmp_path)) == {*GOES, "ignored.log"}
-
-
-def test_with_git_what_it_ignores_stays_and_what_is_new_goes(tmp_path: Path) -> None:
+def test_without_git_nothing_goes_until_the_list_is_confirmed(tmp_path: Path) -> None:
     tree(tmp_path)
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    subprocess.run(["git", "-C", str(tmp_path), "add", "pyproject.toml", "pipeline/a.py"], check=True)
-    assert sent(tmp_path) == set(GOES)
+    with pytest.raises(UserError, match=r"is not kept by git.*meant to go:\n(?s:.*)  pipeline/a\.py\n") as refused:
+        files_to_send(tmp_path)
+    code = re.search(r"--untracked ([0-9a-f]{6})", str(refused.value))
+    assert code
+    assert sent(tmp_path, confirmed=[code[1]]) == {*GOES, "ignored.log"}
+    (tmp_path / "new.py").touch()  # it is not on the list that was confirmed
+    with pytest.raises(UserError, match="is not kept by git"):
+        files_to_send(tmp_path, (), [code[1]])
+
+
+def test_with_git_what_it_ignores_stays_and_what_is_new_goes_when_confirmed(tmp_path: Path) -> None:
+    tracked(tmp_path, "pyproject.toml", "pipeline/a.py")
+    found = files_to_send(tmp_path)
+    assert {path.as_posix() for path in found.files} == {"pyproject.toml", "pipeline/a.py"}
+    assert {path.as_posix() for path in found.left} == {*GOES} - {"pyproject.toml", "pipeline/a.py"}
+    told = found.told("--tree x")
+    assert "3 files that git does not track stay here, of --tree x:\n  .gitignore\n  experiments/c.yaml" in told
+    assert told.endswith(f"--untracked {found.code}")
+    assert sent(tmp_path, confirmed=["000000", found.code]) == set(GOES)
     (tmp_path / "pipeline" / "a.py").unlink()  # still in git's index
-    assert sent(tmp_path) == set(GOES) - {"pipeline/a.py"}
+    assert sent(tmp_path, confirmed=[found.code]) == set(GOES) - {"pipeline/a.py"}
+
+
+SECRETS = (".env", ".env.local", ".netrc", ".pypirc", "id_ed25519", "deploy/server.pem", "credentials.json", "a.key")
+SECRETS += (
+    "google-service-account.json",
+    "pipeline/client_secret_12.json",
+    "secrets/plain.txt",
+    "Secrets.toml",
+    "token",
+)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_what_has_the_name_of_a_secret_is_refused_tracked_confirmed_or_wanted(tmp_path: Path, name: str) -> None:
+    def put(folder: Path) -> Path:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+        return folder
+
+    with pytest.raises(UserError, match=rf"looks like a secret:\n  {re.escape(name)}\n"):
+        files_to_send(tracked(put(tree(tmp_path / "one"))))
+    other = tracked(tree(tmp_path / "two"))
+    put(other)
+    assert name not in sent(other)
+    with pytest.raises(UserError, match="looks like a secret"):
+        files_to_send(other, (), [files_to_send(other).code])
+    third = tracked(tree(tmp_path / "three"))
+    put(third / "data")
+    with pytest.raises(UserError, match="looks like a secret"):
+        files_to_send(third, [Path("data")])
+
+
+def test_a_private_key_under_any_name_is_refused_and_a_sample_is_not(tmp_path: Path) -> None:
+    tree(tmp_path)
+    for name in (".env.example", "id_ed25519.pub", "pipeline/secrets.py", "pipeline/token.py", "notes-on-tokens.md"):
+        (tmp_path / name).write_text("x")
+    assert {".env.example", "pipeline/secrets.py"} <= sent(tracked(tmp_path))
+    (tmp_path / "innocent.txt").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n")
+    git(tmp_path, "add", "innocent.txt")
+    with pytest.raises(UserError, match=r"looks like a secret:\n  innocent\.txt"):
+        files_to_send(tmp_path)
+
+
+def test_this_project_itself_can_be_sent() -> None:
+    found = files_to_send(ROOT)
+    assert {Path("pyproject.toml"), Path("pipeline/secrecy.py")} <= set(found.files)
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    tracked(tmp_path)
+    (tmp_path / "a\x1b[31m.py").touch()
+    told = files_to_send(tmp_path).told("--tree x")
+    assert "\x1b" not in told
+    assert "a?[31m.py" in told
+
+
+def test_a_package_folder_for_ray_up_holds_what_would_be_sent(tmp_path: Path) -> None:
+    project, target = tracked(tmp_path / "project"), tmp_path / "out" / "package"
+    (project / "run.sh").write_text("#!/bin/sh\n")
+    (project / "run.sh").chmod(0o755)
+    git(project, "add", "run.sh")
+    (project / ".env").write_text("x")
+    words = ["pack", str(target), "--tree", str(project)]
+    for _ in range(2):  # the second one in place of the first
+        ran = CliRunner().invoke(main, words)
+        assert ran.exit_code == 0, ran.output
+        assert "1 file that git does not track stays here" in ran.output
+        files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+        assert files - {".tiny-onn-package"} == {*GOES, "run.sh"}
+        assert target.joinpath("run.sh").stat().st_mode & 0o777 == 0o755
+        (target / "left.py").touch()
+    assert sorted(path.name for path in target.parent.iterdir()) == ["package"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    refused = CliRunner().invoke(main, ["pack", str(tmp_path / "mine"), "--tree", str(project)])
+    assert refused.exit_code == 2
+    assert "is no package of an earlier `tiny-onn pack`" in refused.output
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("name", ["cluster.yaml", "experiments/cluster/aws.yaml"])
+def test_ray_up_sends_the_package_and_no_folder_of_the_users(name: str) -> None:
+    mounts = yaml.safe_load((ROOT / name).read_text())["file_mounts"]
+    assert mounts == {"~/.ray/auth_token": "~/.ray/auth_token", "~/tiny-onn": "build/package"}
 
 
 def test_a_data_folder_that_the_experiment_names_goes_along(tmp_path: Path) -> None:
-    assert sent(tree(tmp_path), Path("data")) == {*GOES, "ignored.log", "data/shard.parquet"}
+    assert sent(tracked(tmp_path), Path("data")) == {*GOES, "data/shard.parquet"}
 
 
 def test_a_link_out_of_the_tree_is_not_followed(tmp_path: Path) -> None:
@@ -65,7 +177,9 @@ def test_a_link_out_of_the_tree_is_not_followed(tmp_path: Path) -> None:
     project = tree(tmp_path / "project")
     (project / "link").symlink_to(outside)
     (project / "pipeline" / "inner").symlink_to(project / "pyproject.toml")
-    assert "link" not in sent(project)
+    (project / "pipeline" / "hidden").symlink_to(project / "ignored.log")  # which does not go itself
+    tracked(project)
+    assert not {"link", "pipeline/hidden"} & sent(project)
     assert "pipeline/inner" in sent(project)
 
 
@@ -78,14 +192,15 @@ def test_the_package_holds_the_files_and_is_the_same_each_time(tmp_path: Path) -
     project = tree(tmp_path / "project")
     (project / "run.sh").write_text("#!/bin/sh\n")
     (project / "run.sh").chmod(0o755)
+    tracked(project)
     packages = []
     for name in ("one.zip", "two.zip"):
-        size = write_package(project, files_to_send(project), {"submitted/x.json": "{}"}, tmp_path / name)
+        size = write_package(project, files_to_send(project).files, {"submitted/x.json": "{}"}, tmp_path / name)
         packages.append((tmp_path / name).read_bytes())
         assert size == len(packages[-1])
     assert packages[0] == packages[1]
     with zipfile.ZipFile(tmp_path / "one.zip") as package:
-        assert set(package.namelist()) == {*GOES, "ignored.log", "run.sh", "submitted/x.json"}
+        assert set(package.namelist()) == {*GOES, "run.sh", "submitted/x.json"}
         assert package.read("pipeline/a.py") == b"pipeline/a.py"
         assert package.getinfo("run.sh").external_attr >> 16 == 0o755
 
@@ -105,14 +220,35 @@ def own_arms(folder: Path) -> tuple[Path, Path]:
 
 
 def test_modules_of_ones_own_go_along_by_the_names_that_they_are_imported_by(tmp_path: Path) -> None:
-    project = tree(tmp_path / "project")
-    files = files_to_send(project)
-    own = own_files(own_arms(tmp_path), files)
+    project = tracked(tmp_path / "project")
+    files = files_to_send(project).files
+    module, package = own_arms(tmp_path)
+    with pytest.raises(UserError, match=r"--add .*my_costs: is not kept by git") as refused:
+        own_files([module, package], files)
+    own, stays = own_files([module, package], files, [str(refused.value).partition("--untracked ")[2][:6]])
+    assert stays == []
     write_package(project, files, {}, tmp_path / "x.zip", own)
     with zipfile.ZipFile(tmp_path / "x.zip") as package:
         names = set(package.namelist())
-        assert names - {*GOES, "ignored.log"} == {"mine.py", "my_costs/__init__.py", "my_costs/deep/a.py"}
+        assert names - {*GOES} == {"mine.py", "my_costs/__init__.py", "my_costs/deep/a.py"}
         assert package.read("mine.py") == b"HALF = 1"
+
+
+def test_of_a_package_of_ones_own_go_the_files_that_git_tracks_and_no_links_out_of_it(tmp_path: Path) -> None:
+    _, package = own_arms(tmp_path)
+    git(package, "init", "--quiet")
+    (package / "passwd").symlink_to("/etc/passwd")
+    git(package, "add", ".")
+    (package / "later.py").touch()
+    (package / ".env").touch()
+    own, stays = own_files([package], [])
+    assert {path.as_posix() for path in own} == {"my_costs/__init__.py", "my_costs/deep/a.py"}
+    assert "2 files that git does not track stay here, of --add" in stays[0]
+    with pytest.raises(UserError, match=r"--add .*my_costs: would send what looks like a secret:\n  \.env"):
+        own_files([package], [], [stays[0][-6:]])
+    (tmp_path / "link.py").symlink_to("/etc/passwd")
+    with pytest.raises(UserError, match=r"link\.py: is a link\. Expected the module"):
+        own_files([tmp_path / "link.py"], [])
 
 
 def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
@@ -120,6 +256,8 @@ def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path
     for path in (package.parent, tmp_path / "none", package / "deep" / "__pycache__" / "b.pyc"):
         with pytest.raises(UserError, match=r"--add .*: is no module\. Expected a file NAME\.py, or the folder"):
             own_files([path], [])
+    git(package, "init", "--quiet")
+    git(package, "add", ".")
     with pytest.raises(UserError, match=r"the project that is sent has a my_costs itself"):
         own_files([module, package], [Path("my_costs/x.py")])
 
@@ -148,9 +286,10 @@ def test_too_much_is_refused_with_what_is_large(tmp_path: Path, monkeypatch: pyt
     (project / "weights" / "model.bin").write_bytes(bytes(2_500_000))
     for number in range(5):
         (project / "experiments" / f"{number}.npy").write_bytes(bytes(250_000))
+    tracked(project)
     said = r"4 MB would be sent, at most 3 are\. Largest: weights/model\.bin \(2\.5 MB\), experiments/ \(1\.3 MB\)"
     with pytest.raises(UserError, match=said):
-        write_package(project, files_to_send(project), {}, tmp_path / "x.zip")
+        write_package(project, files_to_send(project).files, {}, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
 
 
