@@ -19,11 +19,13 @@ from pipeline.settings.changes import check_changes, command_words
 from pipeline.tracking.destination import EXPERIMENT
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
     from pipeline.data.manifest import Prepared
     from pipeline.planning.forecast import Forecast
     from pipeline.reporting.report import Report
+    from pipeline.reporting.results import Results
     from pipeline.run import Outcome
     from pipeline.settings.config import Experiment
     from pipeline.settings.trials import Trial
@@ -198,13 +200,8 @@ def report(
         UserError: the store cannot be used, has no trial of the sweep, or has several sweeps of that name.
     """
     from pipeline.run import file_report
-    from pipeline.settings.config import check_name
-    from pipeline.tracking.find_runs import WITHOUT_ID, recorded_id
 
-    check_name(sweep, "SWEEP")
-    uri = tracking_uri or local_store(Path(output), sweep)
-    named = "" if sweep_id == WITHOUT_ID else sweep_id
-    wanted = recorded_id(Output(Path(output)), uri, sweep) if named is None else named
+    uri, wanted = _find_sweep(sweep, output, tracking_uri, sweep_id)
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console, wanted)
     if file:
         from pipeline.tracking.filing import file_on_summary
@@ -215,6 +212,67 @@ def report(
             correct_paths(database)
         file_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
     return made
+
+
+def results(
+    sweep: str,
+    output: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+    mlflow_experiment: str = EXPERIMENT,
+    sweep_id: str | None = None,
+) -> "DataFrame":
+    """The results of a sweep as a data frame, a row for each finished trial; runs and writes nothing.
+
+    Its columns are arm, seed, what else varies by its dotted name, the report's numbers in the units of the metrics
+    (rates from 0 to 1, seconds, nats; NaN was not measured) and run_id. `results.csv` of the report holds the same.
+
+    Args:
+        sweep_id: as in `report`.
+
+    Raises:
+        UserError: as `report`.
+    """
+    from pipeline.reporting.frames import results_frame
+
+    return results_frame(_read_results(sweep, output, tracking_uri, mlflow_experiment, sweep_id))
+
+
+def compare(
+    first: str,
+    second: str,
+    output: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+    mlflow_experiment: str = EXPERIMENT,
+    console: "Console | None" = None,
+) -> "DataFrame":
+    """Compares two sweeps seed by seed, as yesterday's code and today's: prints and writes `second` less `first`.
+
+    Returns:
+        A row for each pair of trials: arm, what varies, seed, and of every column KEY_first, KEY_second and
+        KEY_difference. The same is written as less-FIRST.csv, with a table of means, to the second's report folder.
+
+    Raises:
+        UserError: as `report`, or the folder cannot be written to.
+    """
+    from rich.console import Console as Screen
+
+    from pipeline.reporting import two_sweeps
+
+    read = [_read_results(name, output, tracking_uri, mlflow_experiment, None) for name in (first, second)]
+    found = two_sweeps.compare_sweeps(*read)
+    console, folder = console or Screen(), Output(Path(output)).sweep(second) / "report"
+    two_sweeps.print_comparison(found, console)
+    try:
+        paths = two_sweeps.write_comparison(found, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the comparison cannot be written ({error.strerror}). Expected a folder that can be written "
+            "to; name another with --output, and the store with --tracking-uri."
+        ) from error
+    console.print("\n".join(f"Written: {path}" for path in paths), highlight=False, soft_wrap=True)
+    return two_sweeps.frame(found)
 
 
 def read(config: str | Path, changes: Changes | None = None, scale: str | None = None) -> "Experiment":
@@ -245,6 +303,28 @@ def local_store(output: Path, sweep: str) -> str:
             "or name a store with --tracking-uri."
         )
     return Output(output).tracking_uri
+
+
+def _read_results(
+    sweep: str, output: str | Path, tracking_uri: str | None, mlflow_experiment: str, sweep_id: str | None
+) -> "Results":
+    from pipeline.reporting.results import read_results
+
+    uri, wanted = _find_sweep(sweep, output, tracking_uri, sweep_id)
+    return read_results(uri, mlflow_experiment, sweep, wanted)
+
+
+def _find_sweep(
+    sweep: str, output: str | Path, tracking_uri: str | None, sweep_id: str | None
+) -> tuple[str, str | None]:
+    """The store that a sweep is in, and its id there, where one is named or recorded."""
+    from pipeline.settings.config import check_name
+    from pipeline.tracking.find_runs import WITHOUT_ID, recorded_id
+
+    check_name(sweep, "SWEEP")
+    uri = tracking_uri or local_store(Path(output), sweep)
+    named = "" if sweep_id == WITHOUT_ID else sweep_id
+    return uri, recorded_id(Output(Path(output)), uri, sweep) if named is None else named
 
 
 def _run(

@@ -180,8 +180,8 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
         click.echo(json.dumps(found.as_json(), indent=1))
 
 
-@main.command(short_help="Make the report of SWEEP once more, from MLflow alone.")
-@click.argument("sweep")
+@main.command(short_help="Make the report of a sweep once more, or compare two, from MLflow alone.")
+@click.argument("sweeps", metavar="SWEEP [SECOND]", nargs=-1, required=True)
 @OUTPUT
 @URI
 @EXPERIMENT
@@ -193,12 +193,22 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
     help="Of several sweeps of that name, which. Default: the one whose record lies in --output, or beside the store.",
 )
 def report(
-    sweep: str, output: Path, tracking_uri: str | None, mlflow_experiment: str, no_file: bool, sweep_id: str | None
+    sweeps: tuple[str, ...],
+    output: Path,
+    tracking_uri: str | None,
+    mlflow_experiment: str,
+    no_file: bool,
+    sweep_id: str | None,
 ) -> None:
     """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
 
-    report.html is one page with all figures in it, for any browser; report.md and results.json say the same. All are
-    also filed on the sweep's summary run in MLflow.
+    report.html is one page with all figures in it, for any browser; report.md and results.json say the same, and
+    results.csv, results.parquet and results.tex hold the numbers for other programs. All are also filed on the sweep's
+    summary run in MLflow.
+
+    With SECOND, another sweep's name, the two are compared instead: SECOND less SWEEP, paired by arm, setting and seed,
+    for example what an arm came to with yesterday's code and with today's. The result is written to SECOND's report
+    folder.
 
     A sweep has an id of its own, so that another of the same name is never mixed with it. Where MLflow has several and
     no record says which is meant, they are listed, and --sweep-id names one.
@@ -207,11 +217,21 @@ def report(
     Examples:
       tiny-onn report ablation
       tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
+      tiny-onn report before after
     """
     from pipeline import api
 
+    if len(sweeps) > 2:
+        raise UserError(
+            f"report: found {len(sweeps)} names, {', '.join(sweeps)}; expected one sweep, or two to compare"
+        )
+    if len(sweeps) == 2:
+        if sweep_id is not None or no_file:
+            raise UserError("report: --sweep-id and --no-file are for one sweep; leave them out to compare two")
+        api.compare(*sweeps, output, tracking_uri=tracking_uri, mlflow_experiment=mlflow_experiment)
+        return
     api.report(
-        sweep,
+        sweeps[0],
         output,
         tracking_uri=tracking_uri,
         mlflow_experiment=mlflow_experiment,

@@ -168,16 +168,27 @@ class Forecast:
         }
 
 
+# Settings that change neither time nor memory.
+ALIKE: dict[str, Any] = {
+    "seed": 0,
+    "learning_rate": 1.0,
+    "router_learning_rate": 1.0,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "gain": 1.0,
+}
+
+
 def kinds_of(trials: Sequence[Trial], prepared: Prepared) -> tuple[Kind, ...]:
     """The trials, those alike together, in the order of their first ones."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         experiment = trial.experiment
-        training = experiment.training.model_copy(
-            update={"seed": 0, "learning_rate": 1.0, "router_learning_rate": 1.0, "weight_decay": 0.0, "clip_norm": 1.0}
+        model, training = (
+            group.model_copy(update={name: value for name, value in ALIKE.items() if name in type(group).model_fields})
+            for group in (experiment.model, experiment.training)
         )
-        gain_aside = experiment.model.model_copy(update={"gain": 1.0})
-        groups.setdefault(f"{gain_aside} {training} {experiment.workers}", []).append(trial)
+        groups.setdefault(f"{model} {training} {experiment.workers}", []).append(trial)
     return tuple(_kind(tuple(group), prepared) for group in groups.values())
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.planning.forecast import SWEEP_START_S, TRIAL_START_S, Forecast, Kind
+from pipeline.planning.forecast import ALIKE, SWEEP_START_S, TRIAL_START_S, Forecast, Kind
 from pipeline.planning.memory import HELPERS_BYTES
 from pipeline.running.live import clock, duration
 
@@ -27,8 +27,9 @@ def print_forecast(forecast: Forecast, console: Console, where: str) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("trials", "steps", "epochs", "tokens/step", "memory", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for kind in forecast.kinds:
-        table.add_row(*_row(kind))
+    for kind, apart in zip(forecast.kinds, told_apart(forecast.kinds), strict=True):
+        arm, *others = _row(kind)
+        table.add_row(Text("\n  ".join([arm, *apart])), *others)
     console.print(table)
     for line in summary(forecast, where):
         console.print(Text(line), soft_wrap=True)
@@ -76,6 +77,26 @@ def summary(forecast: Forecast, where: str) -> list[str]:
         "timed but reckoned as on two cores" + ("; trials that are pruned shorten it" if forecast.prunes else ""),
         *busy,
     ]
+
+
+def told_apart(kinds: Sequence[Kind]) -> list[list[str]]:
+    """For each kind the settings, as `precision float64`, in which it differs from another that its row looks like."""
+    looks: dict[tuple[str, ...], list[int]] = {}
+    for place, kind in enumerate(kinds):
+        model, training = kind.example.model, kind.example.training
+        looks.setdefault((training.arm, str(model.layers), str(model.hidden), str(training.steps)), []).append(place)
+    found: list[list[str]] = [[] for _ in kinds]
+    for places in looks.values():
+        settings = [_settings(kinds[place]) for place in places]
+        differing = [name for name in settings[0] if len({str(each[name]) for each in settings}) > 1]
+        for place, each in zip(places, settings, strict=True):
+            found[place] = [f"{name} {each[name]}" for name in differing if name not in ALIKE]
+    return found
+
+
+def _settings(kind: Kind) -> dict[str, object]:
+    groups = (kind.example.model, kind.example.training, kind.example.workers)
+    return {name: value for group in groups for name, value in group.model_dump().items()}
 
 
 def number(value: float) -> str:

@@ -193,6 +193,8 @@ def limits(results: Results) -> str:
     if not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
         text += ", nor whether whole tasks are solved (none was decoded)"
     text += ". Step times are of this machine under this load."
+    if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
+        text += f" The trials differ in workers.count ({_or(sorted(counts))}), and so in the batches that they saw."
     if diverged:
         text += f" Without a finite held-out loss, and so in no comparison of it: {', '.join(diverged)}."
     if results.pruned:

@@ -70,7 +70,7 @@ def equal_density(report: Report) -> Table | None:
     for place, row in enumerate(report.results.rows):
         found = report.over_baselines.get(place)
         test = report.comparisons.get((place, OVER_BASELINES))
-        over = _difference(found, test, excess)
+        over = difference_cell(found, test, excess)
         if is_baseline(row.arm):
             over = Cell(excess.show(excess.mean(row)), small=("baseline",))
         elif found is not None and found.seeds < len(row.trials):
@@ -86,7 +86,7 @@ def differences(report: Report) -> Table:
     rows = [
         [
             *_names(report.results.rows[place]),
-            *(_difference(found.get(c.key), report.comparisons.get((place, c.key)), c) for c in report.columns),
+            *(difference_cell(found.get(c.key), report.comparisons.get((place, c.key)), c) for c in report.columns),
         ]
         for place, found in report.to_reference.items()
     ]
@@ -146,7 +146,8 @@ def _titles(columns: Iterable[Column]) -> list[str]:
     return [column.heading for column in columns]
 
 
-def _difference(found: Difference | None, test: Comparison | None, column: Column) -> Cell:
+def difference_cell(found: Difference | None, test: Comparison | None, column: Column) -> Cell:
+    """A mean difference, with its interval and p-value as small print; – where there is none."""
     if found is None or math.isnan(mean(found.values)):
         return Cell("–")
     small = []

@@ -109,8 +109,8 @@ class LiveView:
         table.add_column("step", no_wrap=True)
         for heading in ("loss", "active: first" if wide else "first", "middle" if wide else "mid", "last", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
-        if not wide:
-            table.caption, table.caption_justify = "first, mid, last: active experts of that layer", "left"
+        caption = "loss: of training" if wide else "loss: of training; first, mid, last: active experts of that layer"
+        table.caption, table.caption_justify = caption, "left"
         shown = self._shown()
         for trial in shown:
             table.add_row(*self._row(trial))
@@ -222,7 +222,9 @@ def _percent(rate: float, wide: bool = True) -> str:
 
 
 def _measured(trial: Progress) -> str:
-    loss = "" if math.isnan(trial.loss) else f", loss {trial.loss:.3f}"
+    loss = "" if math.isnan(trial.loss) else f", training loss {trial.loss:.3f}"
+    speed = "" if math.isnan(trial.tokens_per_second) else f", {trial.tokens_per_second:,.0f} tokens/s"
     rates = [_percent(trial.activation[layer]) for layer in trial.layers if layer in trial.activation]
     left = trial.seconds_left()
-    return loss + (f", active {' / '.join(rates)}" if rates else "") + (f", {duration(left)} left" if left else "")
+    active = f", active {' / '.join(rates)}" if rates else ""
+    return loss + speed + active + (f", {duration(left)} left" if left else "")

@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 from pipeline.layout import TrialFolder
-from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
+from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, TOKENS_PER_SECOND, by_layer
 from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.records.state import State
 from pipeline.settings.trials import Trial
@@ -22,7 +22,8 @@ class Progress:
     folder: TrialFolder
     state: State = State.WAITING
     step: int = 0
-    loss: float = math.nan
+    loss: float = math.nan  # of training
+    tokens_per_second: float = math.nan
     activation: dict[int, float] = field(default_factory=dict)  # by layer: first, middle, last
     seconds: float | None = None  # from the start of this attempt to its end
     _offset: int = 0
@@ -58,6 +59,7 @@ class Progress:
         for line in lines:
             self.step = max(self.step, line.step)
             self.loss = line.metrics.get(TASK_LOSS, self.loss)
+            self.tokens_per_second = line.metrics.get(TOKENS_PER_SECOND, self.tokens_per_second)
             for layer in self.layers:
                 rate = line.metrics.get(by_layer(ACTIVATION_RATE, layer))
                 if rate is not None:

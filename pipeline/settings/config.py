@@ -133,7 +133,7 @@ class TrainingConfig(Settings):
 class WorkersConfig(Settings):
     """What one trial asks of the cluster."""
 
-    count: Count = 1
+    count: Count = Field(1, description="a step's batch is cut into as many: another count sees other batches")
     cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs a worker; a fraction shares a core")
     gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
     timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="a collective's time limit")

@@ -101,3 +101,12 @@ def test_which_arm_is_the_reference_is_the_studys_word() -> None:
         text = " ".join(findings(told, reference_of(told)))
         assert "per_token is as active in its only layer L0" in text
         assert "held-out loss of per_token differs by less" in text
+
+
+def test_trials_with_other_numbers_of_workers_saw_other_batches() -> None:
+    one, two = row("per_token", [0.5], [1.0]), row("aggregated", [0.5], [1.0])
+    for each, count in ((one, "1"), (two, "2")):
+        for seen in each.trials.values():
+            seen.params["workers.count"] = count
+    assert "The trials differ in workers.count (1 or 2), and so in the batches" in limits(results(one, two))
+    assert "workers.count" not in limits(results(one))

@@ -37,7 +37,7 @@ def some_trials(folder: Path, seeds: int = 1) -> list[Progress]:
 def report(trial: Progress, step: int, loss: float) -> None:
     """Writes a line with loss and the activation of layers 0 to 5: 10 %, 20 %, ... 60 %."""
     rates = {by_layer(ACTIVATION_RATE, layer): (layer + 1) / 10 for layer in range(6)}
-    Spool(trial.folder.spool).write(step, {TASK_LOSS: loss, **rates})
+    Spool(trial.folder.spool).write(step, {TASK_LOSS: loss, "speed/tokens_per_second": 6120.4, **rates})
 
 
 def shown(trials: list[Progress], height: int = 40) -> str:
@@ -171,9 +171,9 @@ def test_without_a_terminal_each_change_is_a_line(tmp_path: Path, monkeypatch: p
         trials[0].read(State.FINISHED, now=61.0)
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "per_token-s0: running",
-        "per_token-s0: step 10 of 100, loss 3.000, active 10.0 % / 40.0 % / 60.0 %",
+        "per_token-s0: step 10 of 100, training loss 3.000, 6,120 tokens/s, active 10.0 % / 40.0 % / 60.0 %",
         "toy: 0 of 3 done, 1 running, 2 waiting",
-        "per_token-s0: finished after 1 min 01 s, loss 3.000, active 10.0 % / 40.0 % / 60.0 %",
+        "per_token-s0: finished after 1 min 01 s, training loss 3.000, 6,120 tokens/s, active 10.0 % / 40.0 % / 60.0 %",
     ]
 
 
