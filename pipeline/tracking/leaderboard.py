@@ -1,4 +1,4 @@
-"""The MLflow page, opened where it helps: arms as a leaderboard, their curves, and prototypes step by step."""
+"""The MLflow page, opened where it helps: arms as a leaderboard, curves, loss over density, prototypes by step."""
 
 import base64
 import json
@@ -13,8 +13,11 @@ from pipeline.tracking.shipping import FIGURE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
-_ARMS, _PROTOTYPES = "arms", "prototypes"  # the keys of the shared views
+_ARMS, _DENSITY, _PROTOTYPES = "arms", "density", "prototypes"  # the keys of the shared views
+_MOST_VARIED = 4  # settings by which runs are grouped besides their arm; of a wide search only the first of them
+_NOT_A_CELL = {"arm", "seed", "training.arm", "training.seed", "name", "description"}
 _LOSSES = (
     measures.HELD_OUT_LOSS,
     measures.EVALUATION_LOSS,
@@ -24,8 +27,9 @@ _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 
 
 def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
-    """Stores two views with the experiment: runs grouped by arm, with the columns that matter and their charts; and
-    the prototype distributions of all arms side by side, of the lowest seed.
+    """Stores three views with the experiment: runs grouped by arm and cell of the grid, with the columns that matter
+    and their charts; every run's held-out loss over its density; and the prototype distributions of all arms side by
+    side, of the lowest seed.
 
     MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
     open the runs, only without the columns.
@@ -37,10 +41,10 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
     apart = [*([SWEEP] if len(names) > 1 else []), *([SWEEP_ID] if len(sweeps) > len(names) else [])]
     recorded = {name for run in runs for name in run.data.metrics}
-    arms = view_state(sorted(layers) or [0], apart, recorded)
+    arms = view_state(sorted(layers) or [0], apart, recorded, _varied(runs))
     steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
     prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
-    for key, view in ((_ARMS, arms), (_PROTOTYPES, prototypes)):
+    for key, view in ((_ARMS, arms), (_DENSITY, density_view(arms, recorded)), (_PROTOTYPES, prototypes)):
         state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(state))
 
@@ -51,6 +55,7 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
     return {
         "leaderboard by arm": f"{page}{_ARMS}",
         "curves by arm": f"{page}{_ARMS}&compareRunsMode=CHART",
+        "held-out loss over active experts": f"{page}{_DENSITY}&compareRunsMode=CHART",
         "prototypes, step by step": f"{page}{_PROTOTYPES}&compareRunsMode=CHART",
     }
 
@@ -75,13 +80,17 @@ def report_links(client: "MlflowClient", address: str, experiment_id: str) -> di
     return {name: link for links_of in found.values() for name, link in links_of.items()}
 
 
-def view_state(layers: list[int], apart: Sequence[str] = (), recorded: Collection[str] = ()) -> dict[str, Any]:
-    """What the page shows, in the page's own terms; the tags `apart` keep the arms of several sweeps apart.
+def view_state(
+    layers: list[int], apart: Sequence[str] = (), recorded: Collection[str] = (), cells: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the page shows, in the page's own terms; the tags `apart` keep the arms of several sweeps apart, and the
+    settings `cells` the cells of a grid.
 
     `recorded` are the metrics of the runs: what older runs have under an older name is shown by that name, too, and
     evaluation tasks only where they were scored.
     """
-    groups = [*({"mode": "tag", "groupByData": tag} for tag in apart), {"mode": "param", "groupByData": "arm"}]
+    groups = [{"mode": "tag", "groupByData": tag} for tag in apart]
+    groups += [{"mode": "param", "groupByData": name} for name in ("arm", *cells)]
     metrics = [each for name in leaderboard_metrics(layers, recorded) for each in _as_recorded(name, recorded)]
     columns = [f"metrics.`{name}`" for name in metrics]
     losses = _as_recorded(measures.HELD_OUT_LOSS, recorded)
@@ -107,6 +116,33 @@ def view_state(layers: list[int], apart: Sequence[str] = (), recorded: Collectio
         "compareRunSections": [{"uuid": "arms", "name": "Arms", "display": True, "isReordered": True}, *_closed()],
         "isAccordionReordered": True,
         "compareRunCharts": [_line_chart(name) for name in charts],
+    }
+
+
+def density_view(arms: dict[str, Any], recorded: Collection[str] = ()) -> dict[str, Any]:
+    """The view of the arms made into one chart, in which every run is a dot: its held-out loss over its density.
+
+    The page has no logarithmic axis for this, and no line through the baselines: for these see the report. Dots have
+    the colour of their arm.
+    """
+    loss = _as_recorded(measures.HELD_OUT_LOSS, recorded)[0]
+    chart = {
+        "uuid": _DENSITY,
+        "type": "SCATTER",
+        "metricSectionId": _DENSITY,
+        "xaxis": {"key": measures.DENSITY, "type": "METRIC"},
+        "yaxis": {"key": loss, "type": "METRIC"},
+        "runsCountToCompare": 1000,
+        "deleted": False,
+        "isGenerated": False,
+    }
+    section = {"uuid": _DENSITY, "name": "Loss over density", "display": True, "isReordered": True}
+    return {
+        **arms,
+        "groupBy": None,
+        "useGroupedValuesInCharts": False,
+        "compareRunSections": [{**section, "columns": 1, "cardHeight": 640}],
+        "compareRunCharts": [chart],
     }
 
 
@@ -149,6 +185,7 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
     middle = layers[len(layers) // 2]
     return [
         measures.HELD_OUT_LOSS,
+        *_scored(measures.DENSITY, recorded),
         measures.HELD_OUT_TOKEN_ACCURACY,
         *_scored(measures.EVALUATION_LOSS, recorded),
         *_scored(measures.EVALUATION_TOKEN_ACCURACY, recorded),
@@ -157,6 +194,17 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
         measures.by_layer(measures.MUTUAL_INFORMATION, middle),
         measures.STEP_SECONDS,
     ]
+
+
+def _varied(runs: "Sequence[Run]") -> list[str]:
+    """The settings that differ between the trials of any one sweep: those of its grid, and what was drawn."""
+    sweeps: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for run in runs:
+        place = (run.data.tags.get(SWEEP, ""), run.data.tags.get(SWEEP_ID, ""))
+        sweeps.setdefault(place, []).append(run.data.params)
+    names = sorted({name for trials in sweeps.values() for params in trials for name in params} - _NOT_A_CELL)
+    varied = [n for n in names if any(len({params.get(n) for params in trials}) > 1 for trials in sweeps.values())]
+    return varied[:_MOST_VARIED]
 
 
 def _scored(metric: str, recorded: Collection[str]) -> list[str]:

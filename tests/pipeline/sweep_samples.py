@@ -38,6 +38,7 @@ def metrics_at(trial: Trial, step: int) -> dict[str, float]:
     values = {"train/task_loss": 3.0 - step / 20, "speed/step_seconds": 0.1 + step / 1000}
     if step == 20:
         values |= {"held_out/loss": LOSS[arm][seed], "held_out/token_accuracy": 0.5 + 0.01 * seed}
+        values["held_out/density"] = DENSITY[arm] * 2 * (1 + seed / 10)  # the mean of the layers
     for layer in range(3):
         values[f"activation_rate/L{layer}"] = 0.6 if step == 0 else DENSITY[arm] * (1 + layer) * (1 + seed / 10)
         values[f"mutual_information/L{layer}"] = 0.5 * (layer + 1)

@@ -111,6 +111,16 @@ def test_the_arms_curves_are_comparable_at_once(page, links):
     assert curves.count() >= 3 * 3  # three arms in each of the charts that are in sight
 
 
+def test_every_run_is_a_dot_over_its_density(page, links):
+    _open(page, links["held-out loss over active experts"])
+    page.get_by_text("held_out/density vs. held_out/loss").first.wait_for()
+    dots = page.locator(".js-plotly-plot .scatterlayer .trace .point")
+    dots.first.wait_for(state="attached")
+    page.wait_for_timeout(4000)
+    _keep(page, "density")
+    assert dots.count() == 8  # nine runs, of which one has no finite loss
+
+
 def test_prototypes_step_through_training(page, links):
     _open(page, links["prototypes, step by step"])
     page.get_by_text("Prototypes", exact=True).wait_for()

@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.tracking.leaderboard import (
+    density_view,
     leaderboard_metrics,
     links,
     prototypes_view,
@@ -53,6 +54,31 @@ def test_older_runs_and_evaluation_tasks_have_their_columns():
     assert (scales["eval/loss"], scales["evaluation/loss"], "held_out/loss" in scales) == ("log", "log", False)
 
 
+def test_runs_are_grouped_by_cell_and_each_is_a_dot_over_its_density(tmp_path):
+    output = Output(tmp_path)
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    sample = experiment("grid", arms=("per_token",), grid={"model.gain": (1.0, 2.0)})
+    for trial, folder in trials(output, sample):
+        write_spool(trial, folder)
+        tracker.start_trial(folder, trial, "grid", EXTRA)
+    tracker.close("FINISHED")
+    share_leaderboard(tracker._client, tracker.experiment_id)
+    tags = tracker._client.get_experiment(tracker.experiment_id).tags
+    arms, density = (
+        json.loads(zlib.decompress(base64.b64decode(json.loads(tags[f"mlflow.sharedViewState.{key}"])["state"][8:])))
+        for key in ("arms", "density")
+    )
+    assert [group["groupByData"] for group in arms["groupBy"]["groupByKeys"]] == ["arm", "model.gain"]
+    assert arms["selectedColumns"][1] == "metrics.`held_out/density`"
+    (chart,) = density["compareRunCharts"]
+    assert (chart["type"], chart["xaxis"]["key"], chart["yaxis"]["key"]) == (
+        *("SCATTER", "held_out/density", "held_out/loss"),
+    )
+    assert density["groupBy"] is None
+    older = density_view(arms, ["eval/loss"])["compareRunCharts"][0]
+    assert older["yaxis"]["key"] == "eval/loss"
+
+
 def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_path):
     output = Output(tmp_path)
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
@@ -64,14 +90,17 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     share_leaderboard(tracker._client, tracker.experiment_id)
     recorded = set(metrics_at(trial, 20))
     arms = view_state([0, 1, 2], recorded=recorded)
-    for key, view in (("arms", arms), ("prototypes", prototypes_view(arms, 0, 20))):
+    for key, view in (
+        *(("arms", arms), ("density", density_view(arms, recorded))),
+        ("prototypes", prototypes_view(arms, 0, 20)),
+    ):
         tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags[f"mlflow.sharedViewState.{key}"])
         kind, _, packed = tag["state"].partition(";")
         assert kind == "deflate"
         assert json.loads(zlib.decompress(base64.b64decode(packed))) == view
     for link in links("http://127.0.0.1:5000", tracker.experiment_id).values():
         assert "workflowType=machine_learning" in link
-        assert "viewStateShareKey=arms" in link or "viewStateShareKey=prototypes" in link
+        assert any(f"viewStateShareKey={key}" in link for key in ("arms", "density", "prototypes"))
     (report,) = report_links(tracker._client, "http://127.0.0.1:5000", tracker.experiment_id).items()
     assert report[0] == "summary of sample"
     assert f"/runs/{summary}?" in report[1]
