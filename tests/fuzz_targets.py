@@ -4,6 +4,7 @@ A target takes any bytes. Our own errors, which say what is wrong, are caught; w
 so is an input that is taken and does not come out again as it went in.
 """
 
+import gzip
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.arc_json import RefusedTask, read_task
 from pipeline.data.manifest import Manifest, Shard, data_hash, file_hash
+from pipeline.data.related import marks
 from pipeline.data.shards import open_prepared, prepare, read_rows
+from pipeline.data.sources.folder import read_tasks
 from pipeline.data.task import Pair, grid_of
 from pipeline.data.tokens import (
     COORDINATE_RANGE,
@@ -31,7 +33,7 @@ from pipeline.settings.config import DataConfig
 from pipeline.settings.experiment_file import read_experiment, validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
-from tests.pipeline.arc_samples import as_json, random_task, write_tasks
+from tests.pipeline.arc_samples import as_json, parquet_of, random_task, write_tasks, zipped
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,28 +51,38 @@ class Target:
 
 
 def arc(folder: Path) -> Target:
-    """The ARC parser: a file's bytes."""
+    """The readers of tasks: a file's bytes, in whichever format."""
     file = folder / "task.json"
 
     def run(data: bytes) -> bool:
         file.write_bytes(data)
-        try:
-            task = read_task(file)
-        except RefusedTask as refusal:
-            str(refusal).encode()
-            return False
-        found = decode_sequence(encode_task(task).tokens)
-        assert len(found) == len(task.pairs)
-        for (given, answer), pair in zip(found, task.pairs, strict=True):
-            assert np.array_equal(given, pair.input)
-            assert answer is not None
-            assert pair.output is not None
-            assert np.array_equal(answer, pair.output)
-        return True
+        found = read_tasks(file, pairs_per_task=2)
+        "".join((*found.refused, *found.notes)).encode()
+        for task in (*found.train, *found.evaluation):
+            task.task_id.encode()
+            again = decode_sequence(encode_task(task).tokens)
+            assert len(again) == len(task.pairs)
+            for (given, answer), pair in zip(again, task.pairs, strict=True):
+                assert np.array_equal(given, pair.input)
+                assert answer is not None
+                assert pair.output is not None
+                assert np.array_equal(answer, pair.output)
+            assert marks(task)
+        predicted = read_tasks(file, for_prediction=True)
+        assert all(pair.output is None for task in predicted.train for pair in task.test)
+        return bool(found.train) and not found.refused
 
-    seeds = tuple(json.dumps(as_json(random_task("t", i, side=2 + i))).encode() for i in range(3))
+    tasks = [as_json(random_task("t", i, side=2 + i)) for i in range(3)]
+    first, many = json.dumps(tasks[0]), {"a": tasks[0], "b": tasks[1]}
+    lines = "\n".join(json.dumps({"id": str(i), **task}) for i, task in enumerate(tasks))
+    others = [*tasks[1:], many, {"train": many, "eval": {"c": tasks[2]}}, tasks, [p for t in tasks for p in t["train"]]]
+    texts = [first, *map(json.dumps, others), lines, "\ufeff" + first, "[" * 60 + "]" * 60]
+    seeds = [text.encode() for text in texts]
+    seeds += [gzip.compress(seeds[0]), zipped({"training/a.json": seeds[0], "b/c.jsonl": lines.encode()})]
+    seeds += [parquet_of(tasks), parquet_of([pair for task in tasks for pair in task["train"]])]
     words = b'[ ] { } , : [[ ]] [] "train" "test" "input" "output" null true -1 10 1.5 1e999 NaN "\\ud800" \xff'.split()
-    return Target(run, (*seeds, b"[" * 60 + b"]" * 60), tuple(words))
+    more = [b"eval", b"attempt_1", b"\n", b"PK\x03\x04", b"PK\x01\x02", b"PAR1", b"\x1f\x8b", b"../", b"\xef\xbb\xbf"]
+    return Target(run, tuple(seeds), (*words, *more))
 
 
 def tokens(folder: Path) -> Target:

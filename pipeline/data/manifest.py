@@ -60,7 +60,10 @@ class Leak(Part):
 
 
 class Manifest(Part):
-    """All that must be known of a prepared data set to trust it and to make it again."""
+    """All that must be known of a prepared data set to trust it and to make it again.
+
+    `refused` says of each file or task that is not used why; `notes` what was left aside, or is unusual.
+    """
 
     schema_version: int
     dataset: str
@@ -69,6 +72,7 @@ class Manifest(Part):
     data_hash: Hash
     counts: dict[Split, SplitCounts]
     refused: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     leakage: tuple[Leak, ...]
     shards: tuple[Shard, ...]
 

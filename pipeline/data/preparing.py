@@ -50,6 +50,8 @@ def tell(prepared: Prepared, console: Console) -> None:
     for split, count in manifest.counts.items():
         held = f"{count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
         say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens)}")
+    for note in manifest.notes:
+        say(f"  {note}")
     for reason in manifest.refused[:_SHOWN]:
         say(f"  refused: {reason}", "yellow")
     for leak in manifest.leakage[:_SHOWN]:

@@ -40,19 +40,20 @@ def marks(task: Task) -> frozenset[bytes]:
     """Hashes, at least one of which two tasks have in common exactly if they are related.
 
     They are if they share, as `canonical_form` says, a pair of at least LARGE cells, or two different smaller ones, or
-    if all their pairs are the same. Pairs without an output are left out.
+    if all their pairs are the same; or if they are of one family. Pairs without an output are left out.
     """
     forms = {
         _hash(canonical_form(pair)): pair.input.size + pair.output.size
         for pair in task.pairs
         if pair.output is not None
     }
+    family = {_hash(b"family", task.family.encode())} if task.family else set()
     if not forms:
-        return frozenset()
+        return frozenset(family)
     large = {form for form, cells in forms.items() if cells >= LARGE}
     small = sorted(forms.keys() - large)[:_MOST_SMALL]
     twos = {_hash(b"two", *two) for two in itertools.combinations(small, 2)}
-    return frozenset(large | twos | {_hash(b"all", *sorted(forms))})
+    return frozenset(large | twos | family | {_hash(b"all", *sorted(forms))})
 
 
 def related_groups(tasks: Sequence[Task]) -> list[list[Task]]:

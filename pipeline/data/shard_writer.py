@@ -27,6 +27,7 @@ from pipeline.data.rows import SCHEMA, Row, table_of
 from pipeline.data.split import hold_out
 from pipeline.data.task import Task
 from pipeline.data.tokens import WHOLE, encode_task, encoded_length
+from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
 
 Progress = Callable[[int, int], None]
@@ -42,6 +43,8 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
         OSError: the folder cannot be written to.
     """
     fitting = [task for task in corpus.train if _fits([(task, WHOLE, IDENTITY)], config)]
+    if len(fitting) < 2:
+        raise UserError(_too_few(corpus.train, len(fitting), config))
     train, held_out = hold_out(fitting, config.held_out, config.seed)
     judged = {task.task_id: _answers(task) for task in corpus.evaluation}
     evaluation = [task for task in corpus.evaluation if _fits(judged[task.task_id], config)]
@@ -83,6 +86,7 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
         data_hash=data_hash(shards),
         counts=counts,
         refused=corpus.refused,
+        notes=corpus.notes,
         leakage=tuple(
             Leak(split=split, task=other, train_task=ours)
             for split in ("held_out", "evaluation")
@@ -123,6 +127,19 @@ def _tables(entries: Sequence[Entry], rows: int) -> Iterator[pa.Table]:
 def _answers(task: Task) -> list[Entry]:
     """One row for each test pair, as it is."""
     return [(task, pair, IDENTITY) for pair in range(len(task.test))]
+
+
+def _too_few(tasks: Sequence[Task], fitting: int, config: DataConfig) -> str:
+    """What to say where there are not two tasks to tell apart, one to train on and one to hold out."""
+    lengths = sorted(encoded_length(task.pairs) for task in tasks)
+    if len(tasks) < 2:
+        return f"data: {len(tasks)} task; at least 2 are needed, to train on and to hold out. Give more tasks."
+    half = lengths[(len(lengths) - 1) // 2]
+    how = "all" if not fitting else "all but 1"
+    return (
+        f"data: {len(tasks)} tasks, {how} longer than {config.max_tokens} tokens; the shortest has {lengths[0]:,}, "
+        f"half fit in {half:,}. Raise data.max_tokens (and training.batch_tokens with it), or give shorter tasks."
+    )
 
 
 def _fits(entries: Sequence[Entry], config: DataConfig) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.data.arc import load_corpus
+from pipeline.data.arc import Corpus, load_corpus
 from pipeline.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -49,7 +49,7 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
         with _alone(root / f".{folder.name}.lock"):
             if folder.exists():
                 try:
-                    return _with_refusals(open_prepared(folder), corpus.refused)
+                    return _with_reasons(open_prepared(folder), corpus)
                 except UserError as damage:
                     _log.warning("%s Writing the data set anew.", damage)
             aside = root / f".{folder.name}.partial"
@@ -113,12 +113,13 @@ def read_rows(prepared: Prepared, split: Split) -> list[Sequence]:
     ]
 
 
-def _with_refusals(prepared: Prepared, refused: tuple[str, ...]) -> Prepared:
+def _with_reasons(prepared: Prepared, corpus: Corpus) -> Prepared:
     """The same data set, which a folder makes whatever unusable files lie in it: the manifest names those of now."""
-    if prepared.manifest.refused == refused:
+    reasons = {"refused": corpus.refused, "notes": corpus.notes}
+    if all(getattr(prepared.manifest, name) == value for name, value in reasons.items()):
         return prepared
     assert isinstance(prepared.folder, Path)
-    manifest = prepared.manifest.model_copy(update={"refused": refused})
+    manifest = prepared.manifest.model_copy(update=reasons)
     write_manifest(manifest, prepared.folder)
     return Prepared(prepared.folder, manifest)
 

@@ -19,10 +19,10 @@ def hold_out(tasks: Sequence[Task], part: float, seed: int) -> tuple[list[Task],
     """
     groups = [{task.task_id for task in group} for group in related_groups(tasks)]
     if len(groups) < 2:
-        shared = f"{len(tasks)} tasks that are all related" if len(tasks) > 1 else f"{len(tasks)} task"
         raise UserError(
-            f"data: {shared} left to learn from; at least 2 independent ones are needed, to train on and to hold out. "
-            "Raise data.max_tokens or give more tasks."
+            f"data: {len(tasks)} tasks that are all related: each shares pairs with another, as they are, turned, "
+            "mirrored or recoloured, or all are made of one list of pairs. None can be held out from training. Give "
+            "tasks of at least 2 rules, or raise data.max_tokens."
         )
     target = max(1, round(part * len(tasks)))
     order = sorted(groups, key=lambda group: stable_hash("hold out", seed, min(group)))

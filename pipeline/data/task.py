@@ -24,11 +24,15 @@ class Pair:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Demonstrations (`train`) and the pairs to be solved (`test`); at least one of each."""
+    """Demonstrations (`train`) and the pairs to be solved (`test`); at least one of each.
+
+    Tasks of one `family`, where it is not empty, are sampled from the same pairs and have one rule.
+    """
 
     task_id: str
     train: tuple[Pair, ...]
     test: tuple[Pair, ...]
+    family: str = ""
 
     @property
     def pairs(self) -> tuple[Pair, ...]:

@@ -37,7 +37,10 @@ class DataConfig(Settings):
 
     dataset: Dataset = "arc-agi-2"
     folder: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="with dataset: folder, a folder of ARC JSON files"
+        None, description="with dataset: folder, a folder of ARC tasks, or one file of them"
+    )
+    pairs_per_task: Annotated[int, Field(ge=2, le=64)] | None = Field(
+        None, description="of a file that is a list of pairs, how many make a task, the last of them its test"
     )
     max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(512, description="longer tasks are counted, not used")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")

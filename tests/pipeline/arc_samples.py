@@ -1,9 +1,14 @@
 """Small ARC tasks for the tests."""
 
+import io
 import json
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from pipeline.data.task import Pair, Task, grid_of
@@ -55,3 +60,19 @@ def write_tasks(folder: Path, tasks: list[Task]) -> Path:
     for task in tasks:
         (folder / f"{task.task_id}.json").write_text(json.dumps(as_json(task)))
     return folder
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A zip archive of these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def parquet_of(rows: Sequence[dict]) -> bytes:
+    """A Parquet file of these rows."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows)), sink)
+    return sink.getvalue().to_pybytes()

@@ -85,8 +85,8 @@ def refused(result: Result, *messages: str) -> None:
         ("workers.cpus=1000", "workers.cpus: a trial asks for 1000 CPUs"),
         ("workers.gpus=64", "workers.gpus: a trial asks for 64 GPUs"),
         ("name=../out", "name: found '../out'; expected 1 to 64 letters, digits"),
-        ("data.folder=/nowhere", "data.folder: /nowhere is not a folder"),
-        ("data.max_tokens=16", "at least 2 independent ones are needed"),
+        ("data.folder=/nowhere", "data.folder: /nowhere is not there"),
+        ("data.max_tokens=16", "40 tasks, all longer than 16 tokens; the shortest has "),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_starts(
@@ -199,23 +199,23 @@ def test_one_bad_file_is_told_and_counted_and_the_others_are_prepared(config: Pa
     for name, text in bad.items():
         (tasks / f"{name}.json").write_text(text)
     os.mkfifo(tasks / "pipe.json")
-    (tasks / "folder.json").mkdir()
+    (tasks / "folder.json").mkdir()  # a folder like any other
     (Path(os.fsdecode(os.fsencode(tasks) + b"/\xff.json"))).write_text("{}")
-    (tasks / "huge.json").write_bytes(b" " * 10_000_001)
+    (tasks / "huge.json").write_bytes(b" " * 64_000_001)
     result = CliRunner().invoke(main, words)  # the usable tasks are the same, so no shard is written anew
     assert result.exit_code == 0, result.output
-    assert "13 files refused, the rest prepared; all of them in " in result.output
+    assert "12 files refused, the rest prepared; all of them in " in result.output
     (manifest,) = (tmp_path / "out" / "data").glob("folder-*/manifest.json")
     told = json.loads(manifest.read_text())
     assert told["counts"]["train"]["tasks"] + told["counts"]["held_out"]["tasks"] == 40
-    assert len(told["refused"]) == 13
-    for name in (*bad, "pipe", "folder", "\\udcff", "huge"):
+    assert len(told["refused"]) == 12
+    for name in (*bad, "pipe", "\\udcff", "huge"):
         assert any(f"{name}.json" in reason for reason in told["refused"]), name
     assert f"{tasks / 'bool.json'}: task bool, train pair 0, input, cell (row 0, column 0): found true" in result.output
     for path in tasks.iterdir():
         if path.name.startswith("t") and path.name != "torn.json":
             path.unlink()
-    refused(CliRunner().invoke(main, words), "holds no usable training task", "and 3 more")
+    refused(CliRunner().invoke(main, words), "holds no usable training task", "and 2 more")
 
 
 def test_tasks_and_views_that_are_too_long_are_counted_on_the_terminal(config: Path, tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-import json
-
 import numpy as np
 import pytest
 
 from pipeline.data.arc import load_corpus
-from pipeline.data.arc_json import RefusedTask, parse_task, read_task
+from pipeline.data.arc_json import RefusedTask, parse_task
 from pipeline.data.related import leakage, related_groups
+from pipeline.data.sources.folder import read_tasks
 from pipeline.data.task import Pair, Task, grid_of
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
@@ -66,17 +65,17 @@ def test_a_folder_keeps_training_and_evaluation_apart(tmp_path):
 
 def test_bad_files_are_refused_with_their_reason_and_the_rest_goes_on(tmp_path):
     write_tasks(tmp_path, [random_task("good", 0)])
-    write_tasks(tmp_path / "evaluation", [random_task("good", 1)])
     (tmp_path / "torn.json").write_text('{"train": [')
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     (tmp_path / "twice.json").write_text('{"train": [], "train": []}')
+    (tmp_path / "nothing.json").write_text("")
     corpus = load_corpus(DataConfig(dataset="folder", folder=str(tmp_path)))
     assert [t.task_id for t in corpus.train] == ["good"]
     assert not corpus.evaluation
     reasons = " ".join(corpus.refused)
     assert len(corpus.refused) == 5
-    for word in ("torn.json", "bytes.json", "deep.json", "'train' stands twice", "task good is already there"):
+    for word in ("torn.json", "bytes.json", "deep.json", "'train' stands twice", "nothing.json"):
         assert word in reasons
 
 
@@ -91,7 +90,7 @@ def test_the_source_hash_changes_with_one_cell_and_not_with_the_place(tmp_path):
 
 
 def test_nothing_usable_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match=r"absent is not there\. Expected ARC tasks: `<task id>\.json`"):
         load_corpus(DataConfig(dataset="folder", folder=str(tmp_path / "absent")))
     with pytest.raises(UserError, match="no usable training task"):
         load_corpus(DataConfig(dataset="folder", folder=str(tmp_path)))
@@ -142,13 +141,22 @@ def test_what_is_no_task_says_so(value, reason):
         parse_task(value, "t", "here")
 
 
+@pytest.mark.parametrize("answer", [None, [], float("nan"), [[None]], "?", "absent"])
+def test_the_answer_of_a_test_pair_is_not_looked_at_for_prediction_and_needed_otherwise(answer):
+    """Arrow, pandas and Hugging Face rows hold null, [] or NaN where there is no answer."""
+    good = {"input": [[0]], "output": [[1]]}
+    asked = {"input": [[2]]} if answer == "absent" else {"input": [[2]], "output": answer}
+    task = parse_task({"train": [good], "test": [asked]}, "a", "here", for_prediction=True)
+    assert (task.test[0].input.tolist(), task.test[0].output) == ([[2]], None)
+    with pytest.raises(RefusedTask, match="test pair 0"):
+        parse_task({"train": [good], "test": [asked]}, "a", "here")
+    with pytest.raises(RefusedTask, match="train pair 0"):
+        parse_task({"train": [asked], "test": [good]}, "a", "here", for_prediction=True)
+
+
 def test_an_unknown_answer_is_for_prediction_only(tmp_path):
     task = Task("a", random_task("a", 0).train, (Pair(grid_of([[1]]), None),))
     file = write_tasks(tmp_path, [task]) / "a.json"
-    assert read_task(file, for_prediction=True).test[0].output is None
-    with pytest.raises(RefusedTask, match="test pair 0: there is no `output`; such a task can be predicted"):
-        read_task(file)
-    value = json.loads(file.read_text())
-    del value["train"][0]["output"]
-    with pytest.raises(RefusedTask, match="train pair 0: there is no `output`"):
-        parse_task(value, "a", "here", for_prediction=True)
+    assert read_tasks(file, for_prediction=True).train[0].test[0].output is None
+    (reason,) = read_tasks(file).refused
+    assert "test pair 0: there is no `output`; such a task can be predicted" in reason

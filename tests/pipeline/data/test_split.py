@@ -43,7 +43,7 @@ def test_tasks_that_share_a_pair_stay_together(seed):
 
 
 def test_too_few_independent_tasks_are_refused():
-    with pytest.raises(UserError, match="1 task left"):
+    with pytest.raises(UserError, match="1 tasks that are all related"):
         hold_out(TASKS[:1], 0.5, 0)
     copies = [Task(name, TASKS[0].train, TASKS[0].test) for name in "abc"]
     with pytest.raises(UserError, match="3 tasks that are all related"):
