@@ -63,7 +63,7 @@ def files_in_zip(source: Path | bytes, place: str, parts: tuple[str, ...]) -> It
     for member in members:
         inner = PurePosixPath(member.filename.replace("\\", "/"))
         hidden = any(part.startswith((".", "__MACOSX")) for part in inner.parts)
-        if member.is_dir() or hidden or not is_named_as_data(inner.name):
+        if member.filename.endswith("/") or hidden or not is_named_as_data(inner.name):
             continue
         where = f"{place}/{inner}"
         yield File(where, (*parts, *inner.parts), lambda member=member, where=where: _read(archive, member, where))  # type: ignore[misc]

@@ -247,6 +247,13 @@ def test_an_encrypted_or_damaged_archive_is_refused(tmp_path: Path) -> None:
     assert "cannot be unpacked" in refusal(tmp_path / "3", "x.json.gz", gzip.compress(json.dumps(A).encode())[:-20])
 
 
+def test_a_file_without_a_name_in_an_archive_is_passed_over(tmp_path: Path) -> None:
+    whole = zipped({"a.json": json.dumps(A).encode(), "b.json": b""})
+    nameless = whole.replace(b"b.json", b"\x00.json")  # zipfile ends a name at the first zero byte
+    assert nameless != whole
+    assert known(read_tasks(put(tmp_path / "x.zip", nameless)).train) == {"a": A}
+
+
 def test_a_text_nested_without_end_is_refused_also_in_an_archive(tmp_path: Path) -> None:
     assert "not valid JSON" in refusal(tmp_path / "1", "x.zip", zipped({"a.json": b"[" * 200_000}))
     assert "not valid JSON" in refusal(tmp_path / "2", "x.jsonl", packed_lines(A) + b"[" * 200_000)
