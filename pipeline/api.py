@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.run import Outcome
     from pipeline.settings.config import Experiment
     from pipeline.settings.trials import Trial
+    from pipeline.training.answers import Answers
 
 Changes = Mapping[str, Any]
 
@@ -212,6 +213,37 @@ def report(
             correct_paths(database)
         file_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
     return made
+
+
+def predict(
+    run: str | Path,
+    file: str | Path,
+    submission: str | Path | None = None,
+    output: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+) -> "Answers":
+    """Draws two attempts at each test pair of the tasks in a file, in any of the formats that `data.folder` takes.
+
+    Args:
+        run: the id of a finished run in MLflow, or the path of a model's folder.
+        submission: where to write them in the format of Kaggle's ARC competitions; nowhere by default.
+
+    Raises:
+        UserError: there is no such model or task, or the submission cannot be written.
+    """
+    import torch
+
+    from pipeline.tracking.registered import load_model
+    from pipeline.training.answers import answer_file
+    from pipeline.training.model_file import open_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if Path(run).is_dir():
+        model = open_model(Path(run), device)
+    else:
+        model = load_model(str(run), tracking_uri or local_store(Path(output), f"run {run}"), device)
+    return answer_file(model, Path(file), None if submission is None else Path(submission))
 
 
 def results(

@@ -1,4 +1,4 @@
-"""The commands `tiny-onn ui`, `tiny-onn server` and `tiny-onn sync`."""
+"""The commands that read what a tracker has: `tiny-onn ui`, `server`, `sync` and `predict`."""
 
 import sys
 from contextlib import suppress
@@ -128,4 +128,41 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
-COMMANDS = (ui, server, sync)
+@click.command(short_help="Draw the answers to the tasks in FILE with the model of RUN.")
+@click.argument("run")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--submission",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Write the answers there, in the format of Kaggle's ARC competitions. Default: print them.",
+)
+@OUTPUT
+@URI
+def predict(run: str, file: Path, submission: Path | None, output: Path, tracking_uri: str | None) -> None:
+    """Draw the answers to the tasks in FILE with the model of RUN.
+
+    RUN is the id of a finished run, which `train` prints and results.json of a report holds, or the folder of a model.
+    FILE may be in any format that data.folder takes, Kaggle's *_test_challenges.json among them; answers in it are not
+    looked at. Several views of a task vote for two attempts at each of its test pairs.
+
+    \b
+    Examples:
+      tiny-onn predict 0123abcd0123abcd0123abcd0123abcd test_challenges.json --submission submission.json
+      tiny-onn predict runs/sweeps/ablation/trials/per_token-s0/model my_task.json
+    """
+    import json
+
+    from pipeline import api
+
+    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri)
+    if submission is None:
+        click.echo(json.dumps(made.submission))
+    told = f"{len(made.submission)} tasks, {made.pairs} test pairs"
+    told += f"; {made.too_long} too long for the model, answered with [[0]]" if made.too_long else ""
+    told += f"; {made.without_grid} without a grid drawn, answered with [[0]]" if made.without_grid else ""
+    click.echo(f"{told}{f'. Written: {submission}' if submission else ''}", err=True)
+
+
+COMMANDS = (ui, server, sync, predict)

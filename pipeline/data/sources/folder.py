@@ -74,7 +74,8 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
         contents.append((file, split or "train", content))
     found.notes += [f"ignored: {folder}/ ({_many(number, 'data file')})" for folder, number in sorted(aside.items())]
     placed = _placed(contents, for_prediction, found)
-    placed = _once(placed, found.notes)
+    if not for_prediction:
+        placed = _once(placed, found.notes)
     for task, split in _named(placed, found.refused):
         (found.evaluation if split == "evaluation" else found.train).append(task)
     found.train.sort(key=lambda task: task.task_id)
