@@ -15,7 +15,11 @@ _WIDE = 4  # neighbouring baselines whose densities differ by more than this fac
 
 
 def primary_words(
-    results: Results, primary: Primary | None, differences: Differences, comparisons: Mapping[Key, Comparison]
+    results: Results,
+    reference: str,
+    primary: Primary | None,
+    differences: Differences,
+    comparisons: Mapping[Key, Comparison],
 ) -> str:
     """The primary comparison's outcome; "" where the study named none."""
     if primary is None:
@@ -31,7 +35,26 @@ def primary_words(
     tested = comparisons.get(primary.key)
     text += f", p = {tested.p:.3g} by the sign-flip test over {found.seeds} seeds, without correction" if tested else ""
     row = results.rows[place]
-    return f"{text} ({row.arm} is at {100 * density_of(row):.3g} % active). All other comparisons are exploratory."
+    compared = results.row(reference, row.cell)
+    if key == OVER_BASELINES or compared is None:
+        text += f", at {_percent(density_of(row))} active"
+    else:
+        text += f", {at_density(row, compared)}"
+    return f"{text}. All other comparisons are exploratory."
+
+
+def at_density(row: Row, reference: Row) -> str:
+    """Whether two arms' losses may be compared as they are."""
+    ours, theirs = density_of(row), density_of(reference)
+    if not (math.isfinite(ours) and math.isfinite(theirs)):
+        return "at densities that were not measured, so that the two may not be comparable"
+    if equally_dense((ours, theirs)):
+        return f"at equal density ({_percent(ours)} and {_percent(theirs)} active)"
+    return f"but not at equal density: {_percent(ours)} of its experts are active against {_percent(theirs)}"
+
+
+def _percent(density: float) -> str:
+    return f"{100 * density:.3g} %"
 
 
 def equal_density_words(results: Results, differences: Differences) -> list[str]:
@@ -51,7 +74,7 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
         found = differences.get(place, {}).get(OVER_BASELINES)
         cell = "".join(f", {field.split('.')[-1]} {value}" for field, value in row.cell)
         if found is None:
-            outside.append(f"{row.arm} ({100 * density_of(row):.3g} % active{cell})")
+            outside.append(f"{row.arm} ({_percent(density_of(row))} active{cell})")
         elif not math.isfinite(found.mean):
             sentences.setdefault(row.arm, []).append(f"no finite loss in a seed{cell}")
         else:
@@ -66,7 +89,7 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
 
 
 def _one(results: Results, row: Row, found: Difference) -> str:
-    text = f"{found.mean:+.4f}{_interval(found)} at {100 * density_of(row):.3g} % active"
+    text = f"{found.mean:+.4f}{_interval(found)} at {_percent(density_of(row))} active"
     if found.seeds < len(row.trials):
         text += f", in {found.seeds} of {len(row.trials)} seeds"
     curves = envelopes(results)

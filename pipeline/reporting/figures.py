@@ -193,10 +193,9 @@ def _by_layer(axes: Axes, row: Row, name: str, scale: float, shift: float) -> No
     values = [[scale * _last(t, name, layer) for t in row.trials.values()] for layer in layers]
     places = np.array(layers) + shift
     axes.plot(places, [np.mean(each) for each in values], color=arm_colour(row.arm), lw=1.2, alpha=0.7)
-    for place, each in zip(places, values, strict=True):
-        axes.scatter(
-            [place] * len(each), each, s=_SEED_SIZE, color=arm_colour(row.arm), edgecolors="white", lw=0.6, zorder=3
-        )
+    across = [place for place, each in zip(places, values, strict=True) for _ in each]
+    upwards = [value for each in values for value in each]
+    axes.scatter(across, upwards, s=_SEED_SIZE, color=arm_colour(row.arm), edgecolors="white", lw=0.6, zorder=3)
 
 
 def _last(trial: Trial, name: str, layer: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
-from pipeline.reporting.frontier import density_of, equally_dense
+from pipeline.reporting.equal_density import at_density
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
 from tiny_onn.arms import GRANULARITY
@@ -94,25 +94,11 @@ def loss(row: Row, reference: Row) -> str:
     differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
     if abs(found.mean) < 0.00005:
         differs = "differs by less than 0.0001"
-    text = f"The held-out loss of {row.arm} {differs} nats per token, {_at_density(row, reference)}"
+    text = f"The held-out loss of {row.arm} {differs} nats per token, {at_density(row, reference)}"
     if found.interval is None:
         return f"{text}, in the one seed that both have, which tells nothing of chance."
     text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
     return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
-
-
-def _at_density(row: Row, reference: Row) -> str:
-    """Whether two arms' losses may be compared as they are."""
-    ours, theirs = density_of(row), density_of(reference)
-    if not (math.isfinite(ours) and math.isfinite(theirs)):
-        return "at densities that were not measured, so that the two may not be comparable"
-    if equally_dense((ours, theirs)):
-        return f"at equal density ({_percent(ours)} and {_percent(theirs)} active)"
-    return f"but not at equal density: {_percent(ours)} of its experts are active against {_percent(theirs)}"
-
-
-def _percent(density: float) -> str:
-    return f"{100 * density:.3g} %"
 
 
 def selectivity(row: Row) -> str:

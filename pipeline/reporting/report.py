@@ -73,7 +73,7 @@ def report_of(results: Results, filed: Filed) -> Report:
     comparisons = compare(differences, columns, primary)
     words = [
         *changed_code(results),
-        primary_words(results, primary, differences, comparisons),
+        primary_words(results, reference, primary, differences, comparisons),
         *equal_density_words(results, differences),
         *findings(results, reference),
         _lost_files(results, filed),

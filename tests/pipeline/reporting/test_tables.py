@@ -66,7 +66,8 @@ def test_the_excess_stands_beside_the_density_with_its_interval_and_the_primary_
     assert cells["dense"] == Cell("0.0000", small=("baseline",))
     assert report.findings[0].startswith(
         "Primary comparison, named before the runs: excess of mine against the baselines at its density: -0.1333 "
-        "[-0.2000, -0.1000], the mean and its 95 % interval, p = 0.25 by the sign-flip test over 3 seeds, without"
+        "[-0.2000, -0.1000], the mean and its 95 % interval, p = 0.25 by the sign-flip test over 3 seeds, without "
+        "correction, at 5 % active."
     )
     assert "mine: -0.1333 [-0.2000, -0.1000] at 5 % active." in report.findings[1]
     assert report.findings[2] == (
@@ -80,6 +81,14 @@ def test_the_excess_stands_beside_the_density_with_its_interval_and_the_primary_
     frame = results_frame(report.results)
     assert frame.loc[frame["arm"] == "mine", "excess"].tolist() == pytest.approx([-0.1, -0.1, -0.2])
     assert arms_frame(report.results, report.columns)["seeds"].tolist() == [3, 3, 3, 3]
+
+
+def test_a_primary_comparison_of_losses_says_at_which_densities() -> None:
+    about = {"primary_metric": "held_out/loss", "primary_arm": "mine"}
+    rows = (row("mine", {0: 1.9, 1: 2.9}, 0.5), row("per_token", {0: 2.0, 1: 3.0}))
+    (sentence, _) = report_of(results(*rows, about=about), Filed({}, {})).findings[0].split(". All")
+    assert "held_out/loss of mine against per_token: -0.1000" in sentence
+    assert sentence.endswith("but not at equal density: 50 % of its experts are active against 5 %")
 
 
 def test_a_gap_between_baselines_and_seeds_without_one_are_told() -> None:
