@@ -9,7 +9,7 @@
 from pipeline.api import ablate, plan, report, train
 
 CONFIG = "experiments/smoke.yaml"
-CHANGES = {"name": "first-look", "training.steps": 40, "sweep.arms": ["per_token", "aggregated", "none"]}
+CHANGES = {"name": "first-look", "training.steps": 40, "sweep.arms": ["per_token", "aggregated", "task_only"]}
 OUTPUT = "runs"
 
 # %% [markdown]

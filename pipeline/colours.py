@@ -8,20 +8,27 @@ _ARMS = {
     "per_token": "#0072B2",
     "aggregated": "#E69F00",
     "metric_only": "#CC79A7",
-    "none": "#7F7F7F",
     "task_only": "#7F7F7F",
+    "none": "#7F7F7F",  # its name of before
     "relative": "#56B4E9",
     "fisher": "#117733",
+    "opening": "#D55E00",
+    "signed": "#AA4499",
+    "subtractive": "#8C510A",
     "top_k": "#E31A1C",
     "remoe": "#6B8E23",
     "switch": "#44AA99",
     "magnitude": "#332288",
     "magnitude_ste": "#F781BF",
     "dense": "#000000",
+    "metric_max": "#A6761D",
+    "per_token_einsum": "#5C7A89",
+    "per_token_vmap": "#B5A300",
+    "per_token_function": "#882255",
 }
 _OTHERS = (
-    *("#882255", "#B5A300", "#44AA99", "#AA4499", "#D55E00", "#332288", "#A6761D", "#E31A1C", "#8DA0CB", "#1A1A1A"),
-    *("#F781BF", "#6B8E23", "#5C7A89"),
+    *("#8DA0CB", "#1B7837", "#2166AC", "#B2182B", "#762A83", "#66A61E", "#E7298A", "#7570B3", "#1B9E77", "#D95F02"),
+    *("#9E9AC8", "#4D4D4D", "#00CED1"),
 )
 
 

@@ -145,3 +145,61 @@ def envelope(points: list[tuple[float, float]], density: float) -> float:
     right = min(better)
     part = (math.log(density) - math.log(left[1])) / (math.log(right[0]) - math.log(left[1]))
     return left[0] * (1 - part) + right[1] * part
+
+
+# --- arms made of parts ---
+
+
+def top(scores: list[float], k: int) -> list[int]:
+    """1 for the k largest scores and for those that tie with the k-th."""
+    kth = sorted(scores, reverse=True)[k - 1]
+    return [int(score >= kth) for score in scores]
+
+
+def gate_weights(gate: str, logits: Tensor, y: Tensor, k: int | None) -> Tensor:
+    """One token at a time; differentiable in logits, and in y where the gate reads it."""
+    rows = []
+    for token, output in zip(logits, y, strict=True):
+        scores = output.abs() if gate.startswith("magnitude") else token
+        chosen = torch.tensor(top(scores.tolist(), k) if k else [1] * len(token), dtype=token.dtype)
+        if gate == "mas":
+            rows.append(mas(token) * chosen)
+        elif gate == "relu":
+            rows.append(torch.relu(token) * chosen)
+        elif gate == "hard":
+            rows.append(torch.tensor([float(v > 0) for v in token], dtype=token.dtype) * chosen)
+        elif gate == "softmax":
+            powers = [math.e**v if c else 0 * v for v, c in zip(token, chosen, strict=True)]
+            total = sum(powers)
+            rows.append(torch.stack([power / total for power in powers]) * chosen.sum())
+        else:
+            rows.append(chosen + 0 * token)
+    return torch.stack(rows)
+
+
+def signal(name: str, o: Tensor, y: Tensor, g: Tensor, g_o: Tensor, cost: Tensor) -> Tensor:
+    """By the formulas, expert by expert; g = dL/dy, g_o = dL/do."""
+    if name == "goodness":
+        return goodness(o.abs(), g.abs(), cost)
+    if name == "subtractive":
+        return mas(g_o.abs()) * (mas(o.abs()) - mas(cost))
+    rows = []
+    for values, pulls in zip(o if name == "signed" else y, g_o, strict=True):
+        falls = [max(0.0, -float(v * d)) for v, d in zip(values, pulls, strict=True)]
+        noise = 1e-6 * float(values.abs().max() * pulls.abs().max())
+        rows.append(falls if max(falls) > noise else [0.0] * len(falls))
+    return torch.tensor(rows, dtype=o.dtype)
+
+
+def objective(name: str, logits: Tensor, scores: Tensor) -> Tensor:
+    """Per token, differentiable in logits by autograd; scores = mas(Goodness)^sharpness."""
+    if name == "jsd":
+        p, q = normalise(mas(logits)), normalise(scores)
+        m = torch.log((p + q) / 2 + EPS)
+        return (p * (torch.log(p + EPS) - m) + q * (torch.log(q + EPS) - m)).sum(-1) / 2
+    if name == "cross_entropy":
+        q = normalise(scores)
+        return -(q * (logits - logits.exp().sum(-1, keepdim=True).log())).sum(-1)
+    z = logits + scores if name == "entropy_of_sum" else logits - scores
+    p = z.exp() / z.exp().sum(-1, keepdim=True)
+    return -(p * p.log()).sum(-1)

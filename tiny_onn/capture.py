@@ -34,6 +34,9 @@ UNKNOWN_MASK = (
 )
 
 
+HELD = ("x", "masked_output", "routing", "grad_output", "computation_output", "masked_gradient")  # tensors of a call
+
+
 class CaptureError(RuntimeError):
     """A captured call cannot be trusted. Names the module and the call."""
 
@@ -60,7 +63,8 @@ class CapturedCall:
     """One call of one SparseProtoLinear; all tensors detached.
 
     `grad_output` is dL/d(computation_output), summed over all backward passes that reached the call. `valid` marks the
-    tokens that count; None is all of them.
+    tokens that count; None is all of them. `computation_output` and `masked_gradient`, dL/d(masked_output), are there
+    where `capture(..., masked=True)` asks for them.
     """
 
     module_name: str
@@ -73,6 +77,8 @@ class CapturedCall:
     during_backward: bool
     mask_unknown: bool = False
     grad_output: Float[Tensor, "*b o"] | None = None
+    computation_output: Float[Tensor, "*b o"] | None = None
+    masked_gradient: Float[Tensor, "*b o"] | None = None
     arrived: bool = False
     _versions: list[tuple[str, Tensor, int]] = field(default_factory=list)
 
@@ -103,17 +109,11 @@ class CapturedCall:
         """Drops fields that nothing later needs, so that their memory is free before the backward pass ends."""
         for name in names:
             if name == "routing":
-                self.routing = self.routing._replace(match=torch.empty(0), gate=torch.empty(0))
+                self.routing = self.routing._replace(match=torch.empty(0), gate=None, chosen=None)
             else:
-                setattr(self, name, None if name in ("grad_output", "valid") else torch.empty(0))
+                setattr(self, name, torch.empty(0) if name in ("x", "masked_output") else None)
         gone = {*names, *(("match", "gate") if "routing" in names else ())}
         self._versions = [entry for entry in self._versions if entry[0] not in gone]
-
-    def tokens(self) -> tuple[Float[Tensor, "n i"], Float[Tensor, "n o"], Float[Tensor, "n o"]]:
-        """(x, masked_output, grad_output) of the n valid tokens, leading axes flattened; at least float32."""
-        assert self.grad_output is not None
-        x, masked_output, grad_output = (self.select(t) for t in (self.x, self.masked_output, self.grad_output))
-        return x, masked_output, grad_output
 
     def select(self, tensor: Float[Tensor, "*b k"]) -> Float[Tensor, "n k"]:
         """The rows of the valid tokens, leading axes flattened; at least float32."""
@@ -132,7 +132,9 @@ class Captured:
         layers: dict[str, SparseProtoLinear],
         storage: Storage,
         on_gradient: Callable[[CapturedCall], None] | None,
+        masked: bool,
     ) -> None:
+        self._masked = masked
         self._names, self._layers, self._storage, self._on_gradient = names, layers, storage, on_gradient
         self._calls: list[CapturedCall] = []
         self._index: Counter[str] = Counter()
@@ -177,28 +179,34 @@ class Captured:
             return  # no gradient can come; reentrant checkpointing runs the forward again with gradients
         assert isinstance(point, CallPoint)
         call: SparseProtoCall = args[0]
-        name = self._names[point]
+        module_name = self._names[point]
         keep = (lambda t: t.detach().clone()) if self._storage == "clone" else (lambda t: t.detach())
-        routing = call.routing._replace(match=keep(call.routing.match), gate=keep(call.routing.gate))
+        gate = call.routing.gate
+        routing = call.routing._replace(match=keep(call.routing.match), gate=None if gate is None else keep(gate))
         during_backward = torch._C._current_graph_task_id() != -1
         unknown = during_backward and self._masks.pending > 1
         record = CapturedCall(
-            module_name=name,
-            module=self._layers[name],
-            call_index=self._index[name],
+            module_name=module_name,
+            module=self._layers[module_name],
+            call_index=self._index[module_name],
             x=keep(call.x),
             masked_output=keep(call.masked_output),
             routing=routing,
-            valid=None if unknown else self._matching_valid(call.x, name),
+            valid=None if unknown else self._matching_valid(call.x, module_name),
             during_backward=during_backward,
             mask_unknown=unknown,
         )
+        if self._masked:
+            record.computation_output = keep(call.computation_output)
         if self._storage == "reference":
-            for held, tensor in (("x", record.x), ("masked_output", record.masked_output), *routing._asdict().items()):
+            held = {name: getattr(record, name) for name in ("x", "masked_output", "computation_output")}
+            for name, tensor in (held | {"match": routing.match, "gate": routing.gate}).items():
                 if isinstance(tensor, Tensor):
-                    record.watch_version(held, tensor)
-        self._index[name] += 1
+                    record.watch_version(name, tensor)
+        self._index[module_name] += 1
         self._calls.append(record)
+        if self._masked and isinstance(output, Tensor) and output.requires_grad:
+            self._watch_masked(record, output)
         if call.computation_output.requires_grad:
             self._watch(record, call.computation_output)
 
@@ -209,6 +217,18 @@ class Captured:
                 f"of shape {tuple(x.shape[:-1])}"
             )
         return self._valid
+
+    def _watch_masked(self, record: CapturedCall, masked_output: Tensor) -> None:
+        def on_gradient(gradient: Tensor | None) -> None:
+            if gradient is None:
+                raise CaptureError(f"{record.title} was compiled; {WITHOUT_COMPILER}")
+            before = record.masked_gradient
+            gradient = gradient.detach().clone() if self._storage == "clone" else gradient.detach()
+            record.masked_gradient = gradient if before is None else before + gradient
+            if self._storage == "reference" and before is None:
+                record.watch_version("masked_gradient", gradient)
+
+        self._handles.append(masked_output.register_hook(on_gradient))
 
     def _watch(self, record: CapturedCall, computation_output: Tensor) -> None:
         # detach() shares storage and version counter, and keeps no graph alive.
@@ -246,7 +266,7 @@ class Captured:
         for handle in self._handles:
             handle.remove()
         for call in self._calls:
-            call.let_go("x", "masked_output", "routing", "grad_output", "valid")
+            call.let_go(*HELD, "valid")
         self._handles.clear()
         self._calls.clear()
         self._valid = None
@@ -259,6 +279,7 @@ def capture(
     valid: Bool[Tensor, " *b"] | None = None,
     storage: Storage = "reference",
     on_gradient: Callable[[CapturedCall], None] | None = None,
+    masked: bool = False,
 ) -> Iterator[Captured]:
     """Watches every SparseProtoLinear of `model` (ADR-0004, steps 1 to 3).
 
@@ -272,14 +293,26 @@ def capture(
             as the ADR's IMP-002 asks, at the cost of the memory.
         on_gradient: called with each call as its gradient arrives, during the backward pass; it may `let_go` of what
             nothing later needs. A second gradient for the same call is then an error.
+        masked: also capture `computation_output` and `masked_gradient`.
     """
     layers = sparse_layers(model)
-    captured = Captured({layer.call_point: name for name, layer in layers.items()}, layers, storage, on_gradient)
+    names = {layer.call_point: name for name, layer in layers.items()}
+    captured = Captured(names, layers, storage, on_gradient, masked)
     captured.use_valid(valid)
     handles = [layer.call_point.register_forward_hook(captured._record) for layer in layers.values()]
+    handles += [layer.register_forward_pre_hook(_with_gradient) for layer in layers.values()]
     try:
         yield captured
     finally:
         for handle in handles:
             handle.remove()
         captured._release()
+
+
+def _with_gradient(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Has a gradient come to the output of a frozen layer on an input that has none: its router may still learn."""
+    assert isinstance(layer, SparseProtoLinear)
+    frozen = not (layer.mu_weight.requires_grad or layer.mu_bias.requires_grad)
+    if frozen and torch.is_grad_enabled() and not args[0].requires_grad:
+        return (args[0].detach().requires_grad_(True), *args[1:])
+    return None

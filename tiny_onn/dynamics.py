@@ -12,13 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tiny_onn.capture import CaptureError, Storage
-from tiny_onn.distributed import reductions, sum_over_workers
+from tiny_onn.arm import Arm, as_arm, configure
+from tiny_onn.capture import Storage
+from tiny_onn.distributed import check_summed, reductions, sum_over_workers
 from tiny_onn.engine import Engine
 from tiny_onn.fused import fused_pass
 from tiny_onn.hooks import hooks_pass
 from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
-from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost
+from tiny_onn.learning_cost import LearningCost, TokenCost
+from tiny_onn.regulation import after_step
 from tiny_onn.routing_health import Health
 
 EngineName = Literal["hooks", "fused"]
@@ -28,8 +30,8 @@ EngineName = Literal["hooks", "fused"]
 class DynamicsReport:
     """What a step did; detached, on the device, already global.
 
-    `task_loss` and `meta_loss` in nats, the latter NaN in the control arm. `gradient_norm` of the computation stream
-    before clipping. `health` by module, where it was asked for.
+    `task_loss` and `meta_loss` in nats, the latter NaN in an arm without Goodness. `gradient_norm` of the computation
+    stream before clipping. `health` by module, where it was asked for.
     """
 
     task_loss: Tensor
@@ -62,24 +64,26 @@ class LearningDynamics:
 
     Args:
         model: the bare model, not its DDP wrapper.
-        cost: the arm's learning cost; None for the control, whose router the task loss trains.
+        arm: what teaches the router, through which gate; see `tiny_onn.arm`. A learning cost stands for the ADR's arm
+            with that cost, None for `task_only`. The model's layers are configured for it, see `configure`.
         computation_optimizer: over `computation_parameters(model)`.
         router_optimizer: over `router_parameters(model)`.
-        engine: "hooks" captures (ADR-0004) and takes any cost; "fused" is the single backward pass, for costs a token
-            and the control. The two agree to rounding.
+        engine: "hooks" captures (ADR-0004) and takes any arm; "fused" is the single backward pass, for all but costs of
+            a whole layer. The two agree to rounding.
         clip_norm: bound on the gradient norm of the computation stream.
         storage: see `capture`; of the hooks.
         use_compiler: compile the elementwise parts; see `tiny_onn.compiling.compiler_problem`.
 
     Raises:
         ValueError: engine "fused" with a cost of granularity "layer"; a cost that needs Adam's second moment with an
-            optimizer that has none; or two layers that share P or G, of which each has its own gradient.
+            optimizer that has none; two layers that share P or G, of which each has its own gradient; or a layer that
+            the arm does not fit.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        cost: LearningCost | None,
+        arm: Arm | LearningCost | None,
         computation_optimizer: torch.optim.Optimizer,
         router_optimizer: torch.optim.Optimizer,
         *,
@@ -88,23 +92,30 @@ class LearningDynamics:
         storage: Storage = "reference",
         use_compiler: bool = False,
     ) -> None:
-        if engine == "fused" and isinstance(cost, LayerCost):
+        arm = as_arm(arm)
+        if engine == "fused" and arm.measures_layers:
             raise ValueError("a cost of granularity 'layer' is measured after the backward pass; use engine='hooks'")
-        if _needs_second_moment(cost) and not isinstance(computation_optimizer, _ADAMS):
+        if _needs_second_moment(arm.cost) and not isinstance(computation_optimizer, _ADAMS):
             raise ValueError(
                 "this learning cost needs Adam's second moment; expected the computation optimizer to be one of "
                 f"{', '.join(each.__name__ for each in _ADAMS)}, found {type(computation_optimizer).__name__}"
             )
         _refuse_shared_routers(model)
-        self.model, self.cost = model, cost
+        configure(model, arm)
+        self.model, self.arm = model, arm
         self.computation_optimizer, self.router_optimizer = computation_optimizer, router_optimizer
         self.engine, self.clip_norm, self.storage, self.use_compiler = engine, clip_norm, storage, use_compiler
         self._computation, self._router = computation_parameters(model), router_parameters(model)
 
     @property
+    def cost(self) -> LearningCost | None:
+        """The arm's learning cost; None without Goodness."""
+        return self.arm.cost
+
+    @property
     def router_in_backward(self) -> bool:
         """Whether P and G get their gradients in the backward pass, as all others do; see `distribute`."""
-        return self.cost is None or self.engine == "fused"
+        return self.arm.teacher.task != 0 or self.engine == "fused"
 
     def watch(
         self,
@@ -140,12 +151,11 @@ class LearningDynamics:
         reductions(self.model).passes = 0
         with ExitStack() as stack:
             if self.engine == "fused":
-                assert not isinstance(self.cost, LayerCost)
                 if health is not None:  # to look at a call is to leave a compiled block; its kernels stay compiled
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
                 opened: AbstractContextManager[Engine] = fused_pass(
                     self.model,
-                    self.cost,
+                    self.arm,
                     valid=valid,
                     tokens=tokens,
                     labels=labels,
@@ -156,7 +166,7 @@ class LearningDynamics:
             else:
                 opened = hooks_pass(
                     self.model,
-                    self.cost,
+                    self.arm,
                     valid=valid,
                     labels=labels,
                     second_moments=second_moments,
@@ -180,17 +190,13 @@ class LearningDynamics:
         """
         try:
             task_loss.backward()
-            if (passes := reductions(self.model).passes) > 1:  # on every worker, or one would still wait for another
-                raise CaptureError(
-                    f"the gradients of {passes} backward passes of this step were each added up over the workers, and "
-                    "with them those of the passes before; run all but the last under DDP's no_sync()"
-                )
+            check_summed(self.model)
             task, meta = engine.finish(task_loss)
             norm, router_norm = (_gradient_norm(each, task) for each in (self._computation, self._router))
             report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health)))
             # All four are global, so all workers decide alike, without a word more between them.
             seen = {"task loss": task, "meta-loss": meta, "gradient norm": norm, "router gradient norm": router_norm}
-            if self.cost is None:
+            if self.arm.teacher.goodness is None:
                 del seen["meta-loss"]  # NaN, as there is none
             finite = torch.stack([value.detach().double() for value in seen.values()]).isfinite()
             if not finite.all():
@@ -199,10 +205,21 @@ class LearningDynamics:
             nn.utils.clip_grads_with_norm_(self._computation, self.clip_norm, norm)
             self.computation_optimizer.step()
             self.router_optimizer.step()
+            self._regulate(engine)
         finally:
             self.computation_optimizer.zero_grad()
             self.router_optimizer.zero_grad()
         return report
+
+    def _regulate(self, engine: Engine) -> None:
+        layers = sparse_layers(self.model)
+        for name, seen in engine.seen.items():
+            layer = layers[name]
+            state = layer.regulation_state
+            assert layer.regulation is not None
+            assert state is not None
+            assert layer.density is not None
+            layer.set_regulation_state(after_step(layer.regulation, state, seen, layer.density))
 
     def _parameters_without_finite_gradient(self) -> tuple[str, ...]:
         parameters = reversed(list(self.model.named_parameters()))
@@ -231,7 +248,9 @@ def _refuse_shared_routers(model: nn.Module) -> None:
     owners: dict[nn.Parameter, str] = {}
     for name, layer in sparse_layers(model).items():
         for attribute in ("proto_weight", "gate_param"):
-            owner = owners.setdefault(getattr(layer, attribute), name)
+            if (parameter := getattr(layer, attribute)) is None:
+                continue
+            owner = owners.setdefault(parameter, name)
             if owner != name:
                 raise ValueError(
                     f"{owner!r} and {name!r} share one {attribute}, but a router learns from its own layer alone; "

@@ -7,6 +7,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from tiny_onn.layers import SparseProtoLinear
+from tiny_onn.meta_learning import Lesson
+from tiny_onn.regulation import Seen
 from tiny_onn.routing import Routing
 from tiny_onn.routing_health import Health, routing_health
 from tiny_onn.signals import Signals
@@ -16,10 +18,12 @@ from tiny_onn.signals import Signals
 class Engine(Protocol):
     """Open during the forward passes and the one backward pass of a step.
 
-    `health` by module, where it was asked for: this worker's share.
+    `health` by module, where it was asked for: this worker's share. `seen` by module, of the layers under a regulation:
+    the step's own sums over all workers, after `finish`.
     """
 
     health: dict[str, Health] | None
+    seen: dict[str, Seen]
 
     def use_valid(self, valid: Bool[Tensor, " *b"] | None, tokens: Tensor | int | None = None) -> None:
         """Says which tokens of the forward passes from here on count (False for padding). None: all.
@@ -32,7 +36,7 @@ class Engine(Protocol):
         """After the backward pass: P.grad and G.grad hold the meta-loss's global gradient, where the arm has one.
 
         Returns:
-            task loss and meta-loss, summed over workers; the meta-loss is NaN in the control arm.
+            task loss and meta-loss, summed over workers; the meta-loss is NaN in an arm without Goodness.
         """
 
 
@@ -46,7 +50,7 @@ def scalar(value: Tensor | int, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def observe(health: dict[str, Health], name: str, routing: Routing, signals: Signals | None) -> None:
-    """Adds the routing health of some valid tokens to their module's; `signals` is None in the control arm."""
+    """Adds the routing health of some valid tokens to their module's; `signals` is None without Goodness."""
     weights = routing.weights()
     if signals is None:
         seen = routing_health(weights)
@@ -54,6 +58,20 @@ def observe(health: dict[str, Health], name: str, routing: Routing, signals: Sig
         seen = routing_health(weights, signals.goodness, (signals.contribution, signals.relevance, signals.cost))
     before = health.get(name)
     health[name] = before + seen if before else seen
+
+
+def share_of(lesson: Lesson, weights_sum: Tensor, modules: int) -> Tensor:
+    """What one unit of a token's weight is in the mean over tokens, then modules."""
+    if lesson.goodness is not None and lesson.goodness.token_weight == "signal":
+        weights_sum = torch.where(weights_sum > 0, weights_sum, 1)
+    else:
+        weights_sum = weights_sum.clamp(min=1)
+    return 1 / (weights_sum * modules)
+
+
+def seen_of(tally: Tensor) -> Seen:
+    """What a regulation has to know, of a tally of `tiny_onn.meta_learning`."""
+    return Seen(tally[2], tally[3], tally[4:])
 
 
 def set_router_gradients(
@@ -64,6 +82,14 @@ def set_router_gradients(
     What is frozen gets none, for an optimizer steps along a gradient wherever it finds one.
     """
     for parameter, gradient in ((layer.proto_weight, prototypes), (layer.gate_param, gates)):
-        if parameter.requires_grad:
+        if parameter is not None and parameter.requires_grad:
             assert gradient is not None
             parameter.grad = (gradient * share).view_as(parameter).to(parameter.dtype)
+
+
+def add_router_gradients(layer: SparseProtoLinear, sums: list[Tensor], share: Tensor) -> None:
+    """As `set_router_gradients`, to what the task loss had P and G learn; `sums` of P and, if there is one, of G."""
+    for parameter, gradient in zip((layer.proto_weight, layer.gate_param), sums, strict=False):
+        if parameter is not None and parameter.requires_grad:
+            learnt = (gradient * share).view_as(parameter).to(parameter.dtype)
+            parameter.grad = learnt if parameter.grad is None else parameter.grad + learnt

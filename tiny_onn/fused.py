@@ -15,34 +15,47 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tiny_onn.arm import Arm
 from tiny_onn.capture import UNKNOWN_MASK, WITHOUT_CREATE_GRAPH, CaptureError, Masks
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import observe, scalar, set_router_gradients
-from tiny_onn.kernels import Kernels, LayerConstants, compiled_kernels, forward_elementwise
+from tiny_onn.engine import add_router_gradients, observe, scalar, seen_of, set_router_gradients, share_of
+from tiny_onn.kernels import Kernels, LayerConstants, compiled_kernels, routing_of, threshold_of
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
-from tiny_onn.learning_cost import TokenCost, WeightState
-from tiny_onn.routing import Routing, at_least_float32
+from tiny_onn.learning_cost import WeightState
+from tiny_onn.meta_learning import lesson_of, signals_of, tally_size, wide
+from tiny_onn.regulation import RegulationState, Seen
+from tiny_onn.routing import at_least_float32
 from tiny_onn.routing_health import Health
-from tiny_onn.signals import token_signals
+from tiny_onn.signals import Moment
 
 
 class Plan(NamedTuple):
     """What a call's node needs beside its tensors. `observe` is called in each backward, where health is wanted.
 
-    `router_learns` is False in a control whose layer keeps the task loss from P and G: they get no gradient then.
+    `router_learns` is False where neither stream reaches P and G: they get no gradient then.
     """
 
     constants: LayerConstants
-    cost: TokenCost | None
     kernels: Kernels
     arrived: Callable[[], None]
     observe: Callable[..., None] | None
     router_learns: bool = True
 
 
+class OfTheStep(NamedTuple):
+    """What a call takes from its step, constants to autograd: which tokens count, and what the layer remembers."""
+
+    counts: Tensor
+    tokens: Tensor | None  # their global number, where it is known beforehand
+    labels: Tensor
+    second_moment: Tensor | None
+    state: RegulationState | None
+
+
 class Node(torch.autograd.Function):
-    """One call. `tally` [2] is there for its gradient, which autograd adds up: (meta-loss, `tokens`)."""
+    """One call. `tally`, `meta_prototypes` and `meta_gates` are there for their gradients, which autograd adds up: of a
+    router with two teachers, P's and G's own gradients are the task loss's, and the last two get the meta-loss's."""
 
     @staticmethod
     def forward(
@@ -51,26 +64,30 @@ class Node(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         prototypes: Tensor,
-        gates: Tensor,
+        gates: Tensor | None,
+        meta_prototypes: Tensor | None,
+        meta_gates: Tensor | None,
         tally: Tensor,
-        counts: Tensor,
-        tokens: Tensor,
-        labels: Tensor,
-        second_moment: Tensor | None,
+        of_the_step: OfTheStep,
         plan: Plan,
     ) -> Tensor:
         kind = x.device.type
         narrows = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
         dtype = torch.get_autocast_dtype(kind) if narrows else x.dtype
+        constants, state = plan.constants, of_the_step.state
+        match = gate = None
         with torch.autocast(kind, enabled=False):
             narrow = x.to(dtype)
             affine = nn.functional.linear(narrow, weight.to(dtype), bias.to(dtype))
-            match = nn.functional.linear(narrow, prototypes.to(dtype))
-            gate = nn.functional.linear(narrow, gates.to(dtype))
-            masked_output = plan.kernels.forward(x, affine, match, gate, plan.constants)
-        ctx.save_for_backward(x, affine, match, gate, weight, prototypes, gates)
+            if constants.needs_router:
+                match = nn.functional.linear(narrow, prototypes.to(dtype))
+                if gates is not None:
+                    gate = gates if gates.ndim == 1 else nn.functional.linear(narrow, gates.to(dtype))
+            threshold = threshold_of(state, constants)
+            masked_output, chosen = plan.kernels.forward(x, affine, match, gate, threshold, constants)
+        ctx.save_for_backward(x, affine, match, gate, chosen, weight, prototypes, gates)
         # Not saved as the tensors above are: a call that checkpointing computes anew keeps the mask that it first had.
-        ctx.of_the_step = counts, tokens, labels, second_moment
+        ctx.of_the_step = of_the_step
         ctx.plan = plan
         return masked_output
 
@@ -79,40 +96,52 @@ class Node(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise CaptureError(WITHOUT_CREATE_GRAPH)
         plan: Plan = ctx.plan
-        x, affine, match, gate, weight, prototypes, gates = ctx.saved_tensors
-        counts, tokens, labels, second_moment = ctx.of_the_step
-        state = WeightState(weight, second_moment)
+        constants = plan.constants
+        x, affine, match, gate, chosen, weight, prototypes, gates = ctx.saved_tensors
+        counts, tokens, labels, second_moment, state = ctx.of_the_step
+        known = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
             found = plan.kernels.backward(
-                grads[0], x, affine, match, gate, counts, labels, state, plan.cost, plan.constants
+                grads[0], x, affine, match, gate, chosen, counts, tokens, labels, known, state, constants
             )
             if plan.observe is not None:
-                plan.observe(x, affine, match, gate, found.output, counts, labels, state)
-            dtype = match.dtype
+                plan.observe(grads[0], x, affine, match, gate, chosen, found.output, counts, labels, known, state)
+            dtype = affine.dtype
             output, narrow = found.output.to(dtype), x.to(dtype)
             # Sums of products, not addmm: a compiler adds them up in one pass, where addmm copies what it adds to.
             x_gradient = output @ weight.to(dtype)
-            x_gradient += found.match @ prototypes.to(dtype)
-            x_gradient += found.gate @ gates.to(dtype)
-            if plan.constants.residual:
+            if found.match is not None:
+                x_gradient += found.match @ prototypes.to(dtype)
+            if found.gate is not None and gates is not None and gates.ndim == 2:
+                x_gradient += found.gate @ gates.to(dtype)
+            if constants.residual:
                 x_gradient += output
             if not torch.compiler.is_compiling():
                 plan.arrived()
-            router: tuple[Tensor | None, Tensor | None] = None, None
+
+            def of(products: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+                if products is None or parameter is None:
+                    return None
+                each = products.sum(dim=0) if parameter.ndim == 1 else products.T @ narrow
+                return each.to(weight.dtype)
+
+            router: list[Tensor | None] = [None, None]
+            meta: list[Tensor | None] = [None, None]
             if plan.router_learns:
-                router = (
-                    (found.router_match.T @ narrow).to(weight.dtype),
-                    (found.router_gate.T @ narrow).to(weight.dtype),
-                )
+                meta = [of(found.router_match, prototypes), of(found.router_gate, gates)]
+                if constants.task:
+                    router = [of(found.match, prototypes), of(found.gate, gates)]
+                    if constants.task != 1:
+                        router = [None if each is None else each * constants.task for each in router]
+                else:
+                    router, meta = meta, [None, None]
             return (
                 x_gradient.to(x.dtype),
                 (output.T @ narrow).to(weight.dtype),
                 found.output.sum(dim=0).to(weight.dtype),
                 *router,
-                torch.stack([found.loss, tokens]),
-                None,
-                None,
-                None,
+                *meta,
+                found.tally,
                 None,
                 None,
             )
@@ -121,17 +150,26 @@ class Node(torch.autograd.Function):
 class LayerPass:
     """One layer's part of a FusedPass: what its `forward` hands its calls to, and what came of them."""
 
-    def __init__(self, layer: SparseProtoLinear, labels: Tensor | int, second_moment: Tensor | None) -> None:
-        weight = layer.mu_weight
+    def __init__(
+        self, layer: SparseProtoLinear, plan: Plan, labels: Tensor | int, second_moment: Tensor | None
+    ) -> None:
+        weight, lesson = layer.mu_weight, plan.constants.lesson
+        self.plan = plan._replace(arrived=self.arrived)
         self.dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.tally = torch.zeros(2, dtype=self.dtype, device=weight.device, requires_grad=True)
+        size = tally_size(lesson, layer.out_features)
+        self.tally = torch.zeros(size, dtype=self.dtype, device=weight.device, requires_grad=True)
+        self.meta_prototypes: Tensor | None = None
+        self.meta_gates: Tensor | None = None
+        if plan.constants.task and lesson.has_gradient:  # two teachers, whose gradients are on different scales
+            self.meta_prototypes = torch.zeros_like(layer.proto_weight).requires_grad_(True)
+            if layer.gate_param is not None:
+                self.meta_gates = torch.zeros_like(layer.gate_param).requires_grad_(True)
         self.labels = scalar(labels, self.tally)
-        self.second_moment = second_moment
+        self.second_moment, self.state = second_moment, layer.regulation_state
         self.valid: Tensor | None = None
         self.tokens: Tensor | None = None
         self.calls = self.arrivals = 0
         self.masks = Masks()
-        self.plan: Plan
 
     def arrived(self) -> None:
         """Counts a call whose gradient came."""
@@ -150,7 +188,8 @@ class LayerPass:
                 self.calls += 1  # in a backward pass, checkpointing merely fills the saved tensors of a call anew
             elif self.masks.pending > 1:
                 valid = None  # it is needed where a gradient comes to this very call, and not where one is filled anew
-                if plan.cost is not None or plan.observe is not None:
+                lesson = plan.constants.lesson
+                if lesson.has_gradient or lesson.regulation is not None or plan.observe is not None:
                     plan = plan._replace(arrived=self.arrived_without_mask)
         if valid is not None and valid.shape != x.shape[:-1]:
             raise CaptureError(
@@ -162,10 +201,10 @@ class LayerPass:
             counts = torch.ones(flat.shape[0], dtype=self.dtype, device=x.device)
         else:
             counts = valid.reshape(-1).to(self.dtype)
-        tokens = counts.sum() if self.tokens is None else self.tokens
-        of_the_step = counts, tokens, self.labels, self.second_moment
+        of_the_step = OfTheStep(counts, self.tokens, self.labels, self.second_moment, self.state)
         weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
-        return Node.apply(flat, *weights, self.tally, *of_the_step, plan).view(*x.shape[:-1], layer.out_features)
+        extra = self.meta_prototypes, self.meta_gates, self.tally
+        return Node.apply(flat, *weights, *extra, of_the_step, plan).view(*x.shape[:-1], layer.out_features)
 
 
 class FusedPass:
@@ -174,36 +213,39 @@ class FusedPass:
     def __init__(
         self,
         layers: dict[str, SparseProtoLinear],
-        cost: TokenCost | None,
+        arm: Arm,
         *,
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
         health: dict[str, Health] | None,
         kernels: Kernels,
     ) -> None:
-        self.health, self._layers, self._cost = health, layers, cost
+        self.health, self._layers, self._arm = health, layers, arm
+        self.seen: dict[str, Seen] = {}
         self._tokens_are_global = False
         self.passes: dict[str, LayerPass] = {}
         for name, layer in layers.items():
-            each = LayerPass(layer, labels, second_moments.get(name))
-            of_layer = LayerConstants(layer.gain, layer.residual)
-            observer = None if health is None else partial(_observe, health, name, of_layer, cost)
-            learns = cost is not None or layer.router_learns_from_task
-            each.plan = Plan(of_layer, cost, kernels, each.arrived, observer, learns)
-            self.passes[name] = each
+            constants = constants_of(layer, arm)
+            observer = None if health is None else partial(_observe, health, name, constants)
+            learns = constants.lesson.has_gradient or layer.task_reaches_router
+            plan = Plan(constants, kernels, lambda: None, observer, learns)
+            self.passes[name] = LayerPass(layer, plan, labels, second_moments.get(name))
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
-        """See Engine. Without `tokens`, this worker's are counted, and the last reduction adds up the workers'."""
-        self._tokens_are_global = tokens is not None
+        """See Engine. Where each token counts alike and `tokens` is known, no message need carry their number."""
+        self._tokens_are_global = tokens is not None and all(
+            _counts_alone(each.plan.constants) for each in self.passes.values()
+        )
         if valid is not None:
             any_size(valid)
         for each in self.passes.values():
             each.masks.next()
             each.valid = valid
-            each.tokens = None if tokens is None else scalar(tokens, each.labels)
+            each.tokens = scalar(tokens, each.labels) if tokens is not None and self._tokens_are_global else None
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
-        """See Engine. One reduction over the workers, of the losses; the gradients are global already.
+        """See Engine. One reduction over the workers, of the tallies; gradients are global already, but for those of a
+        router with two teachers, whose second goes with it.
 
         Raises:
             CaptureError: the task loss's gradient did not reach a call (names the module), or there was no call.
@@ -216,56 +258,103 @@ class FusedPass:
                 )
         tallies = {name: each.tally.grad for name, each in self.passes.items() if each.tally.grad is not None}
         task_loss = task_loss.detach()
-        if self._cost is not None and not tallies:
+        lessons = {name: self.passes[name].plan.constants.lesson for name in tallies}
+        if not tallies and self._arm.teacher.goodness is not None:
             raise CaptureError("no SparseProtoLinear was called in this step, or none whose output reaches the loss")
-        if self._cost is None:
-            task_loss, nothing = sum_over_workers(
-                torch.stack([task_loss, torch.full_like(task_loss, torch.nan)])
-            ).unbind()
+        if not any(lesson.has_gradient or lesson.regulation for lesson in lessons.values()):
+            both = torch.stack([task_loss, torch.full_like(task_loss, torch.nan)])
+            task_loss, nothing = sum_over_workers(both).unbind()
             return task_loss, nothing
-        losses, tokens = torch.stack(list(tallies.values())).to(task_loss.dtype).unbind(dim=1)
         if self._tokens_are_global:
-            shares = 1 / (tokens.clamp(min=1) * len(tallies))
+            losses, weights = torch.stack(list(tallies.values())).to(task_loss.dtype).unbind(dim=1)
+            shares = 1 / (weights.clamp(min=1) * len(tallies))
             task_loss, meta_loss = sum_over_workers(torch.stack([task_loss, (losses * shares).sum()])).unbind()
-        else:
-            message = sum_over_workers(torch.cat([task_loss.reshape(1), losses, tokens]))
-            task_loss, (losses, tokens) = message[0], message[1:].chunk(2)
-            shares = 1 / (tokens.clamp(min=1) * len(tallies))
-            meta_loss = (losses * shares).sum()
-        for name, share in zip(tallies, shares.unbind(), strict=True):
-            layer = self._layers[name]
-            set_router_gradients(layer, layer.proto_weight.grad, layer.gate_param.grad, share)
-        return task_loss, meta_loss
+            for name, share in zip(tallies, shares.unbind(), strict=True):
+                set_router_gradients(self._layers[name], *_gradients(self._layers[name]), share)
+            return task_loss, meta_loss
+        meta = {name: [p for p in self._meta_gradients(name) if p is not None] for name in tallies}
+        parts = [task_loss.reshape(1), *tallies.values(), *(p.reshape(-1) for each in meta.values() for p in each)]
+        message = sum_over_workers(torch.cat([part.to(task_loss.dtype) for part in parts]))
+        task_loss, *reduced = message.split([len(part) for part in parts])
+        rest = iter(reduced[len(tallies) :])
+        meta_loss = message.new_zeros(())
+        for name, tally in zip(tallies, reduced, strict=False):
+            layer, lesson = self._layers[name], lessons[name]
+            share = share_of(lesson, tally[1], len(tallies))
+            meta_loss = meta_loss + tally[0] * share
+            if lesson.regulation is not None:
+                self.seen[name] = seen_of(tally)
+            if meta[name]:
+                add_router_gradients(layer, [next(rest) for _ in meta[name]], share)
+            elif lesson.has_gradient:
+                set_router_gradients(layer, *_gradients(layer), share)
+        if self._arm.teacher.goodness is None:
+            meta_loss = torch.full_like(meta_loss, torch.nan)
+        return task_loss.squeeze(0), meta_loss
+
+    def _meta_gradients(self, name: str) -> tuple[Tensor | None, ...]:
+        each = self.passes[name]
+        return tuple(None if leaf is None else leaf.grad for leaf in (each.meta_prototypes, each.meta_gates))
+
+
+def _gradients(layer: SparseProtoLinear) -> tuple[Tensor | None, Tensor | None]:
+    return layer.proto_weight.grad, None if layer.gate_param is None else layer.gate_param.grad
+
+
+def _counts_alone(constants: LayerConstants) -> bool:
+    """Whether a layer's tally is its meta-loss and the number of its tokens, and nothing else."""
+    lesson = constants.lesson
+    uniform = lesson.goodness is not None and lesson.goodness.token_weight == "uniform"
+    return uniform and lesson.regulation is None and not constants.task
+
+
+def constants_of(layer: SparseProtoLinear, arm: Arm) -> LayerConstants:
+    """What a call of the layer needs to know of it and of the arm."""
+    rule = layer.rule
+    lesson = lesson_of(arm, layer.regulation, layer.density)
+    task = arm.teacher.task if layer.task_reaches_router else 0.0
+    return LayerConstants(rule, layer.residual, lesson, task, rule.gate.needs_router(rule.k), arm.reads_masked)
 
 
 def _observe(
     health: dict[str, Health],
     name: str,
     constants: LayerConstants,
-    cost: TokenCost | None,
+    gradient: Tensor,
     x: Tensor,
     affine: Tensor,
-    match: Tensor,
-    gate: Tensor,
+    match: Tensor | None,
+    gate: Tensor | None,
+    chosen: Tensor | None,
     grad_output: Tensor,
     counts: Tensor,
     labels: Tensor,
-    state: WeightState,
+    known: WeightState,
+    state: RegulationState | None,
 ) -> None:
     """Routing health of a call's valid tokens, as its backward goes by."""
     places = counts.nonzero().squeeze(1)
-    x, affine, match, gate, grad_output = (t.index_select(0, places) for t in (x, affine, match, gate, grad_output))
+
+    def valid(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None or tensor.ndim == 1 else tensor.index_select(0, places)
+
+    threshold = threshold_of(state, constants)
+    gate = gate if gate is None or gate.ndim == 1 else valid(gate)
+    x, affine = x.index_select(0, places), affine.index_select(0, places)
+    routing = routing_of(valid(match), gate, affine, threshold, valid(chosen), constants)
     signals = None
-    if cost is not None:
-        masked_output = at_least_float32(forward_elementwise(x, affine, match, gate, constants))
-        signals = token_signals(cost, at_least_float32(x), masked_output, grad_output * labels, state)
-    observe(health, name, Routing(match, gate, constants.gain, x.shape[-1]), signals)
+    if constants.lesson.goodness is not None:
+        y = at_least_float32(x + affine if constants.residual else affine)
+        masked = (y, valid(gradient)) if constants.reads_masked else ()
+        moment = Moment(x, y * routing.weights(), grad_output.index_select(0, places), *masked)
+        signals = signals_of(constants.lesson.goodness, wide(moment), known, labels)
+    observe(health, name, routing, signals)
 
 
 @contextmanager
 def fused_pass(
     model: nn.Module,
-    cost: TokenCost | None,
+    arm: Arm,
     *,
     valid: Tensor | None,
     tokens: Tensor | int | None,
@@ -280,7 +369,7 @@ def fused_pass(
     """
     layers = sparse_layers(model)
     kernels = compiled_kernels(amid_eager=health is not None) if use_compiler else Kernels()
-    engine = FusedPass(layers, cost, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
+    engine = FusedPass(layers, arm, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
     engine.use_valid(valid, tokens)
     for name, layer in layers.items():
         layer.single_pass = engine.passes[name]

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from tiny_onn.arm import Arm
 from tiny_onn.capture import (
+    HELD,
     WITHOUT_COMPILER,
     WITHOUT_CREATE_GRAPH,
     Captured,
@@ -24,22 +26,24 @@ from tiny_onn.capture import (
 )
 from tiny_onn.compiling import compiled
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import observe, scalar, set_router_gradients
-from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost, WeightState
-from tiny_onn.meta_learning import MetaGradient, Moment, towards, towards_token_goodness
-from tiny_onn.routing import Routing, at_least_float32
+from tiny_onn.engine import add_router_gradients, observe, scalar, seen_of, set_router_gradients, share_of
+from tiny_onn.layers import sparse_layers
+from tiny_onn.learning_cost import LayerCost, WeightState
+from tiny_onn.meta_learning import Lesson, RouterGradient, lesson_of, signals_of, teach, teach_from_call, wide
+from tiny_onn.regulation import RegulationState, Seen
+from tiny_onn.routing import Routing, Rule, at_least_float32
 from tiny_onn.routing_health import Health
-from tiny_onn.signals import layer_signals, token_signals
+from tiny_onn.signals import Moment, layer_signals
 
 
 @dataclass
 class _ModuleSums:
-    """Of one module, over its calls: the router's gradients and (meta-loss, tokens); this worker's."""
+    """Of one module, over its calls: the router's gradients and the tally; this worker's."""
 
-    prototypes: Tensor | float = 0.0
-    gates: Tensor | float = 0.0
-    loss_and_tokens: Tensor | float = 0.0
+    router: list[Tensor] = field(default_factory=list)  # of P and, if there is one, of G
+    tally: Tensor | float = 0.0
     squares: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    weight_gradient: Tensor | float = 0.0  # of a frozen W, which autograd leaves out
     calls: list[CapturedCall] = field(default_factory=list)
 
 
@@ -48,20 +52,23 @@ class HooksPass:
 
     def __init__(
         self,
-        cost: LearningCost | None,
+        captured: Captured,
+        arm: Arm,
         *,
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
         health: dict[str, Health] | None,
         use_compiler: bool,
     ) -> None:
-        self._cost, self._labels, self._second_moments, self.health = cost, labels, second_moments, health
+        self._arm, self._labels, self._second_moments, self.health = arm, labels, second_moments, health
+        self.seen: dict[str, Seen] = {}
+        self._lessons = {
+            name: lesson_of(arm, layer.regulation, layer.density) for name, layer in captured.layers.items()
+        }
         self._sums: dict[str, _ModuleSums] = defaultdict(_ModuleSums)
-        self._captured: Captured
-        self._towards: Callable[..., MetaGradient] = compiled(towards_tokens, 6) if use_compiler else towards_tokens
-        self._towards_shared: Callable[..., MetaGradient] = (
-            compiled(towards_layer, 3) if use_compiler else towards_layer
-        )
+        self._captured = captured
+        self._teach: Callable[..., RouterGradient] = compiled(teach_tokens, 9) if use_compiler else teach_tokens
+        self._teach_shared: Callable[..., RouterGradient] = compiled(teach_shared, 4) if use_compiler else teach_shared
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
         """See Engine; the number of tokens is counted here and goes with the reduction of the gradients."""
@@ -71,115 +78,167 @@ class HooksPass:
         """Makes what use can be made of a call as its gradient arrives, and lets go of the rest."""
         if torch.is_grad_enabled():
             raise CaptureError(WITHOUT_CREATE_GRAPH)
-        sums = self._sums[call.module_name]
-        cost = self._cost
-        if isinstance(cost, TokenCost):
-            weight = WeightState(call.module.mu_weight.detach(), self._second_moments.get(call.module_name))
-            if self.health is not None:
-                x, masked_output, grad_output = call.tokens()
-                signals = token_signals(cost, x, masked_output, grad_output * self._labels, weight)
-                observe(self.health, call.module_name, _valid_routing(call), signals)
-            moment, routing, counts = _whole(call)
-            labels = scalar(self._labels, counts)
-            found = self._towards(*moment, routing.match, routing.gate, counts, cost, weight, labels, routing.gain)
-            self._add(sums, call, found, counts)
-            call.let_go("x", "masked_output", "routing", "grad_output")
-        elif isinstance(cost, LayerCost):
-            (_, masked_output, grad_output), _, counts = _whole(call)
-            sums.squares.append((_sum_of_squares(masked_output, counts), _sum_of_squares(grad_output, counts)))
+        name, arm, lesson = call.module_name, self._arm, self._lessons[call.module_name]
+        sums = self._sums[name]
+        if isinstance(arm.cost, LayerCost):
+            moment, _, counts = _whole(call)
+            sums.squares.append(
+                (_sum_of_squares(moment.masked_output, counts), _sum_of_squares(moment.grad_output, counts))
+            )
+            if not call.module.mu_weight.requires_grad:
+                rows = at_least_float32(moment.grad_output) * counts[:, None]
+                sums.weight_gradient = sums.weight_gradient + rows.T @ at_least_float32(moment.x)
             sums.calls.append(call)
-            call.let_go("masked_output", "grad_output")
-        else:
-            assert self.health is not None  # or nothing would be captured
-            observe(self.health, call.module_name, _valid_routing(call), None)
-            call.let_go("x", "masked_output", "routing", "grad_output")
+            call.let_go("masked_output", "grad_output", "computation_output", "masked_gradient")
+            return
+        weight = WeightState(call.module.mu_weight.detach(), self._second_moments.get(name))
+        if self.health is not None:
+            signals = None
+            if lesson.goodness is not None:
+                signals = signals_of(lesson.goodness, _valid_moment(call), weight, scalar_like(self._labels, call))
+            observe(self.health, name, _valid_routing(call), signals)
+        if lesson.has_gradient or lesson.regulation is not None:
+            moment, routing, counts = _whole(call)
+            labels, state = scalar(self._labels, counts), call.module.regulation_state
+            of_call = (*moment, routing.match, routing.gate, routing.chosen, counts)
+            self._add(call, self._teach(*of_call, routing.threshold, lesson, routing.rule, state, weight, labels))
+        call.let_go(*HELD)
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine. One reduction over the workers; one more, of 2 numbers an expert, for a cost a layer."""
         self._captured.calls()  # raises where one got no gradient
         task_loss = task_loss.detach().reshape(1)
-        if self._cost is None:
-            both = torch.cat(
-                [task_loss, torch.full_like(task_loss, torch.nan)]
-            )  # the losses of a step, as in other arms
-            return sum_over_workers(both)[0], both[1]
+        taught = any(lesson.has_gradient or lesson.regulation is not None for lesson in self._lessons.values())
         names = [name for name in self._captured.layers if name in self._sums]
-        if not names:  # a meta-loss of 0 would look like a router that has learned all there is
+        if not names and self._arm.teacher.goodness is not None:
+            # A meta-loss of 0 would look like a router that has learned all there is.
             raise CaptureError(f"no SparseProtoLinear was called in this step, or none was seen: {WITHOUT_COMPILER}")
-        if isinstance(self._cost, LayerCost):
-            self._towards_layer_goodness(self._cost, names)
-        sums = [part.reshape(-1) for name in names for part in _parts(self._sums[name])]
-        dtype = torch.promote_types(task_loss.dtype, sums[0].dtype) if sums else task_loss.dtype
-        message = sum_over_workers(torch.cat([part.to(dtype) for part in [*sums, task_loss]]))
-        flat = iter(message.split([len(part) for part in [*sums, task_loss]]))
+        if not taught:
+            both = torch.cat([task_loss, torch.full_like(task_loss, torch.nan)])  # the losses, as in other arms
+            return sum_over_workers(both)[0], both[1]
+        if isinstance(self._arm.cost, LayerCost):
+            self._from_layer_goodness(self._arm.cost, names)
+        parts = [part for name in names for part in (self._tally(name), *self._sums[name].router)]
+        dtype = torch.promote_types(task_loss.dtype, parts[0].dtype) if parts else task_loss.dtype
+        flat = [part.reshape(-1).to(dtype) for part in (*parts, task_loss)]
+        message = sum_over_workers(torch.cat(flat))
+        reduced = iter(message.split([len(part) for part in flat]))
         meta_loss = message.new_zeros(())
         for name in names:
-            prototypes, gates, (loss, tokens) = next(flat), next(flat), next(flat)
-            share = 1 / (tokens.clamp(min=1) * len(names))
-            set_router_gradients(self._captured.layers[name], prototypes, gates, share)
-            meta_loss = meta_loss + loss * share
-        return next(flat)[0], meta_loss
+            layer, lesson, tally = self._captured.layers[name], self._lessons[name], next(reduced)
+            share = share_of(lesson, tally[1], len(names))
+            router = [next(reduced) for _ in self._sums[name].router]
+            if lesson.regulation is not None:
+                self.seen[name] = seen_of(tally)
+            if self._arm.teacher.task and layer.task_reaches_router:
+                for parameter in (layer.proto_weight, layer.gate_param):
+                    if parameter is not None and parameter.grad is not None and self._arm.teacher.task != 1:
+                        parameter.grad = parameter.grad * self._arm.teacher.task
+                add_router_gradients(layer, router, share)
+            elif router:
+                set_router_gradients(layer, router[0], router[1] if len(router) > 1 else None, share)
+            meta_loss = meta_loss + tally[0] * share
+        if self._arm.teacher.goodness is None:
+            meta_loss = torch.full_like(meta_loss, torch.nan)
+        return next(reduced)[0], meta_loss
 
-    def _towards_layer_goodness(self, cost: LayerCost, names: list[str]) -> None:
-        squares, gradients = {}, {}
+    def _tally(self, name: str) -> Tensor:
+        tally = self._sums[name].tally
+        assert isinstance(tally, Tensor)
+        return tally
+
+    def _from_layer_goodness(self, cost: LayerCost, names: list[str]) -> None:
+        squares, gradients, frozen = {}, {}, {}
         for name in names:
             contributions, relevances = zip(*self._sums[name].squares, strict=True)
             squares[name] = (torch.stack(contributions).sum(dim=0), torch.stack(relevances).sum(dim=0))
-            gradient = self._captured.layers[name].mu_weight.grad
-            if gradient is None:
+            gradient, own = self._captured.layers[name].mu_weight.grad, self._sums[name].weight_gradient
+            if isinstance(own, Tensor):
+                frozen[name] = own
+            elif gradient is None:
                 raise RuntimeError(f"{name!r} has no weight gradient; a cost of granularity 'layer' is measured on it")
-            gradients[name] = gradient
+            else:
+                gradients[name] = gradient
+        gradients |= _summed(frozen)
         signals = layer_signals(squares, gradients, cost)
         for name in names:
+            lesson = self._lessons[name]
             for call in self._sums[name].calls:
                 if self.health is not None:
                     observe(self.health, name, _valid_routing(call), signals[name])
                 routing, counts = _whole_routing(call)
-                found = self._towards_shared(
-                    routing.match, routing.gate, counts, signals[name].goodness, routing.gain, routing.in_features
-                )
-                self._add(self._sums[name], call, found, counts)
+                of_call = routing.match, routing.gate, routing.chosen, counts
+                of_layer = routing.threshold, lesson, routing.rule, call.module.regulation_state
+                self._add(call, self._teach_shared(*of_call, *of_layer, signals[name].goodness))
                 call.let_go("x", "routing")
 
-    @staticmethod
-    def _add(sums: _ModuleSums, call: CapturedCall, found: MetaGradient, counts: Tensor) -> None:
+    def _add(self, call: CapturedCall, found: RouterGradient) -> None:
         """The products with x, in the precision in which the forward pass took them."""
+        sums = self._sums[call.module_name]
         dtype = call.routing.match.dtype
         x = _flat(call.x).to(dtype)
+        products = []
         with torch.autocast(x.device.type, enabled=False):
-            sums.prototypes = sums.prototypes + at_least_float32(found.match.to(dtype).T @ x)
-            sums.gates = sums.gates + at_least_float32(found.gate.to(dtype).T @ x)
-        sums.loss_and_tokens = sums.loss_and_tokens + torch.stack([found.loss, counts.sum()])
+            for each, parameter in ((found.match, call.module.proto_weight), (found.gate, call.module.gate_param)):
+                if each is not None and parameter is not None:
+                    each = each.to(dtype)
+                    products.append(at_least_float32(each.sum(dim=0) if parameter.ndim == 1 else each.T @ x))
+        pairs = zip(sums.router, products, strict=True) if sums.router else ((0.0, each) for each in products)
+        sums.router = [before + each for before, each in pairs]
+        sums.tally = sums.tally + found.tally
 
 
-def towards_tokens(
+def teach_tokens(
     x: Tensor,
     masked_output: Tensor,
     grad_output: Tensor,
+    computation_output: Tensor | None,
+    masked_gradient: Tensor | None,
     match: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
+    chosen: Tensor | None,
     counts: Tensor,
-    cost: TokenCost,
+    threshold: Tensor | None,
+    lesson: Lesson,
+    rule: Rule,
+    state: RegulationState | None,
     weight: WeightState,
     labels: Tensor,
-    gain: float,
-) -> MetaGradient:
-    """`towards_token_goodness` of a call's tensors as they were captured, any precision."""
-    moment = Moment(at_least_float32(x), at_least_float32(masked_output), at_least_float32(grad_output))
-    return towards_token_goodness(cost, moment, Routing(match, gate, gain, x.shape[-1]), weight, counts, labels)
+) -> RouterGradient:
+    """`teach_from_call` of a call's tensors as they were captured, any precision."""
+    moment = wide(Moment(x, masked_output, grad_output, computation_output, masked_gradient))
+    routing = Routing(match, gate, rule, threshold, chosen)
+    return teach_from_call(lesson, moment, routing, state, weight, counts, None, labels)
 
 
-def towards_layer(
-    match: Tensor, gate: Tensor, counts: Tensor, goodness: Tensor, gain: float, in_features: int
-) -> MetaGradient:
-    """`towards` a Goodness that all tokens share."""
-    return towards(goodness, Routing(match, gate, gain, in_features), counts)
+def teach_shared(
+    match: Tensor,
+    gate: Tensor | None,
+    chosen: Tensor | None,
+    counts: Tensor,
+    threshold: Tensor | None,
+    lesson: Lesson,
+    rule: Rule,
+    state: RegulationState | None,
+    goodness: Tensor,
+) -> RouterGradient:
+    """`teach` with a Goodness that all tokens share."""
+    return teach(lesson, goodness, Routing(match, gate, rule, threshold, chosen), state, counts)
 
 
-def _parts(sums: _ModuleSums) -> tuple[Tensor, Tensor, Tensor]:
-    parts = sums.prototypes, sums.gates, sums.loss_and_tokens
-    assert all(isinstance(part, Tensor) for part in parts)
-    return parts  # type: ignore[return-value]
+def _summed(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each added up over the workers, in one message."""
+    if not gradients:
+        return {}
+    flat = sum_over_workers(torch.cat([each.reshape(-1) for each in gradients.values()]))
+    parts = flat.split([each.numel() for each in gradients.values()])
+    return {name: part.view_as(each) for (name, each), part in zip(gradients.items(), parts, strict=True)}
+
+
+def scalar_like(labels: Tensor | int, call: CapturedCall) -> Tensor:
+    """`labels` as a number beside the call's gradients."""
+    assert call.grad_output is not None
+    return scalar(labels, at_least_float32(call.grad_output))
 
 
 def _sum_of_squares(tensor: Tensor, counts: Tensor) -> Tensor:
@@ -195,11 +254,24 @@ def _whole(call: CapturedCall) -> tuple[Moment, Routing, Tensor]:
     """All tokens of a call, padding among them, and which of them count."""
     assert call.grad_output is not None
     routing, counts = _whole_routing(call)
-    return Moment(_flat(call.x), _flat(call.masked_output), _flat(call.grad_output)), routing, counts
+    return Moment(*map(_flat_or_none, _of_moment(call))), routing, counts  # type: ignore[arg-type]
+
+
+def _of_moment(call: CapturedCall) -> tuple[Tensor | None, ...]:
+    return call.x, call.masked_output, call.grad_output, call.computation_output, call.masked_gradient
+
+
+def _valid_moment(call: CapturedCall) -> Moment:
+    """The valid tokens of a call, in float32 at least."""
+    return Moment(*(None if each is None else call.select(each) for each in _of_moment(call)))  # type: ignore[arg-type]
+
+
+def _flat_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _flat(tensor)
 
 
 def _whole_routing(call: CapturedCall) -> tuple[Routing, Tensor]:
-    routing = call.routing._replace(match=_flat(call.routing.match), gate=_flat(call.routing.gate))
+    routing = _over_tokens(call.routing, _flat)
     dtype = torch.promote_types(routing.match.dtype, torch.float32)
     if call.valid is None:
         return routing, torch.ones(len(routing.match), dtype=dtype, device=routing.match.device)
@@ -207,13 +279,23 @@ def _whole_routing(call: CapturedCall) -> tuple[Routing, Tensor]:
 
 
 def _valid_routing(call: CapturedCall) -> Routing:
-    return call.routing._replace(match=call.select(call.routing.match), gate=call.select(call.routing.gate))
+    return _over_tokens(call.routing, call.select)
+
+
+def _over_tokens(routing: Routing, change: Callable[[Tensor], Tensor]) -> Routing:
+    """`change` made to what a routing holds for each token; a G of one number an expert is none of it."""
+    gate, chosen = routing.gate, routing.chosen
+    return routing._replace(
+        match=change(routing.match),
+        gate=gate if gate is None or gate.ndim == 1 else change(gate),
+        chosen=None if chosen is None else change(chosen),
+    )
 
 
 @contextmanager
 def hooks_pass(
     model: nn.Module,
-    cost: LearningCost | None,
+    arm: Arm,
     *,
     valid: Tensor | None,
     labels: Tensor | int,
@@ -227,8 +309,22 @@ def hooks_pass(
     `labels` is the global number of labels by which the task loss was divided. `second_moments` are Adam's, of W, by
     module, for the costs that need them.
     """
-    engine = HooksPass(cost, labels=labels, second_moments=second_moments, health=health, use_compiler=use_compiler)
-    watched = nn.Module() if cost is None and health is None else model  # a control that nobody observes is left alone
-    with capture(watched, valid=valid, storage=storage, on_gradient=engine.on_gradient) as captured:
-        engine._captured = captured
+    needed = health is not None or any(
+        lesson.has_gradient or lesson.regulation is not None
+        for lesson in (lesson_of(arm, layer.regulation, layer.density) for layer in sparse_layers(model).values())
+    )
+    watched = model if needed else nn.Module()  # an arm of which nothing is to be captured is left alone
+    # The engine is made when the capture is open; no gradient can arrive before.
+    opened: list[HooksPass] = []
+    with capture(
+        watched,
+        valid=valid,
+        storage=storage,
+        on_gradient=lambda call: opened[0].on_gradient(call),
+        masked=arm.reads_masked,
+    ) as captured:
+        engine = HooksPass(
+            captured, arm, labels=labels, second_moments=second_moments, health=health, use_compiler=use_compiler
+        )
+        opened.append(engine)
         yield engine

@@ -1,11 +1,10 @@
-"""What did learning cost? The arms of the ablation: one number for every expert, from captured gradients.
+"""What did learning cost? One number for every expert, from captured gradients.
 
-The learning cost is the only thing in which the arms differ. A cost of granularity "token" is computed for every token
-from grad_output, x and what is known of the weight; a cost of granularity "layer" is computed from the weight gradient,
-in which the tokens of the whole (global) batch are already summed.
+The learning cost is the only thing in which the ADR's own arms differ. A cost of granularity "token" is computed for
+every token from grad_output, x and what is known of the weight; a cost of granularity "layer" is computed from the
+weight gradient, in which the tokens of the whole (global) batch are already summed.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -14,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tiny_onn.arms import canonical
+from tiny_onn.gates import imported
 from tiny_onn.mas import EPS
 
 
@@ -187,11 +188,10 @@ def per_token_function(
     return costs
 
 
-_ARMS: dict[str, LearningCost | None] = {
+COSTS: dict[str, LearningCost] = {
     "per_token": TokenCost(per_token),
     "aggregated": LayerCost(aggregated),
     "metric_only": LayerCost(metric_only),
-    "none": None,
     "relative": TokenCost(relative),
     "fisher": TokenCost(fisher, needs_second_moment=True),
     "metric_max": LayerCost(metric_max),
@@ -199,41 +199,27 @@ _ARMS: dict[str, LearningCost | None] = {
     "per_token_vmap": TokenCost(per_token_vmap),
     "per_token_function": TokenCost(per_token_function),
 }
-
-
-def learning_cost_names() -> tuple[str, ...]:
-    """The arms that come with the package."""
-    return tuple(_ARMS)
+"""The learning costs that come with the package; each is also the name of the ADR's arm with that cost."""
 
 
 def learning_cost(name: str) -> LearningCost | None:
-    """The learning cost of an arm; None for the control, whose router the task loss trains.
+    """A learning cost by name; None for "task_only" (once "none"), whose router the task loss trains.
 
-    `name` is one of `learning_cost_names()`, or "package.module:attribute" for a TokenCost or LayerCost of one's own.
+    `name` is one of `COSTS`, or "package.module:attribute" for a TokenCost or LayerCost of one's own.
 
     Raises:
-        ValueError: there is no such arm, the attribute is neither a TokenCost nor a LayerCost, or what it returns is
+        ValueError: there is no such cost, the attribute is neither a TokenCost nor a LayerCost, or what it returns is
             no learning cost: it is tried on a few numbers.
     """
-    if name in _ARMS:
-        return _ARMS[name]
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise ValueError(f"unknown arm {name!r}; there are {', '.join(_ARMS)}, or package.module:attribute")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"arm {name!r} cannot be imported: {error}") from error
-    if not isinstance(found, TokenCost | LayerCost):
-        raise ValueError(f"arm {name!r} is a {type(found).__name__}; expected a TokenCost or a LayerCost")
+    if name in COSTS:
+        return COSTS[name]
+    if canonical(name) == "task_only":
+        return None
+    if ":" not in name:
+        raise ValueError(f"unknown learning cost {name!r}; there are {', '.join(COSTS)}, or package.module:attribute")
+    found = imported(name, "learning cost", (TokenCost, LayerCost))
     from tiny_onn.cost_contract import cost_problem  # which knows the classes above
 
-    problem = cost_problem(found)
-    if problem:
-        raise ValueError(f"arm {name!r} {problem}")
-    return found
-
-
-def can_be_fused(name: str) -> bool:
-    """Whether the single-pass engine can run an arm: where the cost is a token's own, and in the control."""
-    return not isinstance(learning_cost(name), LayerCost)
+    if problem := cost_problem(found):  # type: ignore[arg-type]
+        raise ValueError(f"learning cost {name!r} {problem}")
+    return found  # type: ignore[return-value]

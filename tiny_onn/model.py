@@ -1,6 +1,6 @@
 """A causal transformer over grids, its projections SparseProtoLinear layers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -59,13 +59,10 @@ def rotate(v: Float[Tensor, "b s h d"], turn: Rotation) -> Float[Tensor, "b s h 
 class SparseAttention(nn.Module):
     """Causal multi-head attention with q, k, v and o projected by SparseProtoLinear and RoPE on q and k."""
 
-    def __init__(self, hidden: int, heads: int, *, gain: float, router_learns_from_task: bool) -> None:
+    def __init__(self, hidden: int, heads: int, **routing: Any) -> None:
         super().__init__()
         self.heads = heads
-        self.q, self.k, self.v, self.o = (
-            SparseProtoLinear(hidden, hidden, gain=gain, router_learns_from_task=router_learns_from_task)
-            for _ in range(4)
-        )
+        self.q, self.k, self.v, self.o = (SparseProtoLinear(hidden, hidden, **routing) for _ in range(4))
 
     def forward(
         self,
@@ -93,10 +90,10 @@ class SparseAttention(nn.Module):
 class MoIETransformerBlock(nn.Module):
     """LayerNorm -> SparseProtoLinear q, k, v -> RoPE -> causal attention -> SparseProtoLinear o -> residual."""
 
-    def __init__(self, hidden: int, heads: int, *, gain: float, router_learns_from_task: bool) -> None:
+    def __init__(self, hidden: int, heads: int, **routing: Any) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
-        self.attention = SparseAttention(hidden, heads, gain=gain, router_learns_from_task=router_learns_from_task)
+        self.attention = SparseAttention(hidden, heads, **routing)
 
     def forward(
         self,
@@ -118,8 +115,7 @@ class GridTransformer(nn.Module):
         hidden: width; `hidden / heads` must be even, for RoPE.
         layers: number of blocks.
         heads: attention heads.
-        gain: scales the routing logits of every SparseProtoLinear.
-        router_learns_from_task: the control arm; see SparseProtoLinear.
+        routing: keyword arguments of every SparseProtoLinear, such as gain, density and gate_parameter.
 
     Raises:
         ValueError: `hidden` cannot be cut into `heads` heads of even width.
@@ -133,8 +129,7 @@ class GridTransformer(nn.Module):
         hidden: int,
         layers: int,
         heads: int,
-        gain: float = 1.0,
-        router_learns_from_task: bool = False,
+        **routing: Any,
     ) -> None:
         super().__init__()
         if hidden % (2 * heads):
@@ -144,10 +139,7 @@ class GridTransformer(nn.Module):
         self.token_embedding = nn.Embedding(vocabulary, hidden)
         self.row_embedding = nn.Embedding(coordinates, hidden)
         self.column_embedding = nn.Embedding(coordinates, hidden)
-        self.blocks = nn.ModuleList(
-            MoIETransformerBlock(hidden, heads, gain=gain, router_learns_from_task=router_learns_from_task)
-            for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(MoIETransformerBlock(hidden, heads, **routing) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, vocabulary)
 

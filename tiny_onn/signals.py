@@ -1,6 +1,8 @@
-"""The signals of the second stream: contribution, relevance and cost of each expert, and Goodness from them."""
+"""Signals: what each expert was worth to a token, from the tensors of a call as the backward pass goes by."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,10 +11,26 @@ from torch import Tensor
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.goodness import goodness
 from tiny_onn.learning_cost import LayerCost, TokenCost, WeightState
+from tiny_onn.mas import mas
 
 NO_SIGNAL = (
     1e-5  # nats per unit of computation_output; float32 rounds such a gradient, a difference of terms near 1, at 1e-7
 )
+_ROUNDING = 1e-6  # of float32, and a margin
+
+
+class Moment(NamedTuple):
+    """One call's tensors as the backward pass goes by, in float32 at least.
+
+    `grad_output` is dL/dy and `masked_gradient` is dL/do = dL/dy / w, which closed experts have, too. The last two are
+    None where no signal asks for them.
+    """
+
+    x: Float[Tensor, "n i"]
+    masked_output: Float[Tensor, "n o"]
+    grad_output: Float[Tensor, "n o"]
+    computation_output: Float[Tensor, "n o"] | None = None
+    masked_gradient: Float[Tensor, "n o"] | None = None
 
 
 @dataclass(frozen=True)
@@ -25,30 +43,89 @@ class Signals:
     cost: Float[Tensor, "*n o"]
 
 
-def _signals(contribution: Tensor, relevance: Tensor, cost: Tensor) -> Signals:
-    if cost.shape != relevance.shape:  # it would be broadcast, and pass for a cost that all experts or tokens share
-        raise ValueError(f"the learning cost has shape {list(cost.shape)}; expected {list(relevance.shape)}")
-    return Signals(goodness(contribution, relevance, cost), contribution, relevance, cost)
+@dataclass(frozen=True)
+class Signal:
+    """One way to make Goodness of a call.
+
+    Attributes:
+        measure: `measure(moment, cost [n, O]) -> [n, O]`; entries of 0 or less are no target. `moment` has the
+            gradients of the summed loss, those of a token without signal at 0. Only ratios within a token matter,
+            unless tokens are weighted by their signal.
+        reads_masked: whether it needs `moment.computation_output` and `moment.masked_gradient`.
+    """
+
+    measure: Callable[[Moment, Tensor], Tensor]
+    reads_masked: bool = False
+
+
+def _goodness(moment: Moment, cost: Tensor) -> Tensor:
+    return goodness(moment.masked_output.abs(), moment.grad_output.abs(), cost)
+
+
+def _signed(moment: Moment, cost: Tensor) -> Tensor:
+    assert moment.masked_gradient is not None
+    return _fall(moment.masked_output, moment.masked_gradient)
+
+
+def _opening(moment: Moment, cost: Tensor) -> Tensor:
+    assert moment.computation_output is not None
+    assert moment.masked_gradient is not None
+    return _fall(moment.computation_output, moment.masked_gradient)
+
+
+def _fall(output: Tensor, gradient: Tensor) -> Tensor:
+    """relu(-output gradient); nothing of a token whose best expert is within rounding of nothing."""
+    fall = torch.relu(-output * gradient)
+    size = output.abs().amax(dim=-1, keepdim=True) * gradient.abs().amax(dim=-1, keepdim=True)
+    return fall * (fall.amax(dim=-1, keepdim=True) > _ROUNDING * size)
+
+
+def _subtractive(moment: Moment, cost: Tensor) -> Tensor:
+    assert moment.masked_gradient is not None
+    return mas(moment.masked_gradient.abs()) * (mas(moment.masked_output.abs()) - mas(cost))
+
+
+GOODNESS = Signal(_goodness)
+"""mas(mas(|o|) mas(|dL/dy|)) / mas(C): ADR-0004. It is 0 for a closed expert, which stays closed."""
+SIGNED = Signal(_signed, reads_masked=True)
+"""relu(-o dL/do): to first order, how much an open expert lowers the loss; experts that raise it are no target."""
+OPENING = Signal(_opening, reads_masked=True)
+"""relu(-y dL/do) = relu(-dL/dw): to first order, how much the loss falls as an expert's weight grows, closed or not."""
+SUBTRACTIVE = Signal(_subtractive, reads_masked=True)
+"""mas(|dL/do|) (mas(|o|) - mas(C)): later work of ADR-0004's authors (dmf-archive/Tiny-ONN, f8db4e3, 255e6fa)."""
+
+SIGNALS: dict[str, Signal] = {
+    "goodness": GOODNESS,
+    "signed": SIGNED,
+    "opening": OPENING,
+    "subtractive": SUBTRACTIVE,
+}
+
+
+def _checked(cost: Tensor, like: Tensor) -> Tensor:
+    if cost.shape != like.shape:  # it would be broadcast, and pass for a cost that all experts or tokens share
+        raise ValueError(f"the learning cost has shape {list(cost.shape)}; expected {list(like.shape)}")
+    return cost
 
 
 @torch.no_grad()
-def token_signals(
-    cost: TokenCost,
-    x: Float[Tensor, "n i"],
-    masked_output: Float[Tensor, "n o"],
-    grad_output: Float[Tensor, "n o"],
-    weight: WeightState,
-) -> Signals:
-    """Every token's own signals: |masked_output|, |grad_output| and the token cost. Needs no other worker.
+def token_signals(signal: Signal, cost: TokenCost, moment: Moment, weight: WeightState) -> Signals:
+    """The signals of every token of a call; the gradients of `moment` are those of the summed loss.
 
-    `grad_output` is that of the loss *summed* over its labels, so that its size does not depend on how many there are.
-    A token whose largest gradient is below NO_SIGNAL has a Goodness of 0. There are such tokens: the first of a
-    sequence, whose query can choose among one key only, has a gradient of exactly 0 but for rounding. Goodness, being
-    free of scale, would make a full-sized target of that noise.
+    A token whose gradient is within rounding of nothing has no signal: it counts as one whose gradient is 0. What such
+    a token's Goodness is made of is noise: the query of a first token, which can choose among one key only, has a
+    gradient of exactly 0 but for rounding. Goodness, being free of scale, would make a full-sized target of that noise.
     """
-    size = grad_output.abs().amax(dim=-1, keepdim=True)
-    grad_output = grad_output * (size > NO_SIGNAL)
-    return _signals(masked_output.abs(), grad_output.abs(), cost.measure(grad_output, x, weight))
+    grad_output = moment.grad_output * _has_signal(moment.grad_output)
+    moment = moment._replace(grad_output=grad_output)
+    if moment.masked_gradient is not None:
+        moment = moment._replace(masked_gradient=moment.masked_gradient * _has_signal(moment.masked_gradient))
+    costs = _checked(cost.measure(grad_output, moment.x, weight), grad_output)
+    return Signals(signal.measure(moment, costs), moment.masked_output.abs(), grad_output.abs(), costs)
+
+
+def _has_signal(gradient: Tensor) -> Tensor:
+    return gradient.abs().amax(dim=-1, keepdim=True) > NO_SIGNAL
 
 
 @torch.no_grad()
@@ -64,6 +141,9 @@ def layer_signals(
     """
     parts = [part for pair in squares.values() for part in pair]
     reduced = iter(sum_over_workers(torch.cat(parts)).split([len(part) for part in parts]))
-    return {
-        name: _signals(next(reduced).sqrt(), next(reduced).sqrt(), cost.measure(gradients[name])) for name in squares
-    }
+    found = {}
+    for name in squares:
+        contribution, relevance = next(reduced).sqrt(), next(reduced).sqrt()
+        costs = _checked(cost.measure(gradients[name]), relevance)
+        found[name] = Signals(goodness(contribution, relevance, costs), contribution, relevance, costs)
+    return found

@@ -217,4 +217,40 @@ def limits(
     tell(result, output, as_json)
 
 
-COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits)
+@click.command(short_help="How far engine and number of workers change a run.")
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False), default="experiments/ablation.yaml")
+@click.option("--arm", "arms", multiple=True, help="Of these; by default those of the file's sweep. May be repeated.")
+@click.option("--steps", type=click.IntRange(1), default=50, show_default=True, help="Of training, in each way.")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a setting. May be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def agreement(
+    config: Path, arms: tuple[str, ...], steps: int, changes: tuple[str, ...], output: Path, as_json: bool
+) -> None:
+    """How far do engine and number of workers change a run's losses, parameters and time?
+
+    Every arm is trained on the same global batches by the hooks and by the fused engine, with two DDP workers and with
+    one.
+
+    \b
+    Examples:
+      tiny-onn bench agreement
+      tiny-onn bench agreement experiments/ablation.yaml --arm per_token --steps 200
+      tiny-onn bench agreement --arm opening --set training.precision=float64
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import agreement as question
+    from experiments.benchmarks.report import Progress, tell
+    from pipeline.settings.changes import parse_changes
+    from pipeline.settings.config import replace
+    from pipeline.settings.experiment_file import read_experiment
+
+    experiment = replace(read_experiment(config), parse_changes(changes), "--set")
+    listed = arms or (experiment.sweep.arms if experiment.sweep else (experiment.training.arm,))
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(experiment, listed, steps, progress)
+    tell(result, output, as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement)

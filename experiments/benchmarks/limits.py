@@ -31,7 +31,7 @@ _LONGEST, _BUDGET = 512, 2048  # tokens of a row, and of a rank's batch
 
 def look_seconds(trials: int) -> float:
     """CPU seconds in which the driver looks once at so many running trials that have nothing new."""
-    experiment = Experiment(name="limits", sweep=SweepConfig(arms=("none",), seeds=tuple(range(trials))))
+    experiment = Experiment(name="limits", sweep=SweepConfig(arms=("task_only",), seeds=tuple(range(trials))))
     with tempfile.TemporaryDirectory(prefix="tiny-onn-bench-") as root:
         progress = [TrialProgress(t, Output(Path(root)).trial("limits", t.key)) for t in trials_of(experiment)]
         for each in progress:

@@ -102,7 +102,6 @@ class Trainee:
             hidden=model.hidden,
             layers=model.layers,
             heads=max(1, model.hidden // 32),
-            router_learns_from_task=arm == "none",
         )
         self._dynamics = LearningDynamics(
             bare,

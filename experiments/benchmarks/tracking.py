@@ -167,7 +167,7 @@ def _direct(uri: str, root: Path, load: Load) -> dict[str, Any]:
 
 
 def _sweep(root: Path, load: Load) -> tuple[Experiment, list[tuple[Trial, TrialFolder]]]:
-    sweep = SweepConfig(arms=("per_token", "none"), seeds=tuple(range((load.trials + 1) // 2)))
+    sweep = SweepConfig(arms=("per_token", "task_only"), seeds=tuple(range((load.trials + 1) // 2)))
     experiment = Experiment(name="bench", sweep=sweep)
     trials = trials_of(experiment)[: load.trials]
     pairs = [(trial, Output(root).trial(experiment.name, trial.key)) for trial in trials]

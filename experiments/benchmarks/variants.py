@@ -24,9 +24,10 @@ from tiny_onn.compiling import compiler_problem
 from tiny_onn.dynamics import LearningDynamics
 from tiny_onn.layers import computation_parameters, router_parameters
 from tiny_onn.learning_cost import TokenCost, WeightState, learning_cost, per_token_gradients
-from tiny_onn.meta_loss import meta_loss
+from tiny_onn.mas import mas
 from tiny_onn.model import GridTransformer
-from tiny_onn.signals import token_signals
+from tiny_onn.objectives import JSD
+from tiny_onn.signals import GOODNESS, Moment, token_signals
 
 NAMES = (
     "plain_eager",
@@ -74,7 +75,6 @@ class Step:
             hidden=size.hidden,
             layers=size.layers,
             heads=max(1, size.hidden // 32),
-            router_learns_from_task=plain,
         ).to(device)
         if variant in ("plain_compiled", "fused"):
             self._model.compile_blocks()
@@ -115,10 +115,12 @@ class Step:
             loss.backward(retain_graph=True)
             losses = []
             for call in captured.calls():
-                x, masked_output, grad_output = call.tokens()
-                state = WeightState(call.module.mu_weight.detach())
-                signals = token_signals(cost, x, masked_output, grad_output * labels, state)
-                losses.append(meta_loss(call.module.routing(x, learn=True).logits(), signals.goodness).mean())
+                assert call.grad_output is not None
+                x, masked_output = call.select(call.x), call.select(call.masked_output)
+                moment = Moment(x, masked_output, call.select(call.grad_output) * labels)
+                signals = token_signals(GOODNESS, cost, moment, WeightState(call.module.mu_weight.detach()))
+                logits = call.module.routing(x, masked_output, learn=True).logits()
+                losses.append(JSD.value(logits, mas(signals.goodness)).mean())
             gradients = torch.autograd.grad(torch.stack(losses).mean(), router)
         for parameter, gradient in zip(router, gradients, strict=True):
             parameter.grad = gradient

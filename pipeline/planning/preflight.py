@@ -13,13 +13,12 @@ from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.running.cluster import check_address, fit, local_resources
-from pipeline.settings.config import Experiment, TrainingConfig
+from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.build import DTYPES, build_model, compiling
-from tiny_onn.learning_cost import can_be_fused, learning_cost, learning_cost_names
+from pipeline.training.build import DTYPES, arm_of, build_model, compiling
 
 _EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
 _SPARE_BYTES = 100e6  # for data, metrics, figures and logs
@@ -32,8 +31,8 @@ def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> N
         UserError: names the field or option, what was found and what was expected.
     """
     experiments = [trial.experiment for trial in trials]
-    for training in {experiment.training.arm: experiment.training for experiment in experiments}.values():
-        _check_arm(training)
+    for experiment in {_of_the_arm(experiment): experiment for experiment in experiments}.values():
+        _check_arm(experiment)
     if address is None:
         here = local_resources()
         for experiment in experiments:
@@ -91,23 +90,32 @@ def parameters_of(experiment: Experiment) -> int:
         return sum(p.numel() for p in build_model(experiment, "meta").parameters())
 
 
-def _check_arm(training: TrainingConfig) -> None:
-    arm = training.arm
-    if arm in learning_cost_names():
-        return
+def _of_the_arm(experiment: Experiment) -> str:
+    """Equal for experiments that `_check_arm` need look at once."""
+    training = experiment.training
+    return f"{training.arm} {training.parts} {training.engine} {training.compile} {experiment.model.density}"
+
+
+def _check_arm(experiment: Experiment) -> None:
+    training = experiment.training
     try:
-        learning_cost(arm)
+        found = arm_of(training)
     except Exception as error:  # whatever somebody's module does when it is imported
         imported = isinstance(error, ValueError) and error.__cause__ is None  # then it says itself what was expected
         how = (
-            ". Expected package.module:attribute, a TokenCost or a LayerCost, which the workers can import too: "
-            "`pip install -e` its package, or name its folder in PYTHONPATH."
+            ". Expected package.module:attribute, an Arm, a TokenCost or a LayerCost, which the workers can import "
+            "too: `pip install -e` its package, or name its folder in PYTHONPATH."
         )
-        raise UserError(f"training.arm: {arm!r} cannot be used ({error})" + ("" if imported else how)) from error
-    if not can_be_fused(arm):
+        text = f"training.arm: {training.arm!r} cannot be used ({error})" + ("" if imported else how)
+        raise UserError(text) from error
+    if problem := found.problem(experiment.model.density):
+        raise UserError(f"training.arm: {training.arm!r} {problem} (model.density: {experiment.model.density})")
+    if found.measures_layers:
         for field, value, needed in (("engine", training.engine, "fused"), ("compile", training.compile, "blocks")):
             if value == needed:
-                raise UserError(f"training.{field}: {value} cannot run {arm!r}, a cost of a whole layer; use auto")
+                raise UserError(
+                    f"training.{field}: {value} cannot run {training.arm!r}, a cost of a whole layer; use auto"
+                )
 
 
 def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:

@@ -1,17 +1,12 @@
-"""Which arms are the baselines that others are measured against, and what arms were called before."""
+"""Which arms are the baselines that others are measured against, and in which order arms are shown."""
 
-# Routers that the task loss trains, or none at all: what the field would use at the same density.
-BASELINES = frozenset({"top_k", "remoe", "switch", "magnitude", "magnitude_ste", "dense", "task_only"})
+from tiny_onn.arms import BASELINES, canonical
+
 _FIRST = ("per_token", "aggregated", "metric_only")
 
 
-def canonical(arm: str) -> str:
-    """The name of an arm today: `none` was renamed `task_only`."""
-    return "task_only" if arm == "none" else arm
-
-
 def is_baseline(arm: str) -> bool:
-    """Whether the arm is one of BASELINES."""
+    """Whether the arm is a baseline of the field, with a router that the task loss trains or with none."""
     return canonical(arm) in BASELINES
 
 

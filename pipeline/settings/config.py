@@ -5,7 +5,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from pipeline import measures
 from pipeline.errors import UserError
@@ -13,7 +13,7 @@ from pipeline.settings.changes import put
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
 from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, plain, setting_names, why_no_setting
-from tiny_onn.arms import GRANULARITY
+from tiny_onn.arms import GRANULARITY, canonical
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
@@ -24,12 +24,20 @@ _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 def _arm_problem(arm: str) -> str | None:
     """Why `arm` cannot be one; None where it is known, or names an attribute to be imported when a run starts."""
     names = tuple(GRANULARITY)
-    if arm in names or _IMPORTED_ARM.fullmatch(arm):
+    if canonical(arm) in names or _IMPORTED_ARM.fullmatch(arm):
         return None
     return (
         f"unknown arm {arm!r}{did_you_mean(arm, names)}; there are: {', '.join(names)}, or package.module:attribute "
-        "for a cost of your own"
+        "for an arm or a cost of your own"
     )
+
+
+def _named_today(arm: Any) -> Any:
+    """The arm's name of today, so that a config of before means what it did."""
+    return canonical(arm) if isinstance(arm, str) else arm
+
+
+Arm = Annotated[str, BeforeValidator(_named_today)]
 
 
 class DataConfig(Settings):
@@ -60,12 +68,18 @@ class DataConfig(Settings):
 
 
 class ModelConfig(Settings):
-    """The size of the transformer."""
+    """The transformer, and how it routes."""
 
     hidden: Annotated[int, Field(ge=1, le=65536)] = 64
     layers: Annotated[int, Field(ge=1, le=1000)] = 6
     heads: Annotated[int, Field(ge=1, le=4096)] = 2
-    gain: Rate = 1.0
+    gain: Rate = Field(1.0, description="scales the routing logits")
+    density: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="experts a token may use, as a part of all: the gate's limit, or what a regulation aims at"
+    )
+    gate_parameter: Literal["off", "zero", "uniform", "scalar"] = Field(
+        "off", description="G of the routing logits; zero is the decision record's, which never moves"
+    )
 
     @model_validator(mode="after")
     def _heads_are_even(self) -> "ModelConfig":
@@ -80,10 +94,28 @@ class ModelConfig(Settings):
         return self
 
 
+Part = Annotated[str, Field(min_length=1)]
+
+
+class PartsConfig(Settings):
+    """Parts of the arm to replace, by name or as package.module:attribute; the arm's own where nothing is said."""
+
+    gate: Part | None = Field(None, description="mas, relu, hard, open, softmax, magnitude, magnitude_ste")
+    signal: Part | None = Field(None, description="goodness, signed, opening, subtractive")
+    cost: Part | None = Field(None, description="per_token, relative, fisher, aggregated, metric_only, metric_max")
+    objective: Part | None = Field(None, description="jsd, cross_entropy, entropy_of_sum, entropy_of_difference")
+    regulation: Part | None = Field(None, description="adaptive_l1, load_balance, bias, quantile, sharpness, off")
+    sharpness: Annotated[float, Field(gt=0, lt=100)] | None = Field(None, description="exponent on Goodness's target")
+    token_weight: Literal["uniform", "signal"] | None = Field(None, description="how much a token teaches")
+    task_weight: Annotated[float, Field(ge=0)] | None = Field(None, description="of the task loss, for the router")
+    goodness_weight: Annotated[float, Field(ge=0)] | None = Field(None, description="of the meta-loss")
+
+
 class TrainingConfig(Settings):
     """One training run: which arm, for how long, how fast."""
 
-    arm: str = Field("per_token", description="the learning cost: " + ", ".join(GRANULARITY))
+    arm: Arm = Field("per_token", description="what teaches the router, through which gate: " + ", ".join(GRANULARITY))
+    parts: PartsConfig = PartsConfig()
     seed: NonNegative = 0
     steps: Count = 300
     batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
@@ -97,7 +129,7 @@ class TrainingConfig(Settings):
     )
     precision: Literal["float64", "float32", "bfloat16"] = "float32"
     engine: Literal["auto", "fused", "hooks"] = Field(
-        "auto", description="auto: fused, a single backward pass, for costs a token and the control; else hooks"
+        "auto", description="auto: fused, a single backward pass, for all but costs of a whole layer; else hooks"
     )
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
@@ -123,7 +155,7 @@ class TrainingConfig(Settings):
         problem = _arm_problem(self.arm)
         if problem:
             raise ValueError(f"arm: {problem}")
-        of_a_layer = GRANULARITY.get(self.arm) == "layer"
+        of_a_layer = GRANULARITY.get(self.parts.cost or self.arm) == "layer"
         if self.engine == "fused" and of_a_layer:
             raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
         if self.compile == "blocks" and of_a_layer:
@@ -146,9 +178,12 @@ class WorkersConfig(Settings):
 class SweepConfig(Settings):
     """Arms x seeds x any other field, by its dotted name; in a grid, or drawn from a space."""
 
-    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
-    grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.layers: [4, 6, 8]}")
+    grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.density: [0.05, 0.2]}")
+    arm_settings: dict[Arm, dict[str, Any]] = Field(
+        {}, description="settings of one arm's trials, for example {top_k: {model.density: 0.05}}"
+    )
     search: SearchConfig | None = Field(None, description="settings to draw, the same for all arms and seeds")
     scheduler: SchedulerConfig | None = Field(None, description="prunes drawn settings that fall behind")
     max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
@@ -166,6 +201,9 @@ class SweepConfig(Settings):
                 raise ValueError(f"{field} names a value twice: {list(values)}")
             if not values:
                 raise ValueError(f"{field} is empty")
+        for arm in self.arm_settings:
+            if arm not in self.arms:
+                raise ValueError(f"arm_settings: {arm!r} is not among the arms{did_you_mean(arm, self.arms)}")
         of_the_search = search_problem(self.grid, self.search, self.scheduler)
         if of_the_search:
             raise ValueError(of_the_search)

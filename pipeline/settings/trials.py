@@ -36,7 +36,12 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     cells = _cells(sweep, source)
     trials: dict[str, Trial] = {}
     for seed, (names, cell), arm in itertools.product(sweep.seeds, cells, sweep.arms):
-        changes = {**cell, "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
+        own = sweep.arm_settings.get(arm, {})
+        if twice := sorted(own.keys() & cell.keys()):
+            raise UserError(
+                f"{source}: {twice[0]} is both in sweep.arm_settings.{arm} and varied by the sweep; expected once"
+            )
+        changes = {**cell, **own, "training.arm": arm, "training.seed": seed, **_OF_THE_SWEEP}
         key = trial_key(arm, seed, *names)
         if key in trials:  # names that differ only in what no folder's name may hold
             key = f"{key[:55]}-{_short_hash(repr((arm, cell)))}"

@@ -1,5 +1,6 @@
 """Which settings a sweep may vary between its trials, and whether the values that it names for them can be."""
 
+import itertools
 import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +29,9 @@ def check_varied(sweep: "SweepConfig", experiment: type[BaseModel], source: str)
     groups = {name.rpartition(".")[0] for name in every}
     free = [name for name in every if name.startswith(_GROUPS) and name not in {*groups, *_LISTED_APART}]
     space = sweep.search.space if sweep.search else {}
-    for place, field in (*(("sweep.grid", f) for f in sweep.grid), *(("sweep.search.space", f) for f in space)):
+    own = ((f"sweep.arm_settings.{arm}", f) for arm, settings in sweep.arm_settings.items() for f in settings)
+    varied = (("sweep.grid", f) for f in sweep.grid), (("sweep.search.space", f) for f in space), own
+    for place, field in itertools.chain(*varied):
         if field not in every:
             raise UserError(f"{source}: {place}: {field!r} is no setting{did_you_mean(field, free)}")
         if field not in free:

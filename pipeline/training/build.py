@@ -7,10 +7,10 @@ import torch
 from pipeline.data import tokens
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, TrainingConfig
+from tiny_onn.arm import Arm, arm, configure
 from tiny_onn.compiling import compiler_problem
 from tiny_onn.dynamics import EngineName, LearningDynamics
 from tiny_onn.layers import computation_parameters, router_parameters
-from tiny_onn.learning_cost import can_be_fused, learning_cost
 from tiny_onn.model import GridTransformer
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
@@ -28,9 +28,16 @@ def build_model(experiment: Experiment, device: torch.device | str = "cpu") -> G
             layers=size.layers,
             heads=size.heads,
             gain=size.gain,
-            router_learns_from_task=learning_cost(training.arm) is None,
+            density=size.density,
+            gate_parameter=size.gate_parameter,
         )
+    configure(model, arm_of(training))
     return model.to(device=device, dtype=DTYPES[training.precision])
+
+
+def arm_of(training: TrainingConfig) -> Arm:
+    """The arm that trains, with the parts that the settings replace."""
+    return arm(training.arm, training.parts.model_dump())
 
 
 def build_dynamics(model: GridTransformer, training: TrainingConfig) -> LearningDynamics:
@@ -44,7 +51,7 @@ def build_dynamics(model: GridTransformer, training: TrainingConfig) -> Learning
         model.compile_blocks()
     return LearningDynamics(
         model,
-        learning_cost(training.arm),
+        arm_of(training),
         torch.optim.AdamW(groups, lr=training.learning_rate, fused=True),
         torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0, fused=True),
         engine=engine_of(training),
@@ -56,7 +63,7 @@ def build_dynamics(model: GridTransformer, training: TrainingConfig) -> Learning
 def engine_of(training: TrainingConfig) -> EngineName:
     """The engine that `training.engine` comes to for this arm."""
     if training.engine == "auto":
-        return "fused" if can_be_fused(training.arm) else "hooks"
+        return "hooks" if arm_of(training).measures_layers else "fused"
     return training.engine
 
 

@@ -21,11 +21,13 @@ from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
 from pipeline.foreign_json import DamagedJson, read_object_file
-from pipeline.settings.config import Experiment, replace
+from pipeline.settings.config import Experiment, PartsConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import write_tensors
 from pipeline.training.decode import Grid, draw, prompt_of
+from tiny_onn.gates import MAS
+from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
 SCHEMA_VERSION = 1
@@ -72,6 +74,7 @@ def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> 
     card = {
         "schema_version": SCHEMA_VERSION,
         "experiment": experiment.model_dump(mode="json"),
+        "computes_as_adr": _computes_as_adr(model),
         "sha256": {_WEIGHTS: file_hash(folder / _WEIGHTS)},
     }
     (folder / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -97,12 +100,30 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         actual = file_hash(folder / _WEIGHTS)
         if actual != expected:
             raise UserError(f"{folder / _WEIGHTS}: sha256 {actual[:12]}, expected {expected[:12]}; it has been altered")
-        # Arms differ in how they learn, not in what they compute: an arm of one's own need not be importable here.
-        model = build_model(replace(experiment, {"training.arm": "none", "training.engine": "auto"}, str(folder)))
-        model.load_state_dict(load_file(folder / _WEIGHTS))
+        weights = load_file(folder / _WEIGHTS)
+        model = build_model(_to_compute(experiment, card, weights, str(folder)))
+        model.load_state_dict(weights)
     except (OSError, DamagedJson, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable model ({type(error).__name__}: {error})") from error
     return TrainedModel(model.to(device).eval(), experiment)
+
+
+def _computes_as_adr(model: GridTransformer) -> bool:
+    """Whether it computes what a model of the ADR's arms does: they differ in how they learn alone."""
+    return all(layer.rule.gate is MAS and layer.regulation is None for layer in sparse_layers(model).values())
+
+
+def _to_compute(experiment: Experiment, card: dict[str, Any], weights: Mapping[str, Any], source: str) -> Experiment:
+    """The experiment as far as it says what the model computes: an arm of one's own need not be importable here.
+
+    A card of before the gates says nothing of them, and its model has a G.
+    """
+    changes: dict[str, Any] = {"training.engine": "auto", "training.compile": "auto"}
+    if any(name.endswith("gate_param") for name in weights) and experiment.model.gate_parameter == "off":
+        changes["model.gate_parameter"] = "zero"
+    if card.get("computes_as_adr", True):
+        changes |= {"training.arm": "task_only", "training.parts": PartsConfig().model_dump()}
+    return replace(experiment, changes, source)
 
 
 def _load_pyfunc(path: str) -> TrainedModel:

@@ -6,7 +6,7 @@ import torch
 from experiments.study.hybrids import NO_COST, SUMMED_COST
 from tests import oracles
 from tiny_onn.learning_cost import WeightState, learning_cost
-from tiny_onn.signals import token_signals
+from tiny_onn.signals import GOODNESS, Moment, token_signals
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def test_the_summed_cost_is_that_of_the_weight_gradient(call) -> None:
 
 def test_without_a_cost_goodness_is_contribution_times_relevance(call) -> None:
     grad_output, x, masked_output = call
-    found = token_signals(NO_COST, x, masked_output, grad_output, WeightState(torch.zeros(4, 5))).goodness
+    found = token_signals(
+        GOODNESS, NO_COST, Moment(x, masked_output, grad_output), WeightState(torch.zeros(4, 5))
+    ).goodness
     for n in range(7):
         product = oracles.mas(masked_output[n].abs()) * oracles.mas(grad_output[n].abs())
         assert torch.allclose(found[n], oracles.mas(product), rtol=1e-8)  # EPS beside a cost of 1

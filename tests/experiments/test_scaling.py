@@ -123,18 +123,18 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert len(each["all_seconds"]) == 2
         assert each["more_workers_than_cores"] == (workers > len(os.sched_getaffinity(0)))
         assert (each["efficiency"] == 1) == (workers == 1)
-    # Embeddings (16 + 32 + 32) x 16, two LayerNorms, a head of 16 x 16 + 16, and 4 layers of 3 x 16 x 16 + 16 numbers.
-    gradients = 4 * (80 * 16 + 2 * 32 + 272 + 4 * (3 * 256 + 16))
+    # Embeddings (16 + 32 + 32) x 16, two LayerNorms, a head of 16 x 16 + 16, and 4 layers of 2 x 16 x 16 + 16 numbers.
+    gradients = 4 * (80 * 16 + 2 * 32 + 272 + 4 * (2 * 256 + 16))
     for variant in ("none", "fused", "hooks"):
         pair = measured["weak", 2, variant]
-        # Counts of labels and tokens, int64, and both losses; the gate's and the prototypes' sums and counts of hooks.
+        # Counts of labels and tokens, int64, and both losses; the prototypes' sums and counts of hooks.
         assert pair["collectives"] == 3
         assert measured["weak", 1, variant]["bytes"] == measured["weak", 1, variant]["collectives"] == 0
     costs = found["fit"]["costs"]
     assert sum(costs["fused"]["in_backward"]) == sum(costs["none"]["in_backward"]) == gradients
     assert costs["fused"]["apart"][0] == costs["none"]["apart"][0] == 2 * 8
-    assert sum(costs["hooks"]["in_backward"]) == gradients - 4 * (4 * 2 * 256)
-    assert costs["hooks"]["apart"][1] == 4 * (4 * (2 * 256 + 2) + 1)
+    assert sum(costs["hooks"]["in_backward"]) == gradients - 4 * (4 * 256)
+    assert costs["hooks"]["apart"][1] == 4 * (4 * (256 + 2) + 1)
     for cost in costs.values():
         assert 0 < cost["backward"] < cost["compute"]
     assert found["fit"]["bandwidth_gbit"] > 0

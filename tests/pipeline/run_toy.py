@@ -15,7 +15,7 @@ from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experime
 def main(output: Path, description: str, log: Path) -> int:
     """The sweep's exit code."""
     experiment = toy_experiment(
-        arms=("none",),
+        arms=("task_only",),
         description=description,
         training=TrainingConfig(steps=1000, warmup_steps=1, batch_tokens=64),
     )

@@ -44,7 +44,7 @@ def write_config(folder: Path) -> Path:
         "model": {"hidden": 8, "layers": 1, "heads": 2},
         "training": {"steps": 9, "warmup_steps": 1, "batch_tokens": 1000, "compile": "eager", "log_every": 2},
         "workers": {"cpus": 0.5, "timeout_s": 60},
-        "sweep": {"arms": ["per_token", "none"], "seeds": [0]},
+        "sweep": {"arms": ["per_token", "task_only"], "seeds": [0]},
         "scales": {"deep": {"model.layers": 3}},
     }
     path = folder / "look.yaml"

@@ -11,10 +11,10 @@ from pipeline.records.spool import Spool
 from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig
 from pipeline.settings.trials import Trial, trials_of
 
-ARMS = ("per_token", "aggregated", "none")
+ARMS = ("per_token", "aggregated", "task_only")
 SEEDS = (0, 1, 2)
-DENSITY = {"per_token": 0.05, "aggregated": 0.5, "none": 0.4}
-LOSS = {"per_token": (1.0, 1.2, 1.1), "aggregated": (0.9, 1.15, 1.0), "none": (1.0, 1.3, math.nan)}
+DENSITY = {"per_token": 0.05, "aggregated": 0.5, "task_only": 0.4}
+LOSS = {"per_token": (1.0, 1.2, 1.1), "aggregated": (0.9, 1.15, 1.0), "task_only": (1.0, 1.3, math.nan)}
 EXTRA = {"data_name": "arc-agi-2", "data_hash": "0123456789abcdef", "data_counts": '{"train": 8}'}
 
 
@@ -43,7 +43,7 @@ def metrics_at(trial: Trial, step: int) -> dict[str, float]:
         values[f"activation_rate/L{layer}"] = 0.6 if step == 0 else DENSITY[arm] * (1 + layer) * (1 + seed / 10)
         values[f"mutual_information/L{layer}"] = 0.5 * (layer + 1)
         values[f"effective_experts/L{layer}"] = 8.0
-        if arm != "none":
+        if arm != "task_only":
             values[f"fraction_good/L{layer}"] = 0.1 * (layer + 1)
             values[f"rank_correlation_contribution/L{layer}"] = 0.9
             values[f"rank_correlation_relevance/L{layer}"] = -0.1

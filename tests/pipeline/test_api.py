@@ -49,9 +49,9 @@ def test_changes_that_are_no_settings_by_name_are_refused(config: Path, changes:
 
 
 def test_a_call_is_told_as_the_command_that_does_the_same() -> None:
-    words = command_words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "none"}, "gpu", "runs")
+    words = command_words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "task_only"}, "gpu", "runs")
     assert shlex.join(words) == (
-        "tiny-onn ablate 'a b.yaml' --scale gpu --set training.steps=4 --set training.arm=none --output runs"
+        "tiny-onn ablate 'a b.yaml' --scale gpu --set training.steps=4 --set training.arm=task_only --output runs"
     )
 
 
@@ -65,18 +65,18 @@ def test_what_is_refused_is_an_error_with_the_message_of_the_command(config: Pat
 def test_results_are_a_row_for_each_trial(tmp_path: Path) -> None:
     output = Output(tmp_path)
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
-    sample = sweep_samples.experiment("frames", arms=("per_token", "none"), grid={"model.gain": (0.5, 1.0)})
+    sample = sweep_samples.experiment("frames", arms=("per_token", "task_only"), grid={"model.gain": (0.5, 1.0)})
     for trial, folder in sweep_samples.trials(output, sample):
         sweep_samples.write_spool(trial, folder)
         tracker.start_trial(folder, trial, sample.name, sweep_samples.EXTRA)
-        tracker.end_trial(folder, "FAILED" if trial.key == "none-s2-gain_1.0" else "FINISHED")
+        tracker.end_trial(folder, "FAILED" if trial.key == "task_only-s2-gain_1.0" else "FINISHED")
     outcome = Outcome("frames", tmp_path, sweep.SweepOutcome(11, 12), trials_of(sample), None, "tests")
     frame = outcome.results()
     assert frame.equals(results_frame(read_results(output.tracking_uri, "tests", "frames")))
     assert len(frame) == 11
     assert list(frame.columns[:3]) == ["arm", "seed", "model.gain"]
     assert frame.groupby(["arm", "model.gain"])["held_out_loss"].mean()["per_token", 0.5] == pytest.approx(1.1)
-    assert outcome.curves().loc[20, "none-s1-gain_0.5"] == 2.0
+    assert outcome.curves().loc[20, "task_only-s1-gain_0.5"] == 2.0
     assert outcome.curves().shape == (3, 12)
     with pytest.raises(UserError, match=r"no trial has measured it \(did you mean 'held_out/loss'\?\)"):
         outcome.curves("held_out/lost")
@@ -131,11 +131,11 @@ def test_a_sweep_from_a_thread_beside_a_running_loop(config: Path, tmp_path: Pat
     first, second = outcomes
     assert first.exit_code == second.exit_code == 0
     frame = second.results()
-    assert list(frame["arm"]) == ["per_token", "none"]
+    assert list(frame["arm"]) == ["per_token", "task_only"]
     assert frame["held_out_loss"].between(0, 10).all()
     assert list(first.curves().index) == [2, 4, 6]
     assert screen.getvalue().count("look: 2 trials to run") == 1
     made = api.report("look", tmp_path / "out", console=Console(file=screen, width=120))
     assert made.results.finished == 2
-    result = json.loads(Output(tmp_path / "out").trial("look", "none-s0").result.read_text())
+    result = json.loads(Output(tmp_path / "out").trial("look", "task_only-s0").result.read_text())
     assert result["metrics"]["held_out/loss"] == pytest.approx(frame["held_out_loss"][1])

@@ -90,7 +90,7 @@ def test_the_runs_table_is_readable_without_touching_it(page, links):
     page.get_by_text("per_token · s0").wait_for()
     text = page.inner_text("body")
     _keep(page, "leaderboard")
-    for arm in ("per_token", "aggregated", "none"):
+    for arm in ("per_token", "aggregated", "task_only"):
         for seed in range(3):
             assert f"{arm} · s{seed}" in text
     for column in ("held_out/loss", "held_out/token_accuracy", "activation_rate/L0"):

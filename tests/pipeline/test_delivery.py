@@ -18,7 +18,7 @@ from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
 from tests.pipeline.sweep_samples import EXTRA, experiment, write_snapshot, write_spool
 
-ARMS = {"arms": ("per_token", "none"), "seeds": (0,)}
+ARMS = {"arms": ("per_token", "task_only"), "seeds": (0,)}
 FAULTS = ("down", "stall", "error", "lose")
 
 

@@ -16,7 +16,7 @@ from tests.pipeline.delivery_samples import assert_whole, begin, leave
 from tests.pipeline.mlflow_server import wait_for
 from tests.pipeline.sweep_samples import EXTRA, experiment, write_spool
 
-ARMS = {"arms": ("per_token", "none"), "seeds": (0, 1, 2)}
+ARMS = {"arms": ("per_token", "task_only"), "seeds": (0, 1, 2)}
 STEPS = (0, 10, 20, 30, 40, 50)
 
 

@@ -33,7 +33,7 @@ def tracker(output):
 @pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_wins_no_comparison(output, tracker, monkeypatch, lost):
     name = f"wins-{lost}".replace("--", "-")
-    monkeypatch.setitem(sweep_samples.LOSS, "none", (lost, lost, lost))
+    monkeypatch.setitem(sweep_samples.LOSS, "task_only", (lost, lost, lost))
     sample = experiment(name)
     for trial, folder in trials(output, sample):
         leave(trial, folder, "FINISHED")
@@ -41,11 +41,11 @@ def test_what_is_no_number_wins_no_comparison(output, tracker, monkeypatch, lost
     report = make_report(output.tracking_uri, "tests", name)
     text = markdown(report)
     means = text.split("## Means over seeds")[1].split("##")[0]
-    assert "| none | 3 | – |" in means  # its mean loss is no number, and not the best one
+    assert "| task_only | 3 | – |" in means  # its mean loss is no number, and not the best one
     assert "| 1.0167 |" in means
     assert "**–**" not in text
-    assert "losses of none and per_token cannot be compared" in text
-    found = next(row for row in report.results.rows if row.arm == "none")
+    assert "losses of task_only and per_token cannot be compared" in text
+    found = next(row for row in report.results.rows if row.arm == "task_only")
     assert not any(math.isfinite(trial.last("held_out/loss")) for trial in found.trials.values())
     # The leaderboard is MLflow's own: sorted upwards by the held-out loss, what is no number comes last.
     client = open_store(output.tracking_uri)
@@ -53,7 +53,7 @@ def test_what_is_no_number_wins_no_comparison(output, tracker, monkeypatch, lost
     by = f"{order['orderByKey']} {'ASC' if order['orderByAsc'] else 'DESC'}"
     runs = client.search_runs([tracker.experiment_id], f"tags.sweep = '{name}'", order_by=[by])
     if lost != -math.inf:
-        assert {run.data.tags["arm"] for run in runs[-3:]} == {"none"}
+        assert {run.data.tags["arm"] for run in runs[-3:]} == {"task_only"}
         assert runs[0].data.tags["arm"] == "aggregated"
 
 

@@ -4,15 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny_onn.arms import GRANULARITY
-from tiny_onn.learning_cost import learning_cost, learning_cost_names
+from tiny_onn.arm import ARMS
+from tiny_onn.arms import ALIASES, ARM_FACTS, canonical
 
 
-def test_the_names_are_those_of_the_learning_costs() -> None:
-    assert tuple(GRANULARITY) == learning_cost_names()
-    for name, granularity in GRANULARITY.items():
-        cost = learning_cost(name)
-        assert granularity == ("control" if cost is None else cost.granularity)
+def test_the_names_and_facts_are_those_of_the_arms() -> None:
+    assert set(ARM_FACTS) == set(ARMS)
+    for name, facts in ARM_FACTS.items():
+        cost = ARMS[name].cost
+        assert facts.granularity == ("none" if cost is None else cost.granularity)
+        assert facts.baseline == (cost is None)
+    assert {canonical(old) for old in ALIASES} <= set(ARM_FACTS)
 
 
 def test_settings_and_help_are_read_without_torch() -> None:

@@ -73,7 +73,7 @@ def refused(result: Result, *messages: str) -> None:
         ("training.step=10", "'training.step' is no setting (did you mean 'training.steps'?)"),
         ("training.arm=per_tokn", "training.arm: unknown arm 'per_tokn' (did you mean 'per_token'?)"),
         ("training.arm=nosuch:cost", "training.arm: 'nosuch:cost' cannot be used"),
-        ("training.arm=json:dumps", "is a function; expected a TokenCost or a LayerCost"),
+        ("training.arm=json:dumps", "is a function; expected one of Arm, TokenCost, LayerCost"),
         ("training.engine=fusd", "'hooks' (did you mean 'fused'?)"),
         ("data.dataset=arc-agi2", "(did you mean 'arc-agi-2'?)"),
         ("training.steps=ten", "training.steps: found 'ten'; input should be a valid integer"),

@@ -67,7 +67,7 @@ def test_loopback_has_an_interface_and_an_unknown_address_none() -> None:
 @pytest.mark.slow
 def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: Path) -> None:
     """All three are let loose at once: had Ray Train taken workers one by one, each would hold one CPU for ever."""
-    experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)))
+    experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("task_only",), seeds=(0, 1, 2)))
     places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
     left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
     job = TunerJob(tmp_path, "session", left, str(toy_data(tmp_path / "data").folder), name_of(toy_train), False)
@@ -127,10 +127,10 @@ def test_trials_are_driven_from_several_nodes(tmp_path: Path) -> None:
 
     wish = json.dumps({"sleep_s": 0.2})
     experiment = toy_experiment(
-        arms=("none",),
+        arms=("task_only",),
         description=wish,
         training=TrainingConfig(steps=1000, warmup_steps=1, batch_tokens=64),
-        sweep=SweepConfig(arms=("none",), seeds=(0, 1, 2)),
+        sweep=SweepConfig(arms=("task_only",), seeds=(0, 1, 2)),
     )
     places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
     left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]

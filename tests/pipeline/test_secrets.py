@@ -104,7 +104,7 @@ def test_no_file_table_log_or_line_has_it(tmp_path, proxy, store, caplog, capfd)
     caplog.set_level(logging.DEBUG)
     output = Output(tmp_path)
     uri = proxy.uri.replace("://", f"://{USER_AND_SECRET}@")
-    pairs = begin(output, "secret", Destination(uri, "secret"), arms=("per_token", "none"), seeds=(0,))
+    pairs = begin(output, "secret", Destination(uri, "secret"), arms=("per_token", "task_only"), seeds=(0,))
     told = []
     tracker = Tracker(uri, "secret", None, later=True)
     told.append(str(tracker.problem))
@@ -138,7 +138,7 @@ def test_what_we_write_is_writable_by_its_owner_alone(tmp_path):
     before = os.umask(0o022)
     try:
         output = Output(tmp_path / "out")
-        pairs = begin(output, "modes", Destination(), arms=("none",), seeds=(0,))
+        pairs = begin(output, "modes", Destination(), arms=("task_only",), seeds=(0,))
         leave(*pairs[0], "FINISHED")
         assert CliRunner().invoke(main, ["sync", "--output", str(output.root)]).exit_code == 0
     finally:

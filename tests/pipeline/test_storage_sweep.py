@@ -19,7 +19,7 @@ from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
 
 ROOT = Path(__file__).parents[2]
-ARMS = ("per_token", "none")
+ARMS = ("per_token", "task_only")
 
 
 def _config(folder: Path, arms: tuple[str, ...], steps: int) -> Path:

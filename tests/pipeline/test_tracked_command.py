@@ -25,7 +25,7 @@ from tests.pipeline.slow_cost import PACE
 from tests.pipeline.sockets import listening, reachable_from_elsewhere
 
 ROOT = Path(__file__).parents[2]
-KEYS = ("tests.pipeline.slow_cost_SLOW-s0", "none-s0")
+KEYS = ("tests.pipeline.slow_cost_SLOW-s0", "task_only-s0")
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def config_in(folder: Path) -> Path:
         "training": {"steps": 300, "warmup_steps": 1, "batch_tokens": 400, "compile": "eager", "log_every": 1,
                      "evaluate_every": 100, "checkpoint_every": 10, "prototype_snapshots": 2, "generate_tasks": 1},
         "workers": {"cpus": 0.5},
-        "sweep": {"arms": ["tests.pipeline.slow_cost:SLOW", "none"], "seeds": [0]},
+        "sweep": {"arms": ["tests.pipeline.slow_cost:SLOW", "task_only"], "seeds": [0]},
     }  # fmt: skip
     path = folder / "try.yaml"
     path.write_text(yaml.safe_dump(settings))

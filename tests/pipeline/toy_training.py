@@ -58,7 +58,7 @@ def toy_train(settings: dict[str, Any]) -> None:
 
 
 def toy_experiment(
-    name: str = "toy", arms: tuple[str, ...] = ("per_token", "aggregated", "none"), **changes: Any
+    name: str = "toy", arms: tuple[str, ...] = ("per_token", "aggregated", "task_only"), **changes: Any
 ) -> Experiment:
     """A small sweep of half-core workers."""
     values: dict[str, Any] = {

@@ -7,23 +7,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tiny_onn.arm import Arm, configure
+from tiny_onn.arm import arm as find_arm
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
-from tiny_onn.learning_cost import learning_cost
 from tiny_onn.model import GridTransformer
 
 VOCABULARY = 7
 
 
-def small_model(arm: str = "per_token", seed: int = 0) -> GridTransformer:
+def small_model(arm: str | Arm = "per_token", seed: int = 0, **routing: Any) -> GridTransformer:
     """Two layers in float64, with G away from zero so that the gate is at work."""
     torch.manual_seed(seed)
-    model = GridTransformer(
-        vocabulary=VOCABULARY, coordinates=5, hidden=12, layers=2, heads=3, router_learns_from_task=arm == "none"
-    ).double()
+    routing = {"gate_parameter": "zero"} | routing
+    model = GridTransformer(vocabulary=VOCABULARY, coordinates=5, hidden=12, layers=2, heads=3, **routing).double()
+    configure(model, find_arm(arm) if isinstance(arm, str) else arm)
     for module in model.modules():
         if isinstance(module, SparseProtoLinear):
-            nn.init.normal_(module.gate_param, std=0.3)
+            if module.gate_param is not None:
+                nn.init.normal_(module.gate_param, std=0.3)
             nn.init.normal_(module.mu_bias, std=0.1)
     return model
 
@@ -34,7 +36,7 @@ class Chain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.first, self.second = SparseProtoLinear(5, 5).double(), SparseProtoLinear(5, 4).double()
+        self.first, self.second = (SparseProtoLinear(5, width, gate_parameter="zero").double() for width in (5, 4))
         for layer in (self.first, self.second):
             nn.init.normal_(layer.gate_param, std=0.3)
             nn.init.normal_(layer.proto_weight)  # or most tokens would be routed nowhere, and teach the router nothing
@@ -70,7 +72,7 @@ def new_dynamics(model: nn.Module, arm: str, rate: float = 1e-2, **options: obje
     """Two AdamW around a model."""
     return LearningDynamics(
         model,
-        learning_cost(arm),
+        find_arm(arm),
         torch.optim.AdamW(computation_parameters(model), lr=rate),
         torch.optim.AdamW(router_parameters(model), lr=rate, weight_decay=0.0),
         **options,  # type: ignore[arg-type]

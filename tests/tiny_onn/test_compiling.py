@@ -55,10 +55,12 @@ CACHED = """
 import torch
 from torch._dynamo.utils import counters
 from tiny_onn.compiling import compiled
-from tiny_onn.kernels import LayerConstants, forward_elementwise
-parts = [torch.rand(7, 5) for _ in range(4)]
-out = compiled(forward_elementwise, 4)(*parts, LayerConstants(1.0, True))
-torch.testing.assert_close(out, forward_elementwise(*parts, LayerConstants(1.0, True)))
+from tiny_onn.arm import as_arm
+from tiny_onn.fused import constants_of
+from tiny_onn.kernels import forward_elementwise
+from tiny_onn.layers import SparseProtoLinear
+parts = [*(torch.rand(7, 5) for _ in range(4)), None, constants_of(SparseProtoLinear(5, 5), as_arm(None))]
+torch.testing.assert_close(compiled(forward_elementwise, 4)(*parts)[0], forward_elementwise(*parts)[0])
 print(counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"])
 """
 

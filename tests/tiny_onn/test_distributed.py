@@ -188,3 +188,52 @@ def test_micro_batches_on_two_workers_are_one_batch_or_refused(tmp_path: Path) -
             assert found[engine].keys() == truth.keys()
             for name, value in truth.items():
                 torch.testing.assert_close(found[engine][name], value, rtol=1e-10, atol=1e-12)
+
+
+WRAPPERS = {
+    "plain": lambda model, dynamics: torch.nn.parallel.DistributedDataParallel(model),
+    "not at all": lambda model, dynamics: model,
+    "static_graph": lambda model, dynamics: distribute(
+        model, router_in_backward=dynamics.router_in_backward, static_graph=True
+    ),
+    "find_unused_parameters": lambda model, dynamics: distribute(
+        model, router_in_backward=dynamics.router_in_backward, find_unused_parameters=True
+    ),
+    "distribute": lambda model, dynamics: distribute(model, router_in_backward=dynamics.router_in_backward),
+}
+
+
+def three_steps(engine: str, wrapper: str, rank: int) -> dict[str, torch.Tensor]:
+    model = small_model()
+    dynamics = new_dynamics(model, "per_token", engine=engine, rate=3e-3)
+    wrapped = WRAPPERS[wrapper](model, dynamics)
+    generator = torch.Generator().manual_seed(1)
+    first, last = SHARES[rank]
+    for _ in range(3):
+        tokens, valid = batch(generator, 5, 7)
+        labels = valid[:, 1:].sum()
+        with dynamics.watch(valid[first:last], labels=labels) as opened:
+            loss = loss_sum(wrapped, tokens[first:last], valid[first:last])[0] / labels
+            dynamics.compute_and_apply_gradients(loss, opened)
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def wrappers_worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        for engine in ("hooks", "fused"):
+            truth = three_steps(engine, "distribute", rank)
+            for wrapper in ("static_graph", "find_unused_parameters"):
+                for name, value in three_steps(engine, wrapper, rank).items():
+                    torch.testing.assert_close(value, truth[name], rtol=1e-12, atol=1e-14, msg=f"{wrapper}: {name}")
+            for wrapper in ("plain", "not at all"):
+                with pytest.raises(CaptureError, match=r"were not summed over the workers.*wrap the bare model by"):
+                    three_steps(engine, wrapper, rank)
+    finally:
+        dist.destroy_process_group()
+    os._exit(0)  # errors hold on to DDP, and with it to a thread of gloo's, which must not outlive the interpreter
+
+
+def test_a_wrapper_that_averages_is_refused_and_ddps_own_options_change_nothing(tmp_path: Path) -> None:
+    mp.spawn(wrappers_worker, args=(str(tmp_path),), nprocs=2)

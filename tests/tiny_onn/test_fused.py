@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.tiny_onn.helpers import Chain, all_gradients, batch, loss_sum, new_dynamics, small_model, step
+from tiny_onn.arm import arm as find_arm
+from tiny_onn.arm import configure
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.fused import Node, Plan
-from tiny_onn.kernels import Kernels, LayerConstants
+from tiny_onn.fused import Node, OfTheStep, Plan, constants_of
+from tiny_onn.kernels import Kernels
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
-from tiny_onn.learning_cost import learning_cost
 
 ARMS = ["per_token", "relative", "fisher", "none"]
 
@@ -25,7 +26,7 @@ class Stack(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.layers = nn.ModuleList(
-            SparseProtoLinear(i, o, gain=gain, router_learns_from_task=learns).double()
+            SparseProtoLinear(i, o, gain=gain, gate_parameter="zero", router_learns_from_task=learns or None).double()
             for i, o in itertools.pairwise(widths)
         )
         for layer in self.layers:
@@ -179,24 +180,24 @@ def test_autocast_leaves_float64_alone(engine: str) -> None:
 def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int, arm: str) -> None:
     """By finite differences: of all inputs in the control; with meta-learning, of all but P and G."""
     torch.manual_seed(5)
-    layer = SparseProtoLinear(inputs, outputs, gain=1.3).double()
+    layer = SparseProtoLinear(inputs, outputs, gain=1.3, gate_parameter="zero").double()
     nn.init.normal_(layer.gate_param)
     x = torch.randn(3, inputs, dtype=torch.float64, requires_grad=True)
     three = torch.tensor(3.0, dtype=torch.float64)
     tally, counts = torch.zeros(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    plan = Plan(LayerConstants(layer.gain, layer.residual), learning_cost(arm), Kernels(), lambda: None, None)
+    configure(layer, find_arm(arm))
+    plan = Plan(constants_of(layer, find_arm(arm)), Kernels(), lambda: None, None)
+    step = None, None, tally, OfTheStep(counts, three, three, None, None), plan
     weights = [p.detach().requires_grad_(arm == "none") for p in (layer.proto_weight, layer.gate_param)]
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return Node.apply(x, weight, bias, *weights, tally, counts, three, three, None, plan)
+        return Node.apply(x, weight, bias, *weights, *step)
 
     assert torch.autograd.gradcheck(forward, (x, layer.mu_weight, layer.mu_bias))
     if arm == "none":
 
         def router(prototypes: Tensor, gates: Tensor) -> Tensor:
-            return Node.apply(
-                x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, tally, counts, three, three, None, plan
-            )
+            return Node.apply(x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, *step)
 
         assert torch.autograd.gradcheck(router, tuple(weights))
 

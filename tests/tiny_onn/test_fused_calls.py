@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from tests.tiny_onn.helpers import Chain, all_gradients, batch, new_dynamics, small_model, step
+from tiny_onn.arm import as_arm
 from tiny_onn.capture import CaptureError
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.fused import fused_pass
@@ -43,7 +44,7 @@ def test_an_input_modified_in_place_is_an_error() -> None:
     x = torch.randn(3, 5)
     with fused_pass(
         layer,
-        None,
+        as_arm(None),
         valid=None,
         tokens=None,
         labels=1,
@@ -185,7 +186,7 @@ def test_a_frozen_router_gets_no_gradient_and_keeps_none_from_others(arm: str, e
 @ENGINES
 def test_in_the_control_a_layer_may_keep_the_task_loss_from_its_router(engine: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
-    model = small_model("per_token")  # whose layers do not let the task loss have P and G
+    model = small_model("task_only", router_learns_from_task=False)
     dynamics = new_dynamics(model, "none", engine=engine)
     gradients = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
     assert gradients

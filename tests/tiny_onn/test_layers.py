@@ -9,7 +9,7 @@ from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_pa
 
 def random_layer(inputs: int, outputs: int, gain: float = 1.7) -> SparseProtoLinear:
     torch.manual_seed(3)
-    layer = SparseProtoLinear(inputs, outputs, gain=gain).double()
+    layer = SparseProtoLinear(inputs, outputs, gain=gain, gate_parameter="zero").double()
     torch.nn.init.normal_(layer.gate_param)
     torch.nn.init.normal_(layer.mu_bias)
     return layer
@@ -37,7 +37,7 @@ def test_residual_needs_a_square_layer() -> None:
 
 def test_initialisation_is_the_designs() -> None:
     torch.manual_seed(0)
-    layer = SparseProtoLinear(100, 80)
+    layer = SparseProtoLinear(100, 80, gate_parameter="zero")
     for weight in (layer.mu_weight, layer.proto_weight):
         # Kaiming-uniform with a = sqrt 5 is uniform on +-1/sqrt(I): standard deviation 1/sqrt(3 I).
         assert weight.abs().max() <= 0.1
@@ -48,7 +48,7 @@ def test_initialisation_is_the_designs() -> None:
 
 def test_a_gate_of_zeros_gets_no_gradient() -> None:
     """A property of the definition: relu'(0) = 0, so mas(x G^T) is flat at G = 0 and no loss can move it."""
-    layer = SparseProtoLinear(5, 4).double()
+    layer = SparseProtoLinear(5, 4, gate_parameter="zero").double()
     x = torch.randn(3, 5, dtype=torch.float64)
     layer.routing(x, learn=True).logits().square().sum().backward()
     assert not layer.gate_param.grad.any()

@@ -3,12 +3,12 @@ import torch
 
 from tests import oracles
 from tiny_onn.learning_cost import (
+    COSTS,
     LayerCost,
     TokenCost,
     WeightState,
     aggregated,
     learning_cost,
-    learning_cost_names,
     metric_max,
     metric_only,
     per_token_gradients,
@@ -98,9 +98,10 @@ def test_an_arm_of_ones_own() -> None:
     assert learning_cost("tests.tiny_onn.test_learning_cost:MINE").measure is my_cost
     for name, message in [
         ("nonesuch", "there are per_token"),
-        ("json:loads", "expected a TokenCost"),
+        ("json:loads", "expected one of TokenCost"),
         ("no:x", "No mod"),
     ]:
         with pytest.raises(ValueError, match=message):
             learning_cost(name)
-    assert {"per_token", "aggregated", "metric_only", "none"} <= set(learning_cost_names())
+    assert learning_cost("none") is None
+    assert {"per_token", "aggregated", "metric_only"} <= set(COSTS)

@@ -15,7 +15,7 @@ from tests import oracles
 from tests.tiny_onn.helpers import batch, small_model
 from tiny_onn.layers import SparseProtoCall, sparse_layers
 from tiny_onn.model import GridTransformer
-from tiny_onn.routing import Routing
+from tiny_onn.routing import Routing, Rule
 from tiny_onn.routing_patterns import NOT_A_TASK, RoutingPatterns, watch_routing
 
 NAMES = ("density", "dead_experts", "union_of_chunk", "task_information", "task_distance")
@@ -71,7 +71,7 @@ def test_every_measure_is_its_slow_twin() -> None:
 def _by_hand(weights: Tensor, valid: Tensor, tasks: Tensor) -> dict[str, float]:
     patterns = RoutingPatterns(["only"], [weights.shape[-1]], int(tasks.max()) + 1, torch.device("cpu"))
     patterns.use_rows(valid, tasks)
-    routing = Routing(weights, torch.zeros_like(weights), 1.0, 1)  # with G at 0 the weights are mas(match)
+    routing = Routing(weights, None, Rule(1.0, 1))  # whose weights are mas(match)
     patterns.count(0, SparseProtoCall(weights, weights, weights, routing))
     return _measured(patterns)
 

@@ -189,10 +189,10 @@ def test_the_command_without_calibration(config: Path, tmp_path: Path) -> None:
     assert not (out / "mlflow.db").exists()
     alone = CliRunner().invoke(main, [*words, "--set", "sweep=null"])
     assert [kind["trials"] for kind in json.loads(alone.stdout)["kinds"]] == [["per_token-s0"]]  # as train would
-    done = out / "sweeps" / "look" / "trials" / "none-s0"
+    done = out / "sweeps" / "look" / "trials" / "task_only-s0"
     done.mkdir(parents=True)
     (done / "result.json").write_text("{}")
-    none = next(trial for trial in every_trial(read_experiment(config)) if trial.key == "none-s0")
+    none = next(trial for trial in every_trial(read_experiment(config)) if trial.key == "task_only-s0")
     (done / "config.json").write_text(none.experiment.model_dump_json())
     assert json.loads(CliRunner().invoke(main, words).stdout)["ended_before"] == 1
     for change, message in (

@@ -26,7 +26,7 @@ SHIPPED = json.dumps({"run_id": "cd" * 16, "offset": 12, "figures": [], "ended":
 
 @pytest.fixture
 def sweep(store, tmp_path):
-    sample = validate_experiment({**SMALL, "sweep": {"arms": ["per_token", "none"], "seeds": [0]}}, "test")
+    sample = validate_experiment({**SMALL, "sweep": {"arms": ["per_token", "task_only"], "seeds": [0]}}, "test")
     return store.storage() / "sweeps" / tmp_path.name, trials_of(sample)
 
 

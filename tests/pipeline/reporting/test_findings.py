@@ -93,11 +93,11 @@ def test_no_losses_are_compared_without_a_word_on_their_densities(ours: float, t
 
 
 def test_which_arm_is_the_reference_is_the_studys_word() -> None:
-    rows = [row(arm, [0.5], [1.0]) for arm in ("per_token", "none")]
+    rows = [row(arm, [0.5], [1.0]) for arm in ("per_token", "task_only")]
     assert reference_of(results(*rows)) == "per_token"
     for name in ("reference", "control"):  # the second as studies were once written
         told = Results("x", rows, {}, 0, [], about={name: "task_only"})
-        assert reference_of(told) == "none"
+        assert reference_of(told) == "task_only"
         text = " ".join(findings(told, reference_of(told)))
         assert "per_token is as active in its only layer L0" in text
         assert "held-out loss of per_token differs by less" in text

@@ -9,7 +9,7 @@ from pipeline.colours import BAD, GOOD, INACTIVE, arm_colour
 from pipeline.errors import UserError
 from pipeline.reporting.plots import activation_by_layer
 from pipeline.tracking.prototypes import prototype_distribution
-from tiny_onn.learning_cost import learning_cost_names
+from tiny_onn.arms import ARM_FACTS
 
 
 def _snapshot(path, with_good=True, layers=2, experts=4):
@@ -78,7 +78,7 @@ def test_a_damaged_snapshot_is_named(tmp_path):
 def test_activation_is_the_mean_over_seeds_in_percent_and_nan_draws_nothing():
     series = {
         "per_token": {0: [([0, 10], [0.5, 0.1]), ([0, 10], [0.7, float("nan")])], 1: [([0, 10], [0.2, 0.2])]},
-        "none": {},
+        "task_only": {},
     }
     figure = activation_by_layer(series)
     panel = figure.axes[0]
@@ -90,13 +90,13 @@ def test_activation_is_the_mean_over_seeds_in_percent_and_nan_draws_nothing():
 
 
 def test_arms_keep_their_colours_and_the_known_ones_differ():
-    known = ["per_token", "aggregated", "metric_only", "none"]
+    known = ["per_token", "aggregated", "metric_only", "task_only"]
     assert len({arm_colour(arm) for arm in known}) == 4
     assert arm_colour("mine.costs:relative") == arm_colour("mine.costs:relative")
 
 
 def test_arms_that_are_compared_have_colours_of_their_own() -> None:
     study = ("experiments.study.hybrids:SUMMED_COST", "experiments.study.hybrids:NO_COST")
-    arms = (*learning_cost_names(), *study)
+    arms = (*ARM_FACTS, *study)
     assert len({arm_colour(arm) for arm in arms}) == len(arms)
     assert arm_colour("my.costs:ANY") == arm_colour("my.costs:ANY")

@@ -66,13 +66,13 @@ def test_a_sweep_recorded_under_older_names_has_the_same_report(output, tracker,
         [(row.arm, row.trials[0].metrics, row.trials[0].curves) for row in r.results.rows] for r in (older, whole)
     ]
     assert of_both[0] == of_both[1]
-    run = tracker._client.get_run(_row(older, "none").trials[0].run_id)
+    run = tracker._client.get_run(_row(older, "task_only").trials[0].run_id)
     assert "eval/loss" in run.data.metrics
     assert "held_out/loss" not in run.data.metrics
 
 
 def test_means_are_those_of_the_last_values(whole):
-    assert [row.arm for row in whole.results.rows] == ["per_token", "aggregated", "none"]
+    assert [row.arm for row in whole.results.rows] == ["per_token", "aggregated", "task_only"]
     row = _row(whole, "per_token")
     assert BY_KEY["held_out_loss"].of_row(row) == {0: 1.0, 1: 1.2, 2: 1.1}
     expected = {
@@ -98,14 +98,14 @@ def test_differences_are_paired_and_their_interval_goes_from_lowest_to_highest(w
 
 
 def test_a_diverged_seed_is_shown_and_never_wins(whole):
-    column, row = BY_KEY["held_out_loss"], _row(whole, "none")
+    column, row = BY_KEY["held_out_loss"], _row(whole, "task_only")
     assert math.isnan(mean(column.of_row(row)))
     text = markdown(whole)
     assert "| 1.0167 |" in text  # aggregated: (0.9 + 1.15 + 1.0) / 3, not bold: it is ten times as dense
     means = text.split("## Means over seeds")[1].split("##")[0]
-    assert re.search(r"\| none \| 3 \| – \|", means)
+    assert re.search(r"\| task_only \| 3 \| – \|", means)
     assert whole.differences[2]["held_out_loss"].interval is None
-    assert "none s2" in whole.findings[-1]
+    assert "task_only s2" in whole.findings[-1]
 
 
 def test_the_words_follow_from_the_numbers(whole):
@@ -120,8 +120,8 @@ def test_the_words_follow_from_the_numbers(whole):
     assert "Goodness in per_token ranks active experts most like their contribution" in text
     assert "Goodness in aggregated ranks experts most like their contribution" in text  # which it has of all of them
     assert "contribution +0.90, relevance -0.10, cost +0.20" in text
-    assert "Goodness in none" not in text
-    assert "losses of none and per_token cannot be compared" in text
+    assert "Goodness in task_only" not in text
+    assert "losses of task_only and per_token cannot be compared" in text
     assert "3 seeds, hidden width 8, 3 layers, 20 training steps" in text
 
 
@@ -154,19 +154,19 @@ def test_files_are_written_and_hold_no_nan(whole, tmp_path):
 
 def test_unfinished_trials_are_counted_and_left_out(output, tracker):
     sample = experiment("part")
-    report = _run(output, tracker, sample, unfinished={"aggregated-s0", "none-s0", "none-s1", "none-s2"})
+    report = _run(output, tracker, sample, unfinished={"aggregated-s0", "task_only-s0", "task_only-s1", "task_only-s2"})
     assert reporting.headline(report.results) == "5 of 9 trials finished (4 FAILED)."
     assert [row.arm for row in report.results.rows] == ["per_token", "aggregated"]
     assert report.differences[1]["held_out_loss"].seeds == 2
     assert report.findings[-1].endswith(
-        "4 of 9 trials did not finish and are not in it: aggregated-s0, none-s0, none-s1, none-s2."
+        "4 of 9 trials did not finish and are not in it: aggregated-s0, task_only-s0, task_only-s1, task_only-s2."
     )
 
 
 @pytest.mark.parametrize(
     ("arms", "seeds", "said"),
     [
-        (("aggregated", "none"), (0, 1), "no finished per_token trial"),
+        (("aggregated", "task_only"), (0, 1), "no finished per_token trial"),
         (("per_token", "aggregated"), (0,), "in the one seed that both have"),
         (("per_token",), (0, 1, 2), "Goodness in per_token"),
     ],

@@ -30,7 +30,7 @@ EVIL = "<script>alert('x')</script> & \"more\""
 
 def _leave_files(trial, folder):
     """What training leaves beside the spool: histograms, and predictions of which some are not well-formed."""
-    if trial.experiment.training.arm != "none":
+    if trial.experiment.training.arm != "task_only":
         weights = torch.rand(6, 4)
         add_distributions(
             folder.distributions, 20, {layer: [routing_health(weights, weights, (weights,) * 3)] for layer in range(3)}
@@ -91,7 +91,7 @@ def test_every_section_is_there_with_figures_that_can_be_read(text):
     assert len(pictures) == 7
     for picture in pictures:
         assert ET.fromstring(picture).tag.endswith("svg")
-    for arm in ("per_token", "aggregated", "none"):
+    for arm in ("per_token", "aggregated", "task_only"):
         assert f'background:{arm_colour(arm)}"></span>{arm}' in text
         assert arm_colour(arm).lower() in pictures[2]  # the learning curves
     assert "Left out" not in text
@@ -100,7 +100,7 @@ def test_every_section_is_there_with_figures_that_can_be_read(text):
 def test_grids_are_drawn_beside_their_targets(text):
     assert text.count("1 of 2 cells right") == 3  # each arm's
     assert text.count("no grid") == 3
-    assert grid_svg([[3], [5]], "prediction of none") in text
+    assert grid_svg([[3], [5]], "prediction of task_only") in text
     assert "odd" not in text  # a grid that is none is not drawn
     assert ET.fromstring(grid_svg([[0, 9]], "<x>")).attrib["aria-label"] == "<x>"
     assert grid_svg([[0, 9]], "x").count(PALETTE[9]) == 1

@@ -47,7 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mine() -> Experiment:
-    return toy_experiment(sweep=SweepConfig(arms=("none", ARM), seeds=(0, 1)))
+    return toy_experiment(sweep=SweepConfig(arms=("task_only", ARM), seeds=(0, 1)))
 
 
 def test_a_resume_with_other_code_is_refused_with_the_difference(tmp_path: Path, module: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_command_refuses_before_anything_starts(tmp_path: Path, module: Path
     words = ["ablate", str(path), "--output", str(tmp_path / "o"), "--set", f"sweep.arms=[none, '{ARM}']"]
     config = read_experiment(path)
     assert config.sweep
-    config = config.model_copy(update={"sweep": SweepConfig(arms=("none", ARM), seeds=config.sweep.seeds)})
+    config = config.model_copy(update={"sweep": SweepConfig(arms=("task_only", ARM), seeds=config.sweep.seeds)})
     data: Prepared = prepare(config.data, Output(tmp_path / "o").data)
     claim(Output(tmp_path / "o").sweep("look"), config, data.manifest.data_hash, False, "")
     module.write_text(COST.format(2))

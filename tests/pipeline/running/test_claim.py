@@ -54,7 +54,7 @@ def test_the_same_experiment_goes_on_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
-    arms = ("none",)
+    arms = ("task_only",)
     claim(tmp_path, toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0,))), "aa", False, COMMAND)
     sweep = SweepConfig(arms=arms, seeds=(0,), max_concurrent=1)
     claim(tmp_path, toy_experiment(sweep=sweep, description="said better"), "aa", True, COMMAND)
@@ -118,7 +118,7 @@ def test_without_a_record_the_trials_say_whose_the_folder_is(tmp_path: Path) -> 
     other = toy_experiment(training=TrainingConfig(steps=4, warmup_steps=1, batch_tokens=64))
     with pytest.raises(UserError, match=r"training\.steps: there 3, now 4"):
         claim(tmp_path, other, "aa", True, COMMAND)
-    swept = toy_experiment(sweep=SweepConfig(arms=("none",), seeds=(7,)))
+    swept = toy_experiment(sweep=SweepConfig(arms=("task_only",), seeds=(7,)))
     with pytest.raises(UserError, match="is no trial of this experiment"):
         claim(tmp_path, swept, "aa", True, COMMAND)
     assert not (tmp_path / "sweep.json").exists()

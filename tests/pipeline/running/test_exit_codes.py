@@ -33,7 +33,7 @@ class Refuses(RecordingTracker):
 
 def ended(tmp_path: Path, tracker: RecordingTracker) -> tuple[int, str]:
     """The exit code and the words of a command all of whose trials have ended before."""
-    experiment, output, screen = toy_experiment(arms=("none",)), Output(tmp_path), io.StringIO()
+    experiment, output, screen = toy_experiment(arms=("task_only",)), Output(tmp_path), io.StringIO()
     data = toy_data(tmp_path / "data")
     claim(output.sweep("toy"), experiment, data.manifest.data_hash, False, "")
     for trial in trials_of(experiment):
@@ -58,7 +58,7 @@ def ended(tmp_path: Path, tracker: RecordingTracker) -> tuple[int, str]:
 @pytest.mark.parametrize(("untouched", "code"), [(False, 1), (True, 0)])
 def test_what_the_tracker_lacks_shows_in_the_exit_code(tmp_path: Path, untouched: bool, code: int) -> None:
     """A store that has never answered has no run; the user has said --track-later to it."""
-    found, said = ended(tmp_path, Away(untouched, tmp_path / "none-s0"))
+    found, said = ended(tmp_path, Away(untouched, tmp_path / "task_only-s0"))
     assert found == code
     assert "Not all of it is tracked" in said
     assert "tiny-onn sync toy" in said

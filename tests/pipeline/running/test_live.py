@@ -29,7 +29,7 @@ def some_trials(folder: Path, seeds: int = 1) -> list[Progress]:
     experiment = toy_experiment(
         training=TrainingConfig(steps=100, warmup_steps=1, batch_tokens=64),
         model=ModelConfig(hidden=8, layers=6, heads=2),
-        sweep=SweepConfig(arms=("per_token", "aggregated", "none"), seeds=tuple(range(seeds))),
+        sweep=SweepConfig(arms=("per_token", "aggregated", "task_only"), seeds=tuple(range(seeds))),
     )
     return [Progress(trial, TrialFolder(folder / trial.key)) for trial in trials_of(experiment)]
 

@@ -30,7 +30,7 @@ def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path:
     assert screen.getvalue().splitlines() == [
         "per_token-s0 was taken up again after: rank 1: ActorDiedError: SIGKILL",
         "per_token-s0 went on from an older checkpoint: step-000008: sha256 00, expected 11",
-        "none-s0 failed: rank 0: ValueError: no",
+        "task_only-s0 failed: rank 0: ValueError: no",
         f"  all of it in {third.folder.failure}",
         "1 of 3 trials failed.",
         "Go on with:",

@@ -37,7 +37,7 @@ def experiment(seeds: int = 1, name: str = "search", **asha: Any) -> Experiment:
             "model": {"hidden": 8, "layers": 1, "heads": 2},
             "training": {"steps": 40, "warmup_steps": 1, "batch_tokens": 64, "log_every": 5, "evaluate_every": 5},
             "sweep": {
-                "arms": ["per_token", "none"],
+                "arms": ["per_token", "task_only"],
                 "seeds": list(range(seeds)),
                 "search": {"samples": 4, "space": {"training.learning_rate": {"choice": RATES}}},
                 "scheduler": {"asha": {"grace_steps": 10, "reduction_factor": 2, **asha}},
@@ -54,7 +54,7 @@ def placed(root: Path, searched: Experiment) -> list[tuple[Trial, TrialFolder]]:
 def loss_of(trial: Trial) -> float:
     """The learning rate, and for the arm `none` a hundred more: every one of its losses is worse."""
     training = trial.experiment.training
-    return training.learning_rate + (100 if training.arm == "none" else 0)
+    return training.learning_rate + (100 if training.arm == "task_only" else 0)
 
 
 def run_by_hand(pairs: list[tuple[Trial, TrialFolder]], pruner: Pruner) -> dict[str, int]:
@@ -75,7 +75,7 @@ def run_by_hand(pairs: list[tuple[Trial, TrialFolder]], pruner: Pruner) -> dict[
 
 def rates_left(pairs: list[tuple[Trial, TrialFolder]]) -> dict[str, list[float]]:
     """The learning rates that came to the end, by arm."""
-    left: dict[str, list[float]] = {"per_token": [], "none": []}
+    left: dict[str, list[float]] = {"per_token": [], "task_only": []}
     for trial, folder in pairs:
         if folder.result.exists():
             left[trial.experiment.training.arm].append(trial.experiment.training.learning_rate)
@@ -88,7 +88,7 @@ def test_no_arm_is_pruned_by_comparison_with_another(tmp_path: Path) -> None:
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
     pruned = run_by_hand(pairs, Pruner(searched.sweep, pairs))
-    assert rates_left(pairs) == {"per_token": [0.1], "none": [0.1]}
+    assert rates_left(pairs) == {"per_token": [0.1], "task_only": [0.1]}
     # The second to come to step 10 is behind the median of one, and so is each that follows: ASHA does not wait.
     assert sorted(pruned.values()) == [10] * 6
 
@@ -98,7 +98,7 @@ def test_across_arms_the_worse_arm_goes_if_that_is_asked_for(tmp_path: Path) -> 
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
     pruned = run_by_hand(pairs, Pruner(searched.sweep, pairs))
-    assert rates_left(pairs) == {"per_token": [0.1], "none": []}
+    assert rates_left(pairs) == {"per_token": [0.1], "task_only": []}
     assert len(pruned) == 7
 
 
@@ -127,7 +127,7 @@ def test_what_competes_are_the_drawn_settings_of_an_arm_and_a_seed() -> None:
 def test_a_resumed_sweep_knows_what_was_measured_and_prunes_nothing_in_hindsight(tmp_path: Path) -> None:
     searched = experiment()
     assert searched.sweep is not None
-    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
+    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
     by_rate = {trial.experiment.training.learning_rate: folder for trial, folder in pairs}
     for rate in (0.2, 0.3):  # by an earlier command, which was interrupted before it compared them
         Spool(by_rate[rate].spool).write(10, {HELD_OUT_LOSS: rate})
@@ -143,7 +143,7 @@ def test_a_resumed_sweep_knows_what_was_measured_and_prunes_nothing_in_hindsight
 def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None:
     searched = experiment()
     assert searched.sweep is not None
-    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
+    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
     pruner = Pruner(searched.sweep, pairs)
     for (_, folder), loss in zip(pairs, (5.0, math.nan, math.inf, 4.0), strict=True):
         Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss})
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None
 def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_path: Path) -> None:
     searched = experiment()
     assert searched.sweep is not None
-    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "none"]
+    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
     pruner = Pruner(searched.sweep, pairs)
     Spool(pairs[0][1].spool).write(10, {HELD_OUT_LOSS: 1.0})
     Spool(pairs[1][1].spool).write(40, {HELD_OUT_LOSS: 2.0})
@@ -194,9 +194,11 @@ def test_workers_that_are_told_end_at_the_next_logged_step(tmp_path: Path) -> No
 def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> None:
     output = Output(tmp_path)
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
-    sample = sweep_samples.experiment("pruned", arms=("per_token", "none"), seeds=(0,), grid={"model.gain": (0.5, 1.0)})
+    sample = sweep_samples.experiment(
+        "pruned", arms=("per_token", "task_only"), seeds=(0,), grid={"model.gain": (0.5, 1.0)}
+    )
     for trial, folder in sweep_samples.trials(output, sample):
-        early = trial.key == "none-s0-gain_0.5"
+        early = trial.key == "task_only-s0-gain_0.5"
         sweep_samples.write_spool(trial, folder, (0, 10) if early else (0, 10, 20))
         if early:
             write_pruned(folder, 10)
@@ -207,7 +209,7 @@ def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> N
     assert [(row.arm, row.cell[0][1]) for row in report.results.rows] == [
         ("per_token", "0.5"),
         ("per_token", "1.0"),
-        ("none", "1.0"),
+        ("task_only", "1.0"),
     ]
     text = markdown(report)
     assert "3 of 4 trials finished (1 PRUNED)." in text
@@ -217,7 +219,7 @@ def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> N
     found = client.get_experiment_by_name("tests")
     assert found is not None
     (run,) = client.search_runs([found.experiment_id], "tags.pruned_at_step = '10'")
-    assert (run.info.status, run.data.tags["trial"]) == ("FINISHED", "none-s0-gain_0.5")
+    assert (run.info.status, run.data.tags["trial"]) == ("FINISHED", "task_only-s0-gain_0.5")
 
 
 @pytest.mark.slow
@@ -226,7 +228,7 @@ def test_a_sweep_prunes_on_ray_and_does_not_repeat_what_was_pruned(tmp_path: Pat
     from tests.pipeline.toy_training import RecordingTracker
 
     searched = experiment(metric="train/task_loss").model_copy(
-        update={"description": json.dumps({"sleep_s": 0.1, "losses": {"per_token": 1.0, "none": 100.0}})}
+        update={"description": json.dumps({"sleep_s": 0.1, "losses": {"per_token": 1.0, "task_only": 100.0}})}
     )
     small = searched.workers.model_copy(update={"cpus": 0.25, "timeout_s": 30})
     trials = tuple(
@@ -240,7 +242,7 @@ def test_a_sweep_prunes_on_ray_and_does_not_repeat_what_was_pruned(tmp_path: Pat
     assert outcome.exit_code == 0, outcome
     assert outcome.pruned >= 2
     assert outcome.finished + outcome.pruned == outcome.total == 8
-    assert min(left["per_token"]) == min(left["none"]) == 0.1
+    assert min(left["per_token"]) == min(left["task_only"]) == 0.1
     assert set(tracker.ended().values()) == {"FINISHED"}
     for _, folder in places:
         step = pruned_at(folder)

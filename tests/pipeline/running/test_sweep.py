@@ -68,7 +68,7 @@ def ray_processes() -> set[str]:
 
 
 def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
-    wish = json.dumps({"raise": ["aggregated", 0], "kill_once": "none"})
+    wish = json.dumps({"raise": ["aggregated", 0], "kill_once": "task_only"})
     experiment = toy_experiment(description=wish)
     first, *rest = trials_of(experiment)
     pair = WorkersConfig(count=2, cpus=0.5, timeout_s=30)
@@ -83,14 +83,14 @@ def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tm
     outcome = sweep(tmp_path, experiment, tracker, screen, trials, report=report)
 
     output = Output(tmp_path)
-    good, bad, killed = (output.trial("toy", f"{arm}-s0") for arm in ("per_token", "aggregated", "none"))
+    good, bad, killed = (output.trial("toy", f"{arm}-s0") for arm in ("per_token", "aggregated", "task_only"))
     assert (outcome.finished, outcome.failed, outcome.total, outcome.exit_code) == (2, 1, 3, 1), outcome
     assert result(good)["metrics"] == {"sum_of_ranks": 3.0, "world": 2}  # 1 + 2, reduced by gloo
     assert (killed.root / "killed-once").exists()
     assert result(killed)["metrics"] == {"sum_of_ranks": 1.0, "world": 1}
     assert "rank 0: ValueError: the loss of aggregated is not finite" in bad.failure.read_text()
     assert "rank 0: ValueError" in outcome.failures["aggregated-s0"]
-    assert tracker.ended() == {"per_token-s0": "FINISHED", "aggregated-s0": "FAILED", "none-s0": "FINISHED"}
+    assert tracker.ended() == {"per_token-s0": "FINISHED", "aggregated-s0": "FAILED", "task_only-s0": "FINISHED"}
     assert tracker.calls[-2:] == [("end_summary", "FAILED", "report.md"), ("close", "FAILED")]
     assert tracker.threads == {"courier"}
     assert made == [3]  # the report came when every trial had been shipped
@@ -139,7 +139,7 @@ def test_ray_is_not_started_when_all_is_finished(tmp_path: Path, monkeypatch: py
 
 def test_a_trial_alone_has_no_summary_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
-    (trial,) = trials_of(toy_experiment(arms=("none",)))
+    (trial,) = trials_of(toy_experiment(arms=("task_only",)))
     finish_by_hand(tmp_path, trial.experiment)
     tracker = RecordingTracker()
     run_sweep(
@@ -169,7 +169,7 @@ def test_more_cpus_than_there_are_is_refused_before_anything_starts(
 
 def test_a_cell_of_the_grid_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.running.sweep, "connect", no_ray)
-    grid = SweepConfig(arms=("none",), seeds=(0,), grid={"workers.cpus": (0.5, 999.0)})
+    grid = SweepConfig(arms=("task_only",), seeds=(0,), grid={"workers.cpus": (0.5, 999.0)})
     with pytest.raises(UserError, match="999"):
         sweep(tmp_path, toy_experiment(sweep=grid), RecordingTracker())
 
@@ -187,7 +187,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    folder = Output(output).trial("toy", "none-s0")
+    folder = Output(output).trial("toy", "task_only-s0")
     awaited = folder.spool if sent == signal.SIGINT else Output(output).sweep("toy") / "sweep.json"
     deadline = time.monotonic() + 120
     while not awaited.exists() and time.monotonic() < deadline and process.poll() is None:
@@ -206,7 +206,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     told = log.read_text().splitlines()
     assert told[-1] == "close KILLED"
     if sent == signal.SIGINT:
-        assert "end none-s0 KILLED" in told
+        assert "end task_only-s0 KILLED" in told
     assert not folder.result.exists()
     assert not folder.failure.exists()
     mine = [pid for pid in ray_processes() - others if session_of(pid) == process.pid or parent_is_gone(pid)]

@@ -13,7 +13,7 @@ VALUES: dict[str, Any] = {
     "name": "x",
     "model": {"hidden": 16, "layers": 2, "heads": 4},
     "sweep": {
-        "arms": ["none"],
+        "arms": ["task_only"],
         "seeds": [0, 1],
         "search": {"samples": 3, "seed": 5, "space": {"training.learning_rate": {"uniform": [0.1, 0.2]}}},
         "grid": {"model.layers": [1, 2]},

@@ -52,18 +52,24 @@ ROOT = Path(__file__).parents[3]
         ({"name": "x", "training": None}, "training: found nothing; expected settings by name"),
         ({"name": "x", "training": 3}, "training: found 3; expected settings by name, as {name: value}"),
         ({"name": "x", "scales": {"gpu": 3}}, "scales.gpu: found 3; expected settings by name"),
-        ({"name": "x", "sweep": {"arms": "none", "seeds": [0]}}, "arms: found 'none'; expected a list, as in [none]"),
-        ({"name": "x", "sweep": {"arms": ["none"], "seeds": []}}, "seeds: found []; expected at least 1 of them"),
-        ({"name": "x", "workers": {"count": 4}}, "use batch_tokens >= 2048"),
-        ({"name": "x", "sweep": {"arms": ["none", "none"], "seeds": [0]}}, "arms names a value twice"),
-        ({"name": "x", "sweep": {"arms": ["nonee"], "seeds": [0]}}, "unknown arm 'nonee' (did you mean 'none'?)"),
         (
-            {"name": "x", "sweep": {"arms": ["none"], "seeds": [0], "grid": {"model.layer": [1]}}},
+            {"name": "x", "sweep": {"arms": "task_only", "seeds": [0]}},
+            "arms: found 'task_only'; expected a list, as in [task_only]",
+        ),
+        ({"name": "x", "sweep": {"arms": ["task_only"], "seeds": []}}, "seeds: found []; expected at least 1 of them"),
+        ({"name": "x", "workers": {"count": 4}}, "use batch_tokens >= 2048"),
+        ({"name": "x", "sweep": {"arms": ["task_only", "task_only"], "seeds": [0]}}, "arms names a value twice"),
+        (
+            {"name": "x", "sweep": {"arms": ["task_onl"], "seeds": [0]}},
+            "unknown arm 'task_onl' (did you mean 'task_only'?)",
+        ),
+        (
+            {"name": "x", "sweep": {"arms": ["task_only"], "seeds": [0], "grid": {"model.layer": [1]}}},
             "sweep.grid: 'model.layer' is no setting (did you mean 'model.layers'?)",
         ),
         *(
             (
-                {"name": "x", "sweep": {"arms": ["none"], "seeds": [0], "grid": {field: [value]}}},
+                {"name": "x", "sweep": {"arms": ["task_only"], "seeds": [0], "grid": {field: [value]}}},
                 f"sweep.grid: {field!r} cannot differ between the trials of a sweep",
             )
             for field, value in [
@@ -74,8 +80,11 @@ ROOT = Path(__file__).parents[3]
                 ("sweep.max_concurrent", 1),
             ]
         ),
-        ({"name": "x", "sweep": {"arms": ["none"], "seeds": list(range(20_000))}}, "make 20000 trials; at most 10000"),
-        ({"name": "x", "sweep": {"arms": ["none"], "seeds": [-1]}}, "sweep.seeds.0: found -1"),
+        (
+            {"name": "x", "sweep": {"arms": ["task_only"], "seeds": list(range(20_000))}},
+            "make 20000 trials; at most 10000",
+        ),
+        ({"name": "x", "sweep": {"arms": ["task_only"], "seeds": [-1]}}, "sweep.seeds.0: found -1"),
     ],
 )
 def test_bad_settings_are_named(values: dict, message: str) -> None:
@@ -87,7 +96,7 @@ def test_bad_settings_are_named(values: dict, message: str) -> None:
 
 def test_a_list_whose_items_are_refused_is_not_said_to_be_empty_too() -> None:
     with pytest.raises(UserError) as error:
-        validate_experiment({"name": "x", "sweep": {"arms": ["none"], "seeds": [-1]}}, "my.yaml")
+        validate_experiment({"name": "x", "sweep": {"arms": ["task_only"], "seeds": [-1]}}, "my.yaml")
     assert str(error.value) == "my.yaml:\n  sweep.seeds.0: found -1; input should be greater than or equal to 0"
 
 
@@ -159,20 +168,21 @@ def test_yaml_values_are_what_people_mean(tmp_path: Path) -> None:
 
 def test_a_sweep_is_arms_times_seeds_times_grid() -> None:
     experiment = validate_experiment(
-        {"name": "x", "sweep": {"arms": ["per_token", "none"], "seeds": [0, 5], "grid": {"model.layers": [4, 6]}}}, "t"
+        {"name": "x", "sweep": {"arms": ["per_token", "task_only"], "seeds": [0, 5], "grid": {"model.layers": [4, 6]}}},
+        "t",
     )
     trials = trials_of(experiment)
     assert len({t.key for t in trials}) == 8
     assert trials[0].key == "per_token-s0-layers_4"
     assert {(t.experiment.training.arm, t.experiment.training.seed, t.experiment.model.layers) for t in trials} == {
-        (arm, seed, layers) for arm in ("per_token", "none") for seed in (0, 5) for layers in (4, 6)
+        (arm, seed, layers) for arm in ("per_token", "task_only") for seed in (0, 5) for layers in (4, 6)
     }
     # A trial is its control with the named fields replaced.
     assert replace(trials[1].experiment, {"training.arm": "per_token"}, "t") == trials[0].experiment
 
 
 def test_every_trial_has_a_folder_of_its_own_whatever_it_is_called() -> None:
-    arms = ["pack.mod:cost", "pack.mod_cost:x", "pack:mod_cost_x", "_own:cost", "pack:" + "long" * 30, "none"]
+    arms = ["pack.mod:cost", "pack.mod_cost:x", "pack:mod_cost_x", "_own:cost", "pack:" + "long" * 30, "task_only"]
     trials = trials_of(validate_experiment({"name": "x", "sweep": {"arms": arms, "seeds": [0]}}, "t"))
     assert [t.experiment.training.arm for t in trials] == arms
     assert len({t.key for t in trials}) == len(arms)
@@ -180,7 +190,7 @@ def test_every_trial_has_a_folder_of_its_own_whatever_it_is_called() -> None:
     assert trials[3].key == "x_own_cost-s0"
     grid = {"training.compile": ["auto", "eager"], "model.gain": [1, 1.0]}  # one number, written in two ways
     with pytest.raises(UserError, match=r"sweep\.grid\.model\.gain names a value twice"):
-        validate_experiment({"name": "x", "sweep": {"arms": ["none"], "seeds": [0], "grid": grid}}, "t")
+        validate_experiment({"name": "x", "sweep": {"arms": ["task_only"], "seeds": [0], "grid": grid}}, "t")
 
 
 @pytest.mark.parametrize("name", ["ablation", "search", "smoke"])
@@ -205,7 +215,7 @@ def test_a_study_says_beforehand_what_it_expects(path: Path) -> None:
 def test_a_scale_is_the_same_sweep_with_other_settings() -> None:
     values = {
         "name": "x",
-        "sweep": {"arms": ["none"], "seeds": [0]},
+        "sweep": {"arms": ["task_only"], "seeds": [0]},
         "scales": {"big": {"model.layers": 9, "training.steps": 500}},
     }
     experiment = validate_experiment(values, "my.yaml")
@@ -259,7 +269,7 @@ def test_the_reference_was_once_called_control() -> None:
             r"study\.reference: found 'nosuch'; expected one of sweep\.arms: per_token, aggregated",
         ),
         ({"primary_metric": "exces"}, r"primary_metric: found 'exces'.*excess.*expected one of"),
-        ({"primary_arm": "none"}, r"study\.primary_arm: found 'none'; expected one of sweep\.arms"),
+        ({"primary_arm": "task_only"}, r"study\.primary_arm: found 'task_only'; expected one of sweep\.arms"),
         ({"primary_cell": {}}, r"study\.primary_cell: found \{\}; expected each field of sweep\.grid"),
         ({"primary_cell": {"model.gain": 3}}, r"study\.primary_cell: found .*expected each field of sweep\.grid"),
         ({"primary_arm": None}, r"primary_cell: needs primary_arm"),

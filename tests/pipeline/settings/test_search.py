@@ -33,7 +33,7 @@ PLAIN = {"model.layers": {"choice": [4, 6]}}
 
 def swept(**sweep: Any) -> dict[str, Any]:
     """Settings with a sweep of two arms and two seeds."""
-    return {"name": "x", "sweep": {"arms": ["per_token", "none"], "seeds": [0, 5], **sweep}}
+    return {"name": "x", "sweep": {"arms": ["per_token", "task_only"], "seeds": [0, 5], **sweep}}
 
 
 def search(samples: int = 8, seed: int = 0, space: dict[str, Any] = SPACE) -> SearchConfig:
@@ -47,12 +47,12 @@ def test_every_arm_and_seed_gets_the_same_settings() -> None:
     assert len({trial.key for trial in trials}) == len(trials) == 2 * 2 * 2 * 3
     assert [trial.key for trial in trials[:3]] == [
         "per_token-s0-heads_1-sample_1",
-        "none-s0-heads_1-sample_1",
+        "task_only-s0-heads_1-sample_1",
         "per_token-s0-heads_1-sample_2",
     ]
     settings: dict[str, set[str]] = {}
     for trial in trials:
-        alike = trial.experiment.training.model_copy(update={"arm": "none", "seed": 0})
+        alike = trial.experiment.training.model_copy(update={"arm": "task_only", "seed": 0})
         model = trial.experiment.model.model_copy(update={"heads": 1})
         settings.setdefault(trial.key.rpartition("-")[2], set()).add(f"{alike} {model}")
     assert {name: len(found) for name, found in settings.items()} == {"sample_1": 1, "sample_2": 1, "sample_3": 1}

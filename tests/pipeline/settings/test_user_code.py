@@ -42,13 +42,13 @@ ALL = [
 
 
 def test_the_files_are_those_that_are_named_and_what_they_import_from_the_same_folder(tree: Path) -> None:
-    code = user_code(toy_experiment(arms=("none", "field_cost:COST")))
+    code = user_code(toy_experiment(arms=("task_only", "field_cost:COST")))
     assert sorted(code) == ALL
     assert code["field_cost.py"] == (tree / "field_cost.py").read_bytes()
     assert not {"field_cost", "field_help"} & set(sys.modules)
     assert list(user_code(toy_experiment(arms=("field_broken:COST",)))) == ["field_broken.py"]
     # A module's name, as one arm, with `:` in a description, or of the project: nothing of these is the user's code.
-    assert user_code(toy_experiment(arms=("none",), description="field_cost:COST")) == {}
+    assert user_code(toy_experiment(arms=("task_only",), description="field_cost:COST")) == {}
     assert user_code(toy_experiment(arms=("tiny_onn.learning_cost:X", "nowhere_at_all:X"))) == {}
     assert code_digest({}) == ""
 

@@ -253,7 +253,7 @@ def test_of_a_package_of_ones_own_go_the_files_that_git_tracks_and_no_links_out_
 
 def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     module, package = own_arms(tmp_path)
-    for path in (package.parent, tmp_path / "none", package / "deep" / "__pycache__" / "b.pyc"):
+    for path in (package.parent, tmp_path / "task_only", package / "deep" / "__pycache__" / "b.pyc"):
         with pytest.raises(UserError, match=r"--add .*: is no module\. Expected a file NAME\.py, or the folder"):
             own_files([path], [])
     git(package, "init", "--quiet")
@@ -265,7 +265,7 @@ def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path
 def test_an_arm_whose_module_does_not_go_along_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, package = own_arms(tmp_path)
     monkeypatch.syspath_prepend(module.parent)
-    arms = ("none", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X")
+    arms = ("task_only", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X")
     swept = toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0, 1)))
     places = [said.partition("else submit with --add ")[2] for said in not_sent(swept, [Path("pipeline/a.py")])]
     assert places == [str(module), str(package), "path/to/nowhere"]

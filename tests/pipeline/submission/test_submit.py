@@ -25,7 +25,7 @@ EXPERIMENT = {
     "data": {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4},
     "model": {"hidden": 8, "layers": 2, "heads": 2},
     "training": {
-        "arm": "none",
+        "arm": "task_only",
         "steps": 4,
         "warmup_steps": 1,
         "batch_tokens": 512,
@@ -112,9 +112,9 @@ def test_a_trial_runs_on_two_nodes_and_its_exit_code_comes_back(place: Place) ->
     code, printed = place.run("submit", str(place.folder / "tiny.yaml"))
     assert code == 0, printed
     assert "Sending" in printed
-    assert "none-s0: finished" in printed
+    assert "task_only-s0: finished" in printed
     assert "Not all of it is tracked" not in printed
-    trial = place.output.trial("tiny", "none-s0")
+    trial = place.output.trial("tiny", "task_only-s0")
     where = json.loads(trial.placement.read_text())
     assert [(each["rank"], each["interface"]) for each in where] == [(0, "lo"), (1, "lo")]
     assert {each["node"] for each in where} == {HEAD, OTHER}
@@ -134,7 +134,7 @@ def test_a_job_is_detached_from_stopped_and_resumed_by_its_name(place: Place) ->
     code, printed = place.run(*long, "--detach")
     assert code == 0, printed
     assert "tiny-onn jobs stop long" in printed
-    trial = place.output.trial("long", "none-s0")
+    trial = place.output.trial("long", "task_only-s0")
     deadline = time.monotonic() + 120
     while not trial.checkpoints.exists() and time.monotonic() < deadline:
         time.sleep(0.5)

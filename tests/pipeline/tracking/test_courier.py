@@ -46,7 +46,7 @@ class DeafTracker(RecordingTracker):
     away = True
 
     def close(self, status: str) -> dict[Path, str]:
-        return {Path("toy"): "http://host: refused", Path("none-s0"): "http://host: refused"} if self.away else {}
+        return {Path("toy"): "http://host: refused", Path("task_only-s0"): "http://host: refused"} if self.away else {}
 
 
 class WatchedTracker(RecordingTracker):
@@ -86,7 +86,9 @@ class WatchedTracker(RecordingTracker):
 
 
 def courier_of(tracker: RecordingTracker, folder: Path, seeds: int = 1) -> Courier:
-    experiment = toy_experiment(sweep=SweepConfig(arms=("per_token", "aggregated", "none"), seeds=tuple(range(seeds))))
+    experiment = toy_experiment(
+        sweep=SweepConfig(arms=("per_token", "aggregated", "task_only"), seeds=tuple(range(seeds)))
+    )
     pairs = [(trial, TrialFolder(folder / trial.key)) for trial in trials_of(experiment)]
     return Courier(tracker, "toy", folder, experiment, pairs, {"data_name": "toy"})
 
@@ -95,9 +97,9 @@ def test_each_trial_ends_once_with_its_own_status(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = RecordingTracker()
     courier = courier_of(tracker, tmp_path)
-    courier.see({"per_token-s0": State.FINISHED, "aggregated-s0": State.RUNNING, "none-s0": State.WAITING})
+    courier.see({"per_token-s0": State.FINISHED, "aggregated-s0": State.RUNNING, "task_only-s0": State.WAITING})
     time.sleep(0.3)
-    courier.see({"per_token-s0": State.FINISHED, "aggregated-s0": State.STOPPED, "none-s0": State.WAITING})
+    courier.see({"per_token-s0": State.FINISHED, "aggregated-s0": State.STOPPED, "task_only-s0": State.WAITING})
     assert courier.finish("KILLED", None, None) == []
     ends = [call for call in tracker.calls if call[0] == "end"]
     assert ends == [("end", "per_token-s0", "FINISHED"), ("end", "aggregated-s0", "KILLED")]
@@ -126,10 +128,10 @@ def test_what_is_delivered_is_told_of_no_more_and_what_is_not_again(
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = AwayTracker()
     courier = courier_of(tracker, tmp_path)
-    courier.see({"per_token-s0": State.FINISHED, "none-s0": State.RUNNING})
+    courier.see({"per_token-s0": State.FINISHED, "task_only-s0": State.RUNNING})
     wait_for(lambda: tracker.calls.count(("ship", "per_token-s0")) >= 3)
     tracker.away = False
-    wait_for(lambda: tracker.calls.count(("ship", "none-s0")) >= tracker.calls.count(("ship", "per_token-s0")) + 3)
+    wait_for(lambda: tracker.calls.count(("ship", "task_only-s0")) >= tracker.calls.count(("ship", "per_token-s0")) + 3)
     assert courier.finish("FINISHED", None, None) == []
     assert tracker.calls.count(("end", "per_token-s0", "FINISHED")) == 1
 
@@ -166,7 +168,7 @@ def test_trials_are_told_of_together_and_each_in_order(tmp_path: Path, monkeypat
     tracker = WatchedTracker()
     tracker.held.set()
     courier = courier_of(tracker, tmp_path, seeds=4)
-    keys = [f"{arm}-s{seed}" for arm in ("per_token", "aggregated", "none") for seed in range(4)]
+    keys = [f"{arm}-s{seed}" for arm in ("per_token", "aggregated", "task_only") for seed in range(4)]
     courier.see(dict.fromkeys(keys, State.RUNNING))
     wait_for(lambda: all(tracker.calls.count(("ship", key)) >= 2 for key in keys))
     courier.see(dict.fromkeys(keys, State.FINISHED))
@@ -185,7 +187,7 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = WatchedTracker()
     courier = courier_of(tracker, tmp_path, seeds=2)
-    others = ["per_token-s1", "aggregated-s0", "aggregated-s1", "none-s0", "none-s1"]
+    others = ["per_token-s1", "aggregated-s0", "aggregated-s1", "task_only-s0", "task_only-s1"]
     courier.see(dict.fromkeys(["per_token-s0", *others], State.RUNNING))
     wait_for(lambda: all(tracker.calls.count(("ship", key)) >= 3 for key in others))
     courier.see(dict.fromkeys(["per_token-s0", *others], State.FINISHED))
@@ -204,7 +206,7 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
 
 @pytest.mark.parametrize("away", [True, False])
 def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool) -> None:
-    experiment = toy_experiment(arms=("none",))
+    experiment = toy_experiment(arms=("task_only",))
     tracker = DeafTracker()
     tracker.away = away
     pairs = [(trial, TrialFolder(tmp_path / trial.key)) for trial in trials_of(experiment)]
@@ -213,11 +215,11 @@ def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool)
     def report() -> list[Path]:
         raise StoreUnreachable("http://host: refused. Check the address.", "http://host: refused")
 
-    courier.see({"none-s0": State.FINISHED})
+    courier.see({"task_only-s0": State.FINISHED})
     problems = courier.finish("FINISHED", report, None)
     if away:
         assert problems == [
-            "the tracker has not taken all of toy, none-s0 (http://host: refused)",
+            "the tracker has not taken all of toy, task_only-s0 (http://host: refused)",
             "the report, which is made of what the tracker has, comes with the rest",
         ]
     else:  # it was back when the rest was delivered

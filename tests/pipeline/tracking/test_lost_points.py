@@ -28,7 +28,7 @@ def points(output, run_id: str) -> Counter:
         return Counter(store.execute("select key, step from metrics where run_uuid = ?", [run_id]).fetchall())
 
 
-@pytest.mark.parametrize("lost", ["step = 0", "step = 10", "step = 20", "key = 'eval/loss'", "1 = 1"])
+@pytest.mark.parametrize("lost", ["step = 0", "step = 10", "step = 20", "key = 'held_out/loss'", "1 = 1"])
 def test_points_that_the_store_has_lost_are_sent_again_once(output, lost):
     ((trial, folder),) = begin(output, "lost", HERE, **ONE)
     leave(trial, folder, "FINISHED")
@@ -44,7 +44,7 @@ def test_points_that_the_store_has_lost_are_sent_again_once(output, lost):
     assert (again.sent, again.ended, again.problems) == (gone, 1, [])
     assert f"1 of 1 trials delivered now ({gone:,} points)" in str(again)
     assert points(output, run_id) == everything
-    assert open_store(output.tracking_uri).get_run(run_id).data.metrics["eval/loss"] == 1.0
+    assert open_store(output.tracking_uri).get_run(run_id).data.metrics["held_out/loss"] == 1.0
     assert "nothing was outstanding" in str(sync(output, "lost", None, None, lambda *_: []))
 
 

@@ -165,7 +165,7 @@ def test_a_model_saved_before_a_setting_or_a_metric_was_renamed_is_loaded(tmp_pa
     del card["experiment"]["training"]["score_evaluation"]
     asha = {"asha": {"metric": "eval/loss", "grace_steps": 2}}
     space = {"training.learning_rate": {"uniform": [0.001, 0.002]}}
-    sweep = {"arms": ["none"], "seeds": [0], "search": {"samples": 2, "space": space}, "scheduler": asha}
+    sweep = {"arms": ["task_only"], "seeds": [0], "search": {"samples": 2, "space": space}, "scheduler": asha}
     card["experiment"]["sweep"] = sweep
     (tmp_path / "model" / "model.json").write_text(json.dumps(card))
     loaded = open_model(tmp_path / "model")

@@ -20,7 +20,7 @@ from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
 from tests.pipeline.sweep_samples import EXTRA, LOSS, write_spool
 
-ARMS = {"arms": ("per_token", "none"), "seeds": (0,)}
+ARMS = {"arms": ("per_token", "task_only"), "seeds": (0,)}
 HERE = Destination()
 
 
@@ -139,7 +139,7 @@ def test_metrics_that_end_in_damage_do_not_pass_for_a_finished_trials_last_ones(
         sync(output, "spoilt")
         found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
         assert (found.statuses, found.unfinished) == ({"DAMAGED": 1, "FINISHED": 1}, ("per_token-s0",))
-        assert [row.arm for row in found.rows] == ["none"]
+        assert [row.arm for row in found.rows] == ["task_only"]
     folder.spool.write_bytes(whole)
     assert sync(output, "spoilt").exit_code == 0
     found = read_results(output.tracking_uri, HERE.experiment, "spoilt")

@@ -158,7 +158,7 @@ def test_a_worker_whose_trial_was_taken_up_by_another_writes_no_more(data: Prepa
 
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data: Prepared) -> None:
-    sweep = {"arms": ["per_token", "aggregated", "none"], "seeds": [0, 1]}
+    sweep = {"arms": ["per_token", "aggregated", "task_only"], "seeds": [0, 1]}
     trials = trials_of(validate_experiment({**SMALL, "sweep": sweep}, "test"))
     assert [t.key for t in trials] == [f"{arm}-s{seed}" for seed in (0, 1) for arm in sweep["arms"]]
     starts = [torch.cat([p.flatten() for p in build_model(t.experiment).parameters()]) for t in trials]
