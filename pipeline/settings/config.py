@@ -219,14 +219,14 @@ class StudyConfig(Settings):
     """
 
     question: str
-    reference: str = Field(
+    reference: Arm = Field(
         "per_token",
         validation_alias=AliasChoices("reference", "control"),
         description="the arm that the others are compared with; once named control",
     )
     intervention: str
     primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.PRIMARY))
-    primary_arm: str | None = None
+    primary_arm: Arm | None = None
     primary_cell: dict[str, Any] = Field({}, description="for example {model.density: 0.05}")
     expectation: str
 
@@ -248,7 +248,7 @@ class StudyConfig(Settings):
     def problem(self, sweep: SweepConfig) -> str | None:
         """Why the study is not one of this sweep; None where it is."""
         for field, arm in (("reference", self.reference), ("primary_arm", self.primary_arm)):
-            if arm is not None and arm not in sweep.arms and not {arm, *sweep.arms} >= {"none", "task_only"}:
+            if arm is not None and arm not in sweep.arms:
                 return f"study.{field}: found {arm!r}; expected one of sweep.arms: {', '.join(sweep.arms)}"
         if self.primary_arm is None:
             return None

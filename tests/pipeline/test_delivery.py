@@ -58,7 +58,7 @@ def test_a_tracker_down_from_the_start_to_the_end_gets_everything_by_sync(tmp_pa
     proxy.be("pass")
     told = sync(output)
     assert told.exit_code == 0
-    points = 3 * (2 + 3 * 7) + 2 + 3 * (2 + 3 * 3) + 2  # see test_tracking; `none` has three measures of a layer
+    points = 3 * (2 + 3 * 7) + 3 + 3 * (2 + 3 * 3) + 3  # see test_tracking; `none` has three measures of a layer
     assert (
         f"start: 2 of 2 trials delivered now ({points} points), the report filed; 1 FINISHED, 1 FAILED." in told.output
     )
@@ -69,7 +69,7 @@ def test_a_tracker_down_from_the_start_to_the_end_gets_everything_by_sync(tmp_pa
     assert {"report.md", "results.json"} <= files_of(store, summary)
     asked = proxy.asked
     assert "start: nothing was outstanding; 1 FINISHED, 1 FAILED." in sync(output).output
-    metrics = 25 + 13  # of both trials, whose points are counted
+    metrics = 26 + 14  # of both trials, whose points are counted
     assert proxy.asked - asked < 12 + metrics  # it looks, and touches nothing
 
 

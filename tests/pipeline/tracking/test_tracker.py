@@ -30,8 +30,8 @@ def test_a_run_says_what_it_is(output, tracker):
     run_id = tracker.start_trial(folder, trial, "says", EXTRA)
     write_spool(trial, folder)
     folder.result.write_text('{"ok": 1}')
-    # at steps 0, 10 and 20 two metrics and seven of each of three layers, and two more at the last
-    assert tracker.ship(folder) == 3 * (2 + 3 * 7) + 2
+    # at steps 0, 10 and 20 two metrics and seven of each of three layers, and three more at the last
+    assert tracker.ship(folder) == 3 * (2 + 3 * 7) + 3
     assert tracker.ship(folder) == 0
     tracker.end_trial(folder, "FINISHED")
     assert shipping.has_all(folder, run_id, "FINISHED")
