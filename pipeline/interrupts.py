@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a value to look at, so that a command ends in its own way."""
+"""Ctrl-C, SIGTERM and a closed terminal as a value to look at, so that a command ends in its own way."""
 
 import signal
 import threading
@@ -7,7 +7,9 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """Between entering and leaving, SIGINT and SIGTERM only set `signal` (the first one counts).
+    """Between entering and leaving, SIGINT, SIGTERM and SIGHUP only set `signal` (the first one counts).
+
+    A SIGHUP that is ignored, as under nohup, stays so.
 
     Only the main thread is told of signals: in any other this does nothing, and they go where they went before.
     """
@@ -18,7 +20,12 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            self._before = {
+                number: handler
+                for number, handler in found.items()
+                if number != signal.SIGHUP or handler != signal.SIG_IGN
+            }
             self.hold()
         return self
 

@@ -1,6 +1,7 @@
 """Runs the trials of an experiment from the first check to the filed report, and says how that ended."""
 
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from pipeline.drawing import own_style
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
@@ -16,6 +18,7 @@ from pipeline.secrecy import public
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.submission.on_cluster import SUBMITTED_AS
+from pipeline.terminal import lasting_output
 from pipeline.tracking.destination import EXPERIMENT, Destination
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ class Outcome:
         return curves_frame(spools, metric)
 
 
+@lasting_output()
 def run(
     experiment: Experiment,
     trials: tuple[Trial, ...],
@@ -98,6 +102,8 @@ def run(
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
         left = [trial for trial in trials if not folders[trial.key].ended]
         check_start(left, output, address)
+        if address is None:
+            _tell_uncompiled(left, console)
         tracker = open_tracker(destination, where, track_later, console)
         prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
         check_data(left, prepared)
@@ -126,6 +132,19 @@ def run(
     return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
 
 
+def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:
+    """That training is to be compiled where it can be, and cannot be here: it takes longer."""
+    from tiny_onn.compiling import compiler_problem
+
+    asked = {
+        "cuda" if e.workers.gpus else "cpu" for e in (t.experiment for t in trials) if e.training.compile == "auto"
+    }
+    for device in sorted(asked):
+        if problem := compiler_problem(device):
+            said = f"Training runs uncompiled here, which takes longer: {problem}."
+            console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def _tell_where(folder: TrialFolder, console: Console) -> None:
     """Where what one training run came to is found; a sweep's report says it for its trials."""
     found = read_json(folder.run_id)
@@ -152,6 +171,13 @@ def file_report(
         UserError: the store cannot be used, has no trial of the sweep or several sweeps of that name, or the folder
             cannot be written to.
     """
+    with lasting_output(), own_style():
+        return _file_report(uri, mlflow_experiment, sweep, output, console or Console(), sweep_id)
+
+
+def _file_report(
+    uri: str, mlflow_experiment: str, sweep: str, output: Path, console: Console, sweep_id: str | None
+) -> "tuple[Report, list[Path]]":
     from pipeline.reporting.files import print_report, write_report
     from pipeline.reporting.report import make_report
     from pipeline.tracking.find_runs import recorded_id
@@ -166,7 +192,6 @@ def file_report(
             f"{folder}: the report cannot be written ({error.strerror}). Expected a folder that can be written to; "
             f"name another with --output, and the store with --tracking-uri {public(uri)}."
         ) from error
-    console = console or Console()
     print_report(made, console)
     page = next(path for path in files if path.suffix == ".html")
     console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)

@@ -11,6 +11,7 @@ from pipeline.data.shards import prepare
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Storage, StorageError
+from pipeline.terminal import shows_a_screen
 
 _SHOWN = 10  # refused files, and leaks, that are named
 
@@ -24,7 +25,7 @@ def prepare_and_tell(
         UserError: as `prepare` and `publish`; or the storage does not take the data.
     """
     console = console or Console()
-    with Progress(console=console, transient=True, disable=console.is_jupyter) as progress:
+    with Progress(console=console, transient=True, disable=not shows_a_screen(console)) as progress:
         bar = progress.add_task("Preparing the data", total=None)
         prepared = prepare(config, root, lambda done, total: progress.update(bar, completed=done, total=total))
         if storage:

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,32 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from pipeline.errors import UserError
+from pipeline.running.ray_process import DEFAULTS, NEEDED, hangup_held, ray_process, short_folder
 from pipeline.running.token import Token, find_token
+from pipeline.running.waiting import told_after
 from pipeline.settings.config import WorkersConfig
 
-# Read by Ray when it is imported, and by the processes that it starts.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the shutdown would start a second cluster
-    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints even when it is told to be silent
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths and imports mean the same in a worker as in the command
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: result.json files are
-    "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "3600",
-    # A trial whose machine is gone, or taken by others, waits for room; by default it would fail after minutes.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
-    # Shorter starts: fewer helper processes for each trial, and quicker polls of those that are left.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-}
-# Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _PROBE_SECONDS = 5.0
 
 
@@ -90,44 +73,73 @@ def fit(workers: WorkersConfig, nodes: Sequence[Resources], wanted: int) -> int:
 
 
 @contextmanager
-def connect(address: str | None, verbose: bool = False) -> Iterator[Cluster]:
+def connect(address: str | None, verbose: bool = False, console: Console | None = None) -> Iterator[Cluster]:
     """Connects to the cluster at `address` (host:port), or starts one on this machine, reachable from it alone.
 
-    Afterwards the connection is closed, and a cluster started here is stopped with all of its processes.
+    Afterwards the connection is closed, a cluster started here is stopped with all of its processes, and the process's
+    environment is as it was.
+
+    Args:
+        console: told when it takes long.
 
     Raises:
-        UserError: nothing answers at `address`; within ten seconds.
+        UserError: nothing answers at `address`, within ten seconds; or Ray cannot be started, for whatever reason.
     """
+    console = console or Console(stderr=True)
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        raise UserError(
+            "this process is connected to a Ray cluster already, which would be closed. Expected none: call "
+            "ray.shutdown() first, or give the command in a process of its own."
+        )
     if address is not None:
         check_address(address)
     token = None if address is None else find_token(os.environ)
-    wanted = _ENVIRONMENT | (_LOOPBACK if address is None else {})
-    os.environ.update({name: value for name, value in wanted.items() if name not in os.environ})
-    import ray  # reads the environment above
+    with ray_process(own_cluster=address is None), warnings.catch_warnings():
+        folder = short_folder() if address is None else None
+        import ray  # reads the environment
 
-    level = logging.INFO if verbose else logging.CRITICAL
-    options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
-    if address is None:
-        here = local_resources()
-        options |= {"address": "local", "num_cpus": int(here.cpus), "num_gpus": int(here.gpus)}
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    else:
-        options |= {"address": address, "runtime_env": {"env_vars": dict(_ENVIRONMENT)}}
-    with warnings.catch_warnings():
+        level = logging.INFO if verbose else logging.CRITICAL
+        options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
+        if address is None:
+            here = local_resources()
+            options |= {"address": "local", "num_cpus": int(here.cpus), "num_gpus": int(here.gpus)}
+            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            options |= {"_temp_dir": folder} if folder else {}
+        else:
+            options |= {"address": address, "runtime_env": {"env_vars": NEEDED | _set_defaults()}}
         if not verbose:
             warnings.simplefilter("ignore")
             for name in ("ray", "ray.tune", "ray.train", "ray.air"):
                 logging.getLogger(name).setLevel(level)
         try:
             try:
-                ray.init(**options)
-            except ConnectionError as error:
-                raise UserError(
-                    f"address {address}: no Ray cluster could be joined ({error}). {_key(token)}"
-                ) from error
+                with hangup_held(), told_after(console, _awaited(address)):
+                    ray.init(**options)
+            except Exception as error:  # also plain ones: of sockets, rights and a machine too busy
+                raise _refusal(address, token, error) from error
             yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
         finally:
-            ray.shutdown()
+            with told_after(console, "Ray to stop"):
+                ray.shutdown()
+
+
+def _set_defaults() -> dict[str, str]:
+    return {name: os.environ[name] for name in DEFAULTS}
+
+
+def _awaited(address: str | None) -> str:
+    return "Ray to start on this machine" if address is None else f"the Ray cluster at {address} to let this command in"
+
+
+def _refusal(address: str | None, token: Token | None, error: Exception) -> UserError:
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    if address is not None:
+        return UserError(f"address {address}: no Ray cluster could be joined ({said}). {_key(token)}")
+    return UserError(
+        f"Ray could not be started on this machine ({type(error).__name__}: {said}). Nothing was begun, and the same "
+        "command may be given again, when the machine is less busy if that was the reason. It needs a TMPDIR that can "
+        "be written to, and some hundred processes and open files (`ulimit -u`, `ulimit -n`)."
+    )
 
 
 def _key(token: Token | None) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from pipeline.records.state import State
 from pipeline.running.notebook import NotebookArea
 from pipeline.running.progress import Progress, all_left
+from pipeline.terminal import shows_a_screen
 
 _COLOURS = {
     State.WAITING: "dim",
@@ -55,7 +56,7 @@ class LiveView:
         self._told_at, self._drawn_at = time.monotonic(), -math.inf
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if shows_a_screen(self._console):
             own = self._chatty
             self._live = Live(
                 self.render(), console=self._console, auto_refresh=False, redirect_stdout=own, redirect_stderr=own

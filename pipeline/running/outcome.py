@@ -12,6 +12,7 @@ from pipeline.running.progress import Progress
 from pipeline.running.provenance import with_other_code
 
 _NAMED = 3
+_SIGNALS = {int(signal.SIGINT): "Ctrl-C", int(signal.SIGHUP): "SIGHUP: its terminal was closed"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def tell_end(
     if problems:
         say(console, "\n".join(["Not all of it is tracked:", *(f"  {problem}" for problem in problems)]), "yellow")
     if outcome.signal is not None:
-        name = "Ctrl-C" if outcome.signal == signal.SIGINT else signal.Signals(outcome.signal).name
+        name = _SIGNALS.get(outcome.signal) or signal.Signals(outcome.signal).name
         say(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
     if problems:
         say(console, f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")

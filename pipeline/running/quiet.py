@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.terminal import LastingStream
+
 
 @contextmanager
 def chatter_to(path: Path, console: Console) -> Iterator[None]:
@@ -34,7 +36,7 @@ def chatter_to(path: Path, console: Console) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     with os.fdopen(os.dup(descriptor), "w", encoding=getattr(screen, "encoding", "utf-8"), buffering=1) as own:
-        console.file = own
+        console.file = LastingStream(own)  # type: ignore[assignment]
         os.dup2(log, 1)
         os.dup2(log, 2)
         try:

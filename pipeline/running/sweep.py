@@ -5,8 +5,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +26,13 @@ from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
-from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end, tell_start
+from pipeline.running.outcome import SweepOutcome, outcome_of, say, tell_end, tell_start
 from pipeline.running.progress import Progress
 from pipeline.running.pruning import Pruner
 from pipeline.running.quiet import chatter_to
 from pipeline.running.room import Room
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
+from pipeline.running.waiting import Standstill, told_after
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.storage.storage import PATIENCE_S, location
@@ -123,12 +124,13 @@ def run_sweep(
             if outcome.taken_by:
                 courier.let_go()
             else:
-                problems = courier.finish(
-                    "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
-                    None if outcome.interrupted or not outcome.finished else report,
-                    _STOPPING_S if outcome.interrupted else None,
-                    lambda: interrupts.signal is not None,
-                )
+                with told_after(console, "MLflow to take what is left"):
+                    problems = courier.finish(
+                        "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
+                        None if outcome.interrupted or not outcome.finished else report,
+                        _STOPPING_S if outcome.interrupted else None,
+                        lambda: interrupts.signal is not None,
+                    )
     outcome = replace(outcome, undelivered=bool(problems) and not tracker.untouched)
     tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
     return outcome
@@ -161,21 +163,23 @@ def _run(
 ) -> None:
     """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
     faults: list[BaseException] = []
-    with connect(address, job.verbose) as cluster:
+    with connect(address, job.verbose, console) as cluster:
         interrupts.hold()
-        if address is not None:
-            check_nodes(None if shared else job.folder)
-        wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
-        room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
-        if shared:
-            shared.begin(job.session)
-        pairs = [(p.trial, p.folder) for p in progress]
-        pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
+        with _before_any_trial():
+            if address is not None:
+                with told_after(console, "the cluster's nodes to say what they have"):
+                    check_nodes(None if shared else job.folder)
+            wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
+            room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
+            if shared:
+                shared.begin(job.session)
+            pairs = [(p.trial, p.folder) for p in progress]
+            pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
         thread = threading.Thread(target=tune_trials, args=(job, room.look, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
         with LiveView(experiment.name, progress, console, room.at_once, job.verbose) as view:
-            watch = HeadWatch(cluster.head)
+            watch, standstill = HeadWatch(cluster.head), Standstill()
             while thread.is_alive() and interrupts.signal is None and not (shared and shared.taken_by):
                 if lost := watch.look():
                     faults.append(lost)
@@ -186,6 +190,8 @@ def _run(
                 view.note_room(room.at_once, room.lacking)
                 waiting = any(trial.waits_for_room() for trial in progress)
                 view.note_taken(waiting, room.taken if waiting else None)
+                if said := standstill.look(progress):
+                    say(console, said, "yellow")
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)
@@ -202,6 +208,21 @@ def _run(
             account_for(job, faults)
     job.stop.unlink(missing_ok=True)
     shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
+
+
+@contextmanager
+def _before_any_trial() -> Iterator[None]:
+    """What Ray raises here is as if the command had not been given."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(
+            f"the Ray cluster failed before any trial was started ({type(error).__name__}: {said[:300]}). Nothing was "
+            "begun; give the same command again, or look at the cluster first."
+        ) from error
 
 
 def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:

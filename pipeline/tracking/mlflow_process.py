@@ -18,6 +18,33 @@ from pipeline.secrecy import public
 
 START_LIMIT_S = 60.0
 LOOPBACK = "127.0.0.1"
+# Variables that would move the server's store, its files or its page, or open it wider than its command line says.
+_NOT_THE_SERVERS = frozenset(
+    f"MLFLOW_{name}"
+    for name in (
+        "ARTIFACTS_DESTINATION",
+        "ARTIFACTS_ONLY",
+        "DEFAULT_ARTIFACT_ROOT",
+        "ENABLE_WORKSPACES",
+        "GUNICORN_OPTS",
+        "HOST",
+        "PORT",
+        "READ_REPLICA_BACKEND_STORE_URI",
+        "REGISTRY_STORE_URI",
+        "REGISTRY_URI",
+        "SERVE_ARTIFACTS",
+        "SERVER_ALLOWED_HOSTS",
+        "SERVER_CORS_ALLOWED_ORIGINS",
+        "SERVER_DISABLE_SECURITY_MIDDLEWARE",
+        "SERVER_X_FRAME_OPTIONS",
+        "STATIC_PREFIX",
+        "TRACKING_URI",
+        "UVICORN_OPTS",
+        "WORKERS",
+        "WORKSPACE",
+        "WORKSPACE_STORE_URI",
+    )
+)
 
 
 @contextmanager
@@ -37,7 +64,7 @@ def mlflow_server(
     address = address_of(host, port)
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in _NOT_THE_SERVERS},
         "MLFLOW_BACKEND_STORE_URI": uri,  # its password is nothing for a command line, which all can read
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # or it starts nine idle processes
     }
@@ -90,6 +117,7 @@ def free_port(host: str, port: int | None) -> int:
 
 
 def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str, interrupts: Interrupts) -> None:
+    directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if interrupts.signal is not None:
@@ -97,7 +125,7 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str
         if server.poll() is not None:
             raise UserError(f"MLflow's server ended with status {server.returncode}; to see why, run: {command}")
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
+            with directly.open(f"{address}/health", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

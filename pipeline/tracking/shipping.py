@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.drawing import own_style
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import TrialFolder
@@ -175,10 +176,10 @@ def draw(path: Path) -> "Image":
     """The prototype distribution in a snapshot, as an image."""
     from PIL import Image as pillow  # matplotlib and its kin, only where something is drawn
 
-    from pipeline.tracking.prototypes import prototype_distribution
-
     buffer = BytesIO()
-    with _DRAWING:
+    with _DRAWING, own_style():
+        from pipeline.tracking.prototypes import prototype_distribution
+
         prototype_distribution(path).savefig(buffer, format="png")
     return pillow.open(buffer)
 

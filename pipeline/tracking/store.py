@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
+from pipeline.proxies import no_proxy_for
 from pipeline.secrecy import mask
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
     if not create and file is not None and not os.path.exists(file):
         raise UserError(f"tracking URI {uri}: there is no file {file.absolute()}. Expected the store of a sweep.")
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it would tear the live table
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a dead server would hold each call for minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
@@ -71,6 +73,7 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
 
     # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    no_proxy_for(uri)
     with store_errors(uri, named_by), _alone(uri, create):
         _knock(uri)
         client = StoreClient(uri, file)

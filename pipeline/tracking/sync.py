@@ -17,6 +17,7 @@ from pipeline.records.sweep_record import sweep_id
 from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, every_trial
+from pipeline.terminal import lasting_output, shows_a_screen
 from pipeline.tracking.crew import Crew
 from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import recall
@@ -103,6 +104,7 @@ def sync(
     return done
 
 
+@lasting_output()
 def sync_and_tell(
     output: Output, sweep: str | None, uri: str | None, experiment: str | None, make_report: Report
 ) -> int:
@@ -128,7 +130,7 @@ def sync_and_tell(
 
 
 def _with_bar(console: Console, name: str, trials: Sequence[Trial]) -> Iterable[Trial]:
-    return track(trials, name, console=console, transient=True, disable=not console.is_terminal)
+    return track(trials, name, console=console, transient=True, disable=not shows_a_screen(console))
 
 
 def _summary(

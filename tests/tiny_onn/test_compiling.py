@@ -51,6 +51,46 @@ def test_compiled_it_is_equal_too() -> None:
     assert done.stdout.strip().endswith("equal")
 
 
+@needs_a_compiler
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 1", "does not work (status 1)"),
+        ("echo no stdlib >&2; exit 4", "does not work (no stdlib)"),
+        ("exit 0", ""),
+    ],
+)
+def test_a_compiler_that_does_not_work_is_no_compiler(tmp_path: Path, monkeypatch, script: str, said: str) -> None:
+    broken = tmp_path / "g++"
+    broken.write_text(f"#!/bin/sh\n{script}\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    assert said in str(compiler_problem())
+    assert compiler_problem() is not None
+
+
+@needs_a_compiler
+def test_a_folder_from_which_nothing_may_be_loaded_is_none_to_compile_in(tmp_path: Path, monkeypatch) -> None:
+    """Mounted noexec; where mounting is not allowed, a folder that cannot be written to."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    (tmp_path / "file").touch()
+    assert "cannot be kept and loaded in" in str(compiler_problem())
+    looks = "from tiny_onn.compiling import compiler_problem; print(compiler_problem())"
+    mount = f"mount -t tmpfs -o noexec tmpfs {tmp_path} && exec {sys.executable} -c '{looks}'"
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    words = ["unshare", "--mount", "sh", "-c", mount]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        return  # may not be tried here
+    assert f"cannot be kept and loaded in {tmp_path}" in done.stdout, done
+
+
+@pytest.mark.parametrize("switch", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
+def test_a_switch_that_turns_compilation_off_is_told(monkeypatch, switch: str) -> None:
+    monkeypatch.setenv(switch, "1")
+    assert compiler_problem() == compiler_problem("cuda") == f"{switch}=1 switches it off"
+
+
 CACHED = """
 import torch
 from torch._dynamo.utils import counters
