@@ -77,7 +77,7 @@ def test_a_sweep_in_a_hostile_environment_is_whole() -> None:
         assert "eager" in json.dumps(result)
         assert (output.sweep("look") / "report" / "report.html").stat().st_size > 10_000
         models = open_store(output.tracking_uri).search_registered_models()
-        assert sorted(model.name for model in models) == ["look-none", "look-per_token"]
+        assert sorted(model.name for model in models) == ["look-per_token", "look-task_only"]
         report = [sys.executable, "-m", "pipeline.cli", "report", "look", "--output", str(output.root)]
         again = subprocess.run(report, env=environment, cwd=folder, capture_output=True, timeout=200, check=False)
         assert again.returncode == 0, again.stderr.decode()

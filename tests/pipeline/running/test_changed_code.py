@@ -93,7 +93,7 @@ def test_a_record_from_before_gets_the_code_and_a_lost_one_is_no_way_around(tmp_
 
 def test_the_command_refuses_before_anything_starts(tmp_path: Path, module: Path) -> None:
     path = write_config(tmp_path)
-    words = ["ablate", str(path), "--output", str(tmp_path / "o"), "--set", f"sweep.arms=[none, '{ARM}']"]
+    words = ["ablate", str(path), "--output", str(tmp_path / "o"), "--set", f"sweep.arms=[task_only, '{ARM}']"]
     config = read_experiment(path)
     assert config.sweep
     config = config.model_copy(update={"sweep": SweepConfig(arms=("task_only", ARM), seeds=config.sweep.seeds)})

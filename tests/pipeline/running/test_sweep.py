@@ -174,9 +174,10 @@ def test_a_cell_of_the_grid_that_does_not_fit_is_refused(tmp_path: Path, monkeyp
         sweep(tmp_path, toy_experiment(sweep=grid), RecordingTracker())
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) -> None:
-    """Ctrl-C twice in the middle of training; SIGTERM while Ray is still starting."""
+    """Ctrl-C twice in the middle of training; SIGTERM while Ray is still starting; and in training a SIGHUP to all
+    processes at once, Ray's included, as a terminal sends it that is closed."""
     output, log = tmp_path / "out", tmp_path / "log"
     others = ray_processes()
     process = subprocess.Popen(
@@ -186,9 +187,10 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
     )
     folder = Output(output).trial("toy", "task_only-s0")
-    awaited = folder.spool if sent == signal.SIGINT else Output(output).sweep("toy") / "sweep.json"
+    awaited = folder.spool if sent != signal.SIGTERM else Output(output).sweep("toy") / "sweep.json"
     deadline = time.monotonic() + 120
     while not awaited.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
@@ -197,7 +199,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
         assert reachable_from_elsewhere(listening(process.pid)) == set()
     began = time.monotonic()
     for _ in range(2 if sent == signal.SIGINT else 1):
-        process.send_signal(sent)
+        os.killpg(process.pid, sent) if sent == signal.SIGHUP else process.send_signal(sent)
         time.sleep(0.3)
     printed, _ = process.communicate(timeout=90)
     assert process.returncode == code, printed
@@ -205,7 +207,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     assert "tiny-onn ablate toy.yaml --resume" in printed
     told = log.read_text().splitlines()
     assert told[-1] == "close KILLED"
-    if sent == signal.SIGINT:
+    if sent != signal.SIGTERM:
         assert "end task_only-s0 KILLED" in told
     assert not folder.result.exists()
     assert not folder.failure.exists()

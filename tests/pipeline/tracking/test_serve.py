@@ -28,7 +28,8 @@ def test_no_server_outlives_the_command(tmp_path: Path) -> None:
     tracker.start_summary(tmp_path, experiment())
     tracker.close("FINISHED")
     words = [sys.executable, "-m", "pipeline.cli", "ui", "--output", str(tmp_path), "--experiment", "tests"]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    environment |= {"MLFLOW_PORT": "1", "MLFLOW_STATIC_PREFIX": "/elsewhere", "MLFLOW_HOST": "0.0.0.0"}
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as command:
         try:
             assert command.stdout is not None
