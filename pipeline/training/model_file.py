@@ -6,6 +6,7 @@ It holds `weights.safetensors`, `model.json` (the experiment, and the sha256 of 
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from platform import python_version
