@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipeline.reporting import tables
 from pipeline.reporting.comparisons import OVER_BASELINES, note
+from pipeline.reporting.data_used import parse_data, scores_of
 from pipeline.reporting.frames import results_frame
 from pipeline.reporting.renderings import escape, latex_table, markdown_table, terminal_table
 from pipeline.reporting.report import Report, headline
@@ -136,6 +137,7 @@ def _as_json(report: Report) -> dict[str, Any]:
                 "cell": dict(row.cell),
                 "runs": {seed: trial.run_id for seed, trial in row.trials.items()},
                 "columns": columns,
+                "scores": scores_of(results, place),
                 "over_baselines": asdict(over) if over else None,
                 "over_baselines_sign_flip_p": tested.p if tested else None,
                 "over_baselines_holm_adjusted_p": tested.adjusted if tested else None,
@@ -143,7 +145,8 @@ def _as_json(report: Report) -> dict[str, Any]:
         )
     head = {"sweep": results.sweep, "statuses": results.statuses, "older_runs_set_aside": results.older}
     primary = {"primary": asdict(report.primary) if report.primary else None, "reference": report.reference}
-    return {**head, **primary, "rows": rows, "findings": report.findings}
+    data = [parse_data(name, profile) for name, profile in results.data]
+    return {**head, **primary, "data": data, "rows": rows, "findings": report.findings}
 
 
 def _without_nan(value: Any) -> Any:

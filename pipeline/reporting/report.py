@@ -15,6 +15,7 @@ from pipeline.reporting.comparisons import (
     primary_of,
     reference_of,
 )
+from pipeline.reporting.data_used import data_words
 from pipeline.reporting.equal_density import equal_density_words, primary_words
 from pipeline.reporting.filed import Filed, read_filed
 from pipeline.reporting.findings import findings
@@ -76,6 +77,7 @@ def report_of(results: Results, filed: Filed) -> Report:
         primary_words(results, reference, primary, differences, comparisons),
         *equal_density_words(results, differences),
         *findings(results, reference),
+        *data_words(results),
         _lost_files(results, filed),
     ]
     return Report(results, columns, differences, comparisons, list(filter(None, words)), filed, reference, primary)

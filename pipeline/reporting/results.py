@@ -92,6 +92,7 @@ class Results:
     A pruned trial counts as PRUNED, not as FINISHED: it is in no row; nor is a DAMAGED one, whose metrics end before
     the trial did. `about`: what the sweep was said to be for before it ran: `description`, and of a study its
     `question`, `expectation`, ... `unfinished` are the trials that have neither finished nor been pruned.
+    `data`: name and profile, as MLflow has them, of each data set that a finished trial was trained on.
     """
 
     sweep: str
@@ -101,6 +102,7 @@ class Results:
     varying: list[str]
     about: dict[str, str] = field(default_factory=dict)
     unfinished: tuple[str, ...] = ()
+    data: tuple[tuple[str, str], ...] = ()
 
     @property
     def finished(self) -> int:
@@ -164,7 +166,9 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     summaries = [run for run in of_sweep if run.data.tags.get(ROLE) == "summary"]
     unfinished = sorted(plain(key) for key, run in newest.items() if _status(run) not in ("FINISHED", "PRUNED"))
     older = len(mine) - len(newest)
-    return Results(sweep, ordered, statuses, older, varying, _about(summaries), tuple(unfinished))
+    finished = [run for run in newest.values() if _status(run) == "FINISHED"]
+    about, data = _about(summaries), tuple(dict.fromkeys(each for run in finished for each in _data(run)))
+    return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data)
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
@@ -176,6 +180,11 @@ def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
         token = page.token
         if not token:
             return runs
+
+
+def _data(run: "Run") -> list[tuple[str, str]]:
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return [(each.dataset.name, each.dataset.profile or "") for each in inputs]
 
 
 def _about(summaries: "list[Run]") -> dict[str, str]:

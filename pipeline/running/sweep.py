@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -145,10 +146,16 @@ def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
 
 
 def data_tags(prepared: Prepared) -> dict[str, str]:
-    """What the tracker is told of the data set."""
+    """What the tracker is told of the data set, and the report says of it."""
     manifest = prepared.manifest
-    counts = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
-    return {"data_name": manifest.dataset, "data_hash": manifest.data_hash, "data_counts": json.dumps(counts)}
+    facts: dict[str, Any] = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
+    leaks = [f"{leak.split} task {leak.task} shares pairs with {leak.train_task}" for leak in manifest.leakage]
+    facts |= {"source": manifest.config.folder, "notes": list(manifest.notes[:10])}
+    if isinstance(prepared.folder, Path):  # the address of a storage may hold a password
+        facts["prepared"] = str(prepared.folder)
+    for name, lines in (("leaks", leaks), ("refused", list(manifest.refused))):
+        facts[name] = {"number": len(lines), "first": lines[:5]}
+    return {"data_name": manifest.dataset, "data_hash": manifest.data_hash, "data_counts": json.dumps(facts)}
 
 
 def _run(

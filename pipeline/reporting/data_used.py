@@ -1,0 +1,97 @@
+"""What the report says of the data: where it is from, what was scored, what was too long, and what leaks."""
+
+import json
+import math
+from typing import Any
+
+from pipeline import measures
+from pipeline.reporting.results import Results
+from pipeline.reporting.statistics import mean
+from pipeline.tracking.store import plain
+
+_SPLITS = {"held_out": "held-out", "evaluation": "evaluation"}
+_SCORES = {
+    "pairs exactly right": measures.HELD_OUT_PAIRS_EXACT,
+    "tasks exactly right": measures.HELD_OUT_TASKS_EXACT,
+    "right in two attempts (pass_at_2)": measures.HELD_OUT_PASS_AT_2,
+}
+
+
+def parse_data(name: str, profile: str) -> dict[str, Any]:
+    """What a run's data set says of itself in MLflow; of older runs less, and of what is no such text its name alone.
+
+    Texts are plain, and all else is numbers: the page shows it.
+    """
+    try:
+        told = json.loads(profile)
+    except (ValueError, RecursionError):
+        told = None
+    return {"name": plain(name), **(_plain(told) if isinstance(told, dict) else {})}
+
+
+def data_words(results: Results) -> list[str]:
+    """A sentence or two for each data set that the trials were trained on, with the scores of all of them."""
+    words = list(dict.fromkeys(_of(parse_data(name, profile)) for name, profile in results.data))
+    scores = [line for split in _SPLITS if (line := _scores(results, split))]
+    return [" ".join(filter(None, [*words, *scores]))] if any(words) else scores
+
+
+def scores_of(results: Results, place: int) -> dict[str, dict[int, float]]:
+    """All metrics of the held-out and the evaluation tasks of one row, by name and seed."""
+    trials = results.rows[place].trials
+    names = sorted({name for trial in trials.values() for name in trial.metrics if name.split("/")[0] in _SPLITS})
+    return {name: {seed: trial.last(name) for seed, trial in sorted(trials.items())} for name in names}
+
+
+def _of(data: dict[str, Any]) -> str:
+    """Empty for runs from before data sets told of themselves."""
+    parts = []
+    for split, title in _SPLITS.items():
+        scored, long = _count(data, split, "tasks"), _count(data, split, "too_long_tasks")
+        if scored is None or (split == "evaluation" and not scored and not long):
+            continue
+        left = f", {long} too long to score" if long else ""
+        parts.append(f"{scored} {title} tasks scored{left}")
+    if not parts:
+        return ""
+    trained, long = _count(data, "train", "tasks"), _count(data, "train", "too_long_tasks")
+    where = f" in {data['source']}" if isinstance(data.get("source"), str) else ""
+    left = f" ({long} too long to train on or hold out)" if long else ""
+    text = f"Data: {data['name']}{where}; {trained} tasks trained on{left}; {'; '.join(parts)}."
+    for what, one, several in (("leaks", "leak", "leaks"), ("refused", "file refused", "files refused")):
+        found = data.get(what)
+        if isinstance(found, dict) and isinstance(found.get("number"), int) and found["number"]:
+            first = found.get("first")
+            named = [text for text in first if isinstance(text, str)] if isinstance(first, list) else []
+            more = ", ..." if found["number"] > len(named) else ""
+            text += f" {found['number']} {one if found['number'] == 1 else several}: {'; '.join(named)}{more}."
+    return text
+
+
+def _scores(results: Results, split: str) -> str:
+    """Means over all decoded pairs and seeds, arm by arm."""
+    said = []
+    for row in results.rows:
+        name = ", ".join([row.arm, *(f"{field} {value}" for field, value in row.cell)])
+        found = []
+        for title, metric in _SCORES.items():
+            value = mean({seed: t.last(measures.of_split(split, metric)) for seed, t in row.trials.items()})
+            if math.isfinite(value):
+                found.append(f"{100 * value:.1f} % {title}")
+        if found:
+            said.append(f"{name}: {', '.join(found)}")
+    return f"Of the {_SPLITS[split]} tasks that were decoded, by arm: {'; '.join(said)}." if said else ""
+
+
+def _count(data: dict[str, Any], split: str, what: str) -> int | None:
+    counts = data.get(split)
+    value = counts.get(what) if isinstance(counts, dict) else None
+    return value if type(value) is int else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {plain(str(name)): _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return plain(value) if isinstance(value, str) else value

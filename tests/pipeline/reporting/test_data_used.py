@@ -1,0 +1,110 @@
+"""What a report says of its data, from runs in a real store."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.manifest import Leak
+from pipeline.data.shards import prepare
+from pipeline.layout import Output
+from pipeline.reporting.data_used import data_words, parse_data
+from pipeline.reporting.files import write_report
+from pipeline.reporting.report import Report, make_report
+from pipeline.reporting.results import Results
+from pipeline.running.sweep import data_tags
+from pipeline.settings.config import DataConfig
+from pipeline.tracking.tracker import Tracker
+from tests.pipeline.arc_samples import random_task, write_tasks
+from tests.pipeline.sweep_samples import experiment, trials, write_spool
+
+SCORES = {"held_out/pairs_exact": 0.25, "held_out/tasks_exact": 0.125, "held_out/pass_at_2": 0.5}
+OF_EVALUATION = {"evaluation/loss": 2.5, "evaluation/pass_at_2": 0.75}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data_used")
+
+
+@pytest.fixture(scope="module")
+def report(root: Path) -> Report:
+    """Of trials on a folder with 20 tasks, one of them too long, a bad file, and of three evaluation tasks one leak
+    and one that is too long."""
+    tasks = [random_task(f"t{i:02d}", i) for i in range(20)]
+    source = write_tasks(root / "tasks", [*tasks, random_task("long", 50, side=25)])
+    write_tasks(source / "evaluation", [random_task("e", 60), random_task("huge", 51, side=25)])
+    (source / "bad.json").write_text("[")
+    prepared = prepare(DataConfig(dataset="folder", folder=str(source), max_tokens=200), root / "data")
+    leaks = (Leak(split="evaluation", task="e", train_task="t03"),)
+    prepared = type(prepared)(prepared.folder, prepared.manifest.model_copy(update={"leakage": leaks}))
+    output, sample = Output(root / "out"), experiment("used", arms=("per_token",), seeds=(0, 1))
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    for trial, folder in trials(output, sample):
+        write_spool(trial, folder, steps=(0, 10))
+        line = {"step": 20, "time_ms": 1, "metrics": {"held_out/loss": 1.0, **SCORES, **OF_EVALUATION}}
+        with folder.spool.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        tracker.start_trial(folder, trial, sample.name, data_tags(prepared))
+        tracker.end_trial(folder, "FINISHED")
+    tracker.close("FINISHED")
+    return make_report(output.tracking_uri, "tests", sample.name)
+
+
+def test_the_report_says_what_was_scored_left_out_refused_and_leaks(report: Report, root: Path) -> None:
+    source = root / "tasks"
+    (text,) = [paragraph for paragraph in report.findings if paragraph.startswith("Data: ")]
+    for said in (
+        f"Data: folder in {source}; 16 tasks trained on (1 too long to train on or hold out); 4 held-out tasks scored; "
+        "1 evaluation tasks scored, 1 too long to score.",
+        "1 leak: evaluation task e shares pairs with t03.",
+        f"1 file refused: {source}/bad.json: not valid JSON",
+        "Of the held-out tasks that were decoded, by arm: per_token: 25.0 % pairs exactly right, 12.5 % tasks exactly "
+        "right, 50.0 % right in two attempts (pass_at_2).",
+        "Of the evaluation tasks that were decoded, by arm: per_token: 75.0 % right in two attempts (pass_at_2).",
+    ):
+        assert said in text
+
+
+def test_results_json_holds_the_data_and_all_scores(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path)
+    written = json.loads((tmp_path / "results.json").read_text())
+    (data,) = written["data"]
+    assert data["name"] == "folder"
+    assert data["leaks"] == {"number": 1, "first": ["evaluation task e shares pairs with t03"]}
+    assert data["refused"]["number"] == 1
+    assert data["evaluation"]["too_long_tasks"] == 1
+    assert data["prepared"].startswith("/")
+    scores = written["rows"][0]["scores"]
+    assert scores == {
+        name: {"0": value, "1": value} for name, value in {**SCORES, **OF_EVALUATION, "held_out/loss": 1.0}.items()
+    }
+    assert "1 evaluation tasks scored, 1 too long to score" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        "",
+        "no JSON",
+        "[1]",
+        '{"train": 8}',
+        '{"held_out": {"tasks": "many"}}',
+        "[" * 5000,
+        '{"held_out": {"tasks": true}}',
+    ],
+)
+def test_what_says_nothing_of_itself_is_passed_over(profile: str) -> None:
+    results = Results("s", [], {}, 0, [], data=(("arc-agi-2", profile),))
+    assert data_words(results) == []
+    assert parse_data("arc-agi-2", profile)["name"] == "arc-agi-2"
+
+
+def test_what_a_store_says_cannot_break_the_report() -> None:
+    told = {
+        "held_out": {"tasks": 3, "too_long_tasks": None},
+        "leaks": {"number": 2, "first": [1, "x\x1b[31m"]},
+        "refused": 3,
+    }
+    (text,) = data_words(Results("s", [], {}, 0, [], data=(("d", json.dumps(told)),)))
+    assert text == "Data: d; None tasks trained on; 3 held-out tasks scored. 2 leaks: x [31m, ...."
