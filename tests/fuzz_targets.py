@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.given import task_given
 from pipeline.data.manifest import Manifest, Shard, data_hash, file_hash
 from pipeline.data.related import marks
 from pipeline.data.shards import open_prepared, prepare, read_rows
@@ -68,6 +69,8 @@ def arc(folder: Path) -> Target:
                 assert pair.output is not None
                 assert np.array_equal(answer, pair.output)
             assert marks(task)
+        with suppress(ValueError, RecursionError, UserError):
+            assert task_given(json.loads(data)).test[0].output is None
         predicted = read_tasks(file, for_prediction=True)
         assert all(pair.output is None for task in predicted.train for pair in task.test)
         return bool(found.train) and not found.refused

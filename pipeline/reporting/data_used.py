@@ -70,17 +70,21 @@ def _of(data: dict[str, Any]) -> str:
 
 def _scores(results: Results, split: str) -> str:
     """Means over all decoded pairs and seeds, arm by arm."""
-    said = []
+    said, solved = [], False
     for row in results.rows:
         name = ", ".join([row.arm, *(f"{field} {value}" for field, value in row.cell)])
         found = []
         for title, metric in _SCORES.items():
             value = mean({seed: t.last(measures.of_split(split, metric)) for seed, t in row.trials.items()})
             if math.isfinite(value):
+                solved |= value > 0
                 found.append(f"{100 * value:.1f} % {title}")
         if found:
             said.append(f"{name}: {', '.join(found)}")
-    return f"Of the {_SPLITS[split]} tasks that were decoded, by arm: {'; '.join(said)}." if said else ""
+    decoded = f"Of the {_SPLITS[split]} tasks that were decoded"
+    if said and not solved:
+        return f"{decoded} no arm got a single pair right, in one attempt or two."
+    return f"{decoded}, by arm: {'; '.join(said)}." if said else ""
 
 
 def _count(data: dict[str, Any], split: str, what: str) -> int | None:

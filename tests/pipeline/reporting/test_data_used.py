@@ -11,7 +11,7 @@ from pipeline.layout import Output
 from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.files import write_report
 from pipeline.reporting.report import Report, make_report
-from pipeline.reporting.results import Results
+from pipeline.reporting.results import Results, Row, Trial
 from pipeline.running.sweep import data_tags
 from pipeline.settings.config import DataConfig
 from pipeline.tracking.tracker import Tracker
@@ -108,3 +108,9 @@ def test_what_a_store_says_cannot_break_the_report() -> None:
     }
     (text,) = data_words(Results("s", [], {}, 0, [], data=(("d", json.dumps(told)),)))
     assert text == "Data: d; None tasks trained on; 3 held-out tasks scored. 2 leaks: x [31m, ...."
+
+
+def test_scores_that_are_all_zero_are_said_in_few_words() -> None:
+    row = Row("a", (), {0: Trial("r", "a", 0, {}, {}, {"held_out/pairs_exact": 0.0, "held_out/pass_at_2": 0.0}, {})})
+    words = "Of the held-out tasks that were decoded no arm got a single pair right, in one attempt or two."
+    assert data_words(Results("s", [row], {}, 0, [])) == [words]
