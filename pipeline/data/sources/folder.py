@@ -1,20 +1,17 @@
 """All tasks of a folder as it was cloned or downloaded, or of one file: training and evaluation tasks apart."""
 
 import hashlib
-import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.arc_json import RefusedTask, parse_task, printable
-from pipeline.data.sources.found import Content, File, LearnedSplit, Raw, is_named_as_data, stem_of
-from pipeline.data.sources.packed import LARGEST_FILE, files_in_zip, is_zip
+from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.data.sources.found import Content, File, LearnedSplit, Raw, stem_of
 from pipeline.data.sources.read import read_content
 from pipeline.data.sources.shapes import SPLITS
+from pipeline.data.sources.walk import files_below
 from pipeline.data.task import Task
 
 _NAMED = 5  # of many, in a note
@@ -54,7 +51,7 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
         OSError: the folder cannot be read.
     """
     found = Tasks()
-    files = list(_files(root, found.refused))
+    files = list(files_below(root, found.refused))
     trained = {file.parts[:-1][: i + 1] for file in files for i, part in enumerate(file.parts[:-1]) if _trains(part)}
     parents = {folder[:-1] for folder in trained}
     contents: list[tuple[File, LearnedSplit, Content]] = []
@@ -81,62 +78,6 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
     found.train.sort(key=lambda task: task.task_id)
     found.evaluation.sort(key=lambda task: task.task_id)
     return found
-
-
-def _files(root: Path, refused: list[str]) -> Iterator[File]:
-    """In order; zip archives are looked into, hidden files and folders left out."""
-    if not root.is_dir():
-        yield from _opened(root, (root.name,), refused)
-        return
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=_raise, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to where we have been
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(filter(is_named_as_data, names)):
-            path = Path(folder, name)
-            yield from _opened(path, path.relative_to(root).parts, refused)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _opened(path: Path, parts: tuple[str, ...], refused: list[str]) -> Iterator[File]:
-    name = printable(path)
-    if name != str(path):
-        refused.append(f"{name}: the file's name, which is the task's id, is not UTF-8")
-        return
-    try:
-        packed = _is_regular(path) and is_zip(_head(path))
-        yield from files_in_zip(path, name, parts) if packed else [File(name, parts, partial(_read, path))]
-    except (OSError, RefusedTask) as error:
-        refused.append(str(error) if isinstance(error, RefusedTask) else f"{name}: cannot be read ({error})")
-
-
-def _is_regular(path: Path) -> bool:
-    return stat.S_ISREG(path.stat().st_mode)  # a pipe would be waited for
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if not _is_regular(path):
-            raise RefusedTask(f"{path}: is no file; expected ARC tasks")
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except OSError as error:
-        raise RefusedTask(f"{path}: cannot be read ({error})") from error
-    if len(data) > LARGEST_FILE:
-        raise RefusedTask(f"{path}: has more than {LARGEST_FILE} bytes; expected ARC tasks")
-    return data
 
 
 def _trains(folder: str) -> bool:
