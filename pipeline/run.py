@@ -101,7 +101,8 @@ def run(
     sweep = where.sweep(experiment.name)
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
         left = [trial for trial in trials if not folders[trial.key].ended]
-        check_start(left, output, address)
+        for warning in check_start(left, output, address):
+            console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
         tracker = open_tracker(destination, where, track_later, console)

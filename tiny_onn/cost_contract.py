@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from tiny_onn.learning_cost import LayerCost, LearningCost, TokenCost, WeightState
+from tiny_onn.learning_cost import COSTS, LayerCost, LearningCost, TokenCost, WeightState
+from tiny_onn.mas import mas
 
 _TOKENS, _EXPERTS, _INPUTS = 5, 3, 7  # all different, so that no axis passes for another
 
@@ -35,6 +36,27 @@ def cost_problem(cost: LearningCost) -> str | None:
             problem = _problem_of_a_call(cost, given)
             if problem:
                 return problem
+    return None
+
+
+def twin_of(cost: LearningCost) -> str | None:
+    """The known learning cost that ranks experts exactly as `cost` does; None where there is none.
+
+    mas(C) divides each token's costs by the largest, so a factor that all experts of a token share changes nothing:
+    Goodness, and with it training, is that of the other arm.
+    """
+    if isinstance(cost, LayerCost) or cost.needs_second_moment or cost in COSTS.values():
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
+        numbers = torch.Generator().manual_seed(1)
+        shapes = (_TOKENS, _EXPERTS), (_TOKENS, _INPUTS), (_EXPERTS, _INPUTS)
+        g, x, weight = (torch.randn(*shape, generator=numbers, dtype=torch.float64) for shape in shapes)
+        found = mas(cost.measure(g, x, WeightState(weight)))
+        for name in ("per_token", "relative"):
+            known = COSTS[name]
+            assert isinstance(known, TokenCost)
+            if torch.allclose(found, mas(known.measure(g, x, WeightState(weight))), rtol=1e-6, atol=1e-9):
+                return name
     return None
 
 

@@ -40,7 +40,8 @@ def forecast(
     """
     where, console = Output(output), console or Console()
     left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
-    check_start(left, where.root, address)
+    for warning in check_start(left, where.root, address):
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     nodes: tuple[Any, ...] = (local_resources(),)
     memory, whose = memories.machine_memory(), "this machine"
     if address is not None:

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,13 +19,18 @@ from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import DTYPES, arm_of, build_model, compiling
+from tiny_onn.arm import arm
+from tiny_onn.cost_contract import twin_of
 
 _EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
 _SPARE_BYTES = 100e6  # for data, metrics, figures and logs
 
 
-def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> None:
-    """Costs of one's own can be imported, the trials fit the machine, the cluster answers, the disk has room.
+def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> tuple[str, ...]:
+    """Arms of one's own can be imported, the trials fit the machine, the cluster answers, the disk has room.
+
+    Returns:
+        what a user should know before the trials start, a sentence each.
 
     Raises:
         UserError: names the field or option, what was found and what was expected.
@@ -41,6 +46,7 @@ def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> N
     else:
         check_address(address)
     _check_disk(experiments, output)
+    return tuple(_disguised(experiments))
 
 
 def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
@@ -94,6 +100,17 @@ def _of_the_arm(experiment: Experiment) -> str:
     """Equal for experiments that `_check_arm` need look at once."""
     training = experiment.training
     return f"{training.arm} {training.parts} {training.engine} {training.compile} {experiment.model.density}"
+
+
+def _disguised(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """A warning for each cost of one's own that is a known one but for what cancels."""
+    for name in sorted({e.training.arm for e in experiments if ":" in e.training.arm}):
+        cost = arm(name).cost
+        if cost is not None and (twin := twin_of(cost)):
+            yield (
+                f"Warning: {name} ranks experts exactly as {twin} does, so the two train alike: a factor that all "
+                "experts of a token share cancels in mas(C). Use a cost that depends on the expert, as on its weight."
+            )
 
 
 def _check_arm(experiment: Experiment) -> None:

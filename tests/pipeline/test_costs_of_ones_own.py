@@ -14,6 +14,7 @@ BROKEN = """
 from tiny_onn.learning_cost import LayerCost, TokenCost
 
 ONE_FOR_ALL = TokenCost(lambda grad_output, x, weight: x.norm(dim=-1, keepdim=True))
+DISGUISED = TokenCost(lambda grad_output, x, weight: grad_output.abs() * x.abs().sum(-1, keepdim=True))
 NEGATIVE = LayerCost(lambda weight_gradient: -weight_gradient.norm(dim=-1))
 """
 
@@ -48,3 +49,12 @@ def test_an_arm_that_is_no_learning_cost_is_refused_before_anything_starts(
 def test_so_it_is_from_a_notebook(config: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="returned negative values"):
         api.train(config, {"training.arm": "costs_that_are_none:NEGATIVE"}, tmp_path / "out")
+
+
+def test_a_cost_that_is_another_arm_in_disguise_is_told_before_anything_starts(config: Path, tmp_path: Path) -> None:
+    arm = "costs_that_are_none:DISGUISED"
+    words = ["plan", str(config), "--no-calibration", "--output", str(tmp_path / "out")]
+    ran = CliRunner().invoke(main, [*words, "--set", f"sweep.arms=[per_token, '{arm}']"])
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    assert f"Warning: {arm} ranks experts exactly as per_token does" in ran.output
+    assert "ranks experts exactly" not in CliRunner().invoke(main, words).output

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny_onn.cost_contract import cost_problem
+from tiny_onn.cost_contract import cost_problem, twin_of
 from tiny_onn.learning_cost import COSTS, LayerCost, LearningCost, TokenCost, WeightState, learning_cost
 from tiny_onn.signals import GOODNESS, Moment, layer_signals, token_signals
 
@@ -77,3 +77,17 @@ def test_a_cost_that_would_be_broadcast_is_refused_in_training(shape: tuple[int,
     layer = LayerCost(lambda gradient: gradient.abs().mean())
     with pytest.raises(ValueError, match=r"the learning cost has shape \[\]; expected \[3\]"):
         layer_signals({"a": (torch.rand(3), torch.rand(3))}, {"a": torch.rand(3, 2)}, layer)
+
+
+def test_a_cost_that_is_another_arm_in_disguise_is_recognised() -> None:
+    """A factor that all experts of a token share cancels in mas(C)."""
+    for twin, disguised in (
+        ("per_token", lambda g, x, w: g.abs() * x.abs().sum(-1, keepdim=True)),
+        ("per_token", lambda g, x, w: 3 * g.abs()),
+        ("relative", lambda g, x, w: g.abs() / (w.weight.norm(dim=-1) + 1e-9)),
+        (None, lambda g, x, w: g.abs() * (x.abs() @ w.weight.abs().T)),
+        (None, lambda g, x, w: torch.ones_like(g)),
+    ):
+        assert twin_of(TokenCost(disguised)) == twin  # type: ignore[arg-type]
+    assert all(twin_of(cost) is None for cost in COSTS.values())
+    assert twin_of(LayerCost(lambda gradient: gradient.abs().mean(dim=-1))) is None
