@@ -72,7 +72,7 @@ def density(row: Row, reference: Row) -> str:
             parts.append(f"{word} than {reference.arm} in {_layers(chosen, layers)}, {_by_factor(chosen)}")
     same = [n for n, f in factors.items() if 1 / _SAME < f < _SAME]
     if same:
-        parts.append(f"as active in {_layers(same, layers)} (within {100 * (_SAME - 1):.0f} %)")
+        parts.append(f"as active as {reference.arm} in {_layers(same, layers)} (within {100 * (_SAME - 1):.0f} %)")
     differing = [layer for layer in factors if layer not in same]
     text = f"{row.arm} is {' and '.join(parts)}"
     if apart := [f"L{layer}" for layer in layers if layer not in factors]:

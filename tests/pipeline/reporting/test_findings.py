@@ -99,7 +99,7 @@ def test_which_arm_is_the_reference_is_the_studys_word() -> None:
         told = Results("x", rows, {}, 0, [], about={name: "task_only"})
         assert reference_of(told) == "task_only"
         text = " ".join(findings(told, reference_of(told)))
-        assert "per_token is as active in its only layer L0" in text
+        assert "per_token is as active as task_only in its only layer L0" in text
         assert "held-out loss of per_token differs by less" in text
 
 
