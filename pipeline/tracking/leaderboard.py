@@ -189,6 +189,8 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
         measures.HELD_OUT_TOKEN_ACCURACY,
         *_scored(measures.EVALUATION_LOSS, recorded),
         *_scored(measures.EVALUATION_TOKEN_ACCURACY, recorded),
+        *_scored(measures.EVALUATION_TASKS_EXACT, recorded),
+        *_scored(measures.EVALUATION_PASS_AT_2, recorded),
         *(measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)),
         measures.by_layer(measures.FRACTION_GOOD, middle),
         measures.by_layer(measures.MUTUAL_INFORMATION, middle),

@@ -46,7 +46,8 @@ def test_older_runs_and_evaluation_tasks_have_their_columns():
     assert columns("eval/loss", "eval/token_accuracy") == older
     both = columns("eval/loss", "eval/token_accuracy", "held_out/loss", "held_out/token_accuracy")
     assert both == [held_out[0], older[0], held_out[1], older[1]]
-    assert columns("evaluation/loss") == [*held_out, "metrics.`evaluation/loss`"]
+    evaluation = [f"evaluation/{measure}" for measure in ("loss", "token_accuracy", "tasks_exact", "pass_at_2")]
+    assert columns(*evaluation) == [*held_out, *(f"metrics.`{name}`" for name in evaluation)]
     assert view_state([0], recorded=["eval/loss"])["orderByKey"] == "metrics.`eval/loss`"
     assert view_state([0], recorded=["eval/loss", "held_out/loss"])["orderByKey"] == "metrics.`held_out/loss`"
     charts = view_state([0], recorded=["eval/loss", "evaluation/loss"])["compareRunCharts"]
