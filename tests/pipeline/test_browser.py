@@ -95,7 +95,7 @@ def test_the_runs_table_is_readable_without_touching_it(page, links):
             assert f"{arm} · s{seed}" in text
     for column in ("held_out/loss", "held_out/token_accuracy", "activation_rate/L0"):
         assert column in text
-    assert "Group: none" in text  # grouped by arm, the groups open
+    assert "Group: task_only" in text  # grouped by arm, the groups open
     assert "summary" not in text
 
 
