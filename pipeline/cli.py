@@ -1,7 +1,9 @@
 """The console command `tiny-onn`. Heavy imports wait until a command runs, so that --help is quick."""
 
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -14,6 +16,7 @@ from pipeline.cli_tracker import COMMANDS as _WITH_A_TRACKER
 from pipeline.errors import UserError
 from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI
 from pipeline.settings.changes import parse_changes
+from pipeline.terminal import open_standard_streams
 
 
 def _running(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,6 +61,8 @@ class _Group(click.Group):
         return found
 
     def invoke(self, ctx: click.Context) -> Any:
+        open_standard_streams()
+        _let_warnings_be_warnings()
         try:
             return super().invoke(ctx)
         except UserError as error:
@@ -66,6 +71,12 @@ class _Group(click.Group):
         except KeyboardInterrupt:  # before a sweep, or in a command without one
             click.echo("\nStopped by Ctrl-C.", err=True)
             sys.exit(128 + signal.SIGINT)
+
+
+def _let_warnings_be_warnings() -> None:
+    """PYTHONWARNINGS=error, or -W error, would have a deprecated call deep in a library end the command."""
+    warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
+    os.environ.pop("PYTHONWARNINGS", None)  # of the processes that are started
 
 
 def _entry_points() -> dict[str, EntryPoint]:

@@ -53,6 +53,20 @@ class LastingStream:
         return getattr(self._stream, name)
 
 
+def open_standard_streams() -> None:
+    """Has standard input, output and error lead nowhere where they were closed, as by some service managers.
+
+    Else the next file that is opened, such as a SQLite store, has the number 1, and whatever is printed goes into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 def shows_a_screen(console: Console) -> bool:
     """Whether there is a screen to redraw: FORCE_COLOR makes rich take a file or a pipe for a terminal."""
     asked = getattr(console, "_force_terminal", None)  # by whoever made it

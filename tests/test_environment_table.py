@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.running import ray_process
 from pipeline.tracking import mlflow_process
 from pipeline.tracking.store import open_store
@@ -62,6 +63,12 @@ def test_what_the_code_overrides_or_gives_a_default_is_what_the_table_says() -> 
     known = {*ray_process.NEEDED, *ray_process.DEFAULTS, *ray_process._LOOPBACK, *ray_process._NOT_OURS}
     # Of these the first two are set by ray_process for a cluster of our own, the third for a job that is submitted.
     assert rays - known == {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_JOB_STOP_WAIT_TIME_S"}
+
+
+def test_a_store_in_workspaces_without_one_is_refused_in_a_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
+    with pytest.raises(UserError, match=r"cannot be used \(Active workspace is required"):
+        open_store(f"sqlite:///{tmp_path}/mlflow.db")
 
 
 def test_a_store_that_is_opened_leaves_what_the_table_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

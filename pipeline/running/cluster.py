@@ -8,11 +8,12 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from pipeline.errors import UserError
@@ -111,16 +112,26 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
             warnings.simplefilter("ignore")
             for name in ("ray", "ray.tune", "ray.train", "ray.air"):
                 logging.getLogger(name).setLevel(level)
+        others = set(psutil.Process().children(recursive=True))
         try:
             try:
                 with hangup_held(), told_after(console, _awaited(address)):
                     ray.init(**options)
             except Exception as error:  # also plain ones: of sockets, rights and a machine too busy
+                _end(set(psutil.Process().children(recursive=True)) - others)
                 raise _refusal(address, token, error) from error
             yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
         finally:
             with told_after(console, "Ray to stop"):
                 ray.shutdown()
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Ends what Ray had started before it failed to start, which it leaves behind."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(list(processes), timeout=5)
 
 
 def _set_defaults() -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from pipeline.colours import arm_colour
 from pipeline.settings.config import Experiment
@@ -76,9 +77,12 @@ def git_commit(folder: Path = Path(__file__).parent) -> str:
     """
     if COMMIT_SENT in os.environ:
         return os.environ[COMMIT_SENT]
+    # In a git hook GIT_DIR is set, and would have git answer for another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 5, "check": True, "env": environment}
     try:
         found = [
-            subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5, check=True)
+            subprocess.run(["git", "-C", str(folder), *words], **options)
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):

@@ -116,3 +116,17 @@ def test_colours_that_are_forced_make_a_file_no_screen(monkeypatch: pytest.Monke
     with LiveView("x", [], console) as view:
         view.update()
     assert "\x1b[" not in screen.getvalue()
+
+
+def test_closed_streams_are_opened_to_nowhere_before_a_file_takes_their_place(tmp_path: Path) -> None:
+    """Else what is printed goes into that file, which may be the store."""
+    script = (
+        "import sys; from pipeline.terminal import open_standard_streams; open_standard_streams()\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        "    assert file.fileno() > 2\n"
+        "    print('to nowhere'); print('to nowhere', file=sys.stderr); sys.stdout.flush()\n"
+    )
+    words = f'exec {sys.executable} -c "$0" {tmp_path}/store <&- >&- 2>&-'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["sh", "-c", words, script], env=environment, check=False).returncode == 0
+    assert (tmp_path / "store").read_text() == ""

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -99,6 +100,25 @@ def test_whatever_keeps_ray_from_starting_is_one_line(error: Exception, monkeypa
     assert of_ray() == before
 
 
+def test_what_ray_had_started_when_it_failed_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def broken(**_: Any) -> None:
+        begun.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"], start_new_session=True))
+        raise PermissionError(13, "Permission denied")
+
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        monkeypatch.setattr(ray, "init", broken)
+        with pytest.raises(UserError, match="could not be started"), connect(None):
+            pass
+        begun[0].wait(timeout=10)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_cluster_that_the_process_has_already_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -109,8 +129,6 @@ def test_a_cluster_that_the_process_has_already_is_left_alone(monkeypatch: pytes
 
 
 def test_a_hangup_is_held_back_in_what_is_started_meanwhile() -> None:
-    import subprocess
-
     shows = [
         sys.executable,
         "-c",

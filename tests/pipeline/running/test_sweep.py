@@ -212,7 +212,7 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
     assert not folder.result.exists()
     assert not folder.failure.exists()
     mine = [pid for pid in ray_processes() - others if session_of(pid) == process.pid or parent_is_gone(pid)]
-    assert mine == []
+    assert {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in mine} == {}
 
 
 def session_of(pid: str) -> int:
