@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study test test-slow test-oldest test-browser drills fuzz lint clean
+.PHONY: ablation smoke study test test-slow test-oldest test-browser drills fuzz lint constraints clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -47,6 +47,15 @@ lint: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Writes constraints.txt anew from pyproject.toml, and keeps the versions in it that are still allowed; for the newest
+# ones: make constraints UPGRADE=--upgrade. Left out are the CUDA packages of torch, which pins them itself.
+constraints:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install --quiet uv
+	build/uv/bin/uv pip compile --quiet --all-extras --python-version 3.11 --no-annotate $(UPGRADE) \
+		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
+	sed -i -E '/^(cuda|nvidia|triton)/d' constraints.txt
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -1,0 +1,73 @@
+"""What pyproject.toml asks for: ranges with both ends, which the pins of constraints.txt satisfy."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from pipeline.running.pins import read_pins
+
+ROOT = Path(__file__).parents[1]
+PRIVATE_NAMES_ARE_USED = ("mlflow", "ray", "torch")  # so the next minor version is excluded
+
+
+def asked_for() -> list[tuple[str, Requirement]]:
+    """Each requirement with the extra that it is of, "" for none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"": project["dependencies"]} | project["optional-dependencies"]
+    return [(extra, Requirement(line)) for extra, lines in extras.items() for line in lines]
+
+
+def problem(requirement: Requirement, pins: dict[str, str]) -> str | None:
+    """Why `requirement` and the pins do not go together; None where they do."""
+    operators = {each.operator for each in requirement.specifier}
+    if not {">=", "<"} <= operators:
+        return f"{requirement}: expected a range with both ends, name>=oldest,<first that is not known to work"
+    pin = pins.get(canonicalize_name(requirement.name))
+    if pin is None:
+        return f"{requirement}: constraints.txt does not pin it"
+    if not requirement.specifier.contains(pin):
+        return f"{requirement}: constraints.txt pins {pin}"
+    end = Version(next(each.version for each in requirement.specifier if each.operator == "<"))
+    found = Version(pin)
+    minor = requirement.name in PRIVATE_NAMES_ARE_USED or found.major == 0
+    first_unknown = f"{found.major}.{found.minor + 1}" if minor else f"{found.major + 1}"
+    if end > Version(first_unknown):
+        return f"{requirement}: allows {first_unknown}, which nobody has tried; expected <{first_unknown}"
+    return None
+
+
+def test_the_pins_satisfy_every_range() -> None:
+    found = asked_for()
+    assert {"", "dev", "cluster", "bench"} <= {extra for extra, _ in found}
+    pins = read_pins(ROOT / "constraints.txt")
+    assert [each for _, requirement in found if (each := problem(requirement, pins))] == []
+
+
+@pytest.mark.parametrize(
+    ("line", "pin", "said"),
+    [
+        ("rich>=13", "15.0.0", "both ends"),
+        ("rich<16", "15.0.0", "both ends"),
+        ("rich>=13,<16", None, "does not pin it"),
+        ("rich>=13,<15", "15.0.0", "pins 15.0.0"),
+        ("rich>=13,<17", "15.0.0", "allows 16"),
+        ("jaxtyping>=0.3,<1", "0.3.11", "allows 0.4"),
+        ("ray[tune]>=2.58,<3", "2.60.0", "allows 2.61"),
+        ("ray[tune]>=2.58,<2.61", "2.60.0", None),
+    ],
+)
+def test_a_range_that_is_wrong_would_be_found(line: str, pin: str | None, said: str | None) -> None:
+    requirement = Requirement(line)
+    found = problem(requirement, {} if pin is None else {requirement.name: pin})
+    assert found is None if said is None else said in (found or "")
+
+
+def test_one_package_has_one_range() -> None:
+    ranges: dict[str, set[str]] = {}
+    for _, requirement in asked_for():
+        ranges.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
+    assert {name: each for name, each in ranges.items() if len(each) > 1} == {}
