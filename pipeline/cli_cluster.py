@@ -273,7 +273,10 @@ def _server(address: str) -> Any:
     from pipeline.running.token import find_token
     from pipeline.submission.jobs import JobServer, job_server_url
 
-    return JobServer(job_server_url(address), find_token(os.environ))
+    url, token = job_server_url(address), find_token(os.environ)
+    if token and token.warning:
+        click.echo(token.warning, err=True)
+    return JobServer(url, token)
 
 
 def _show(found: list[Any], as_json: bool, nothing: str = "") -> None:

@@ -58,7 +58,8 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Names by which clients may call it, beside localhost and private addresses. May be repeated.",
+    help="A name by which clients call it, NAME or NAME:PORT, beside localhost and the address that it listens at; no "
+    "wildcards. May be repeated.",
 )
 @click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes that answer.")
 def server(

@@ -20,13 +20,17 @@ _QUIET = (
 
 
 @contextmanager
-def chromium() -> Iterator[Any]:
-    """A headless Chromium, of which there is one at a time; skips the test, and says why, where there is none."""
+def chromium(*more: str) -> Iterator[Any]:
+    """A headless Chromium, of which there is one at a time; skips the test, and says why, where there is none.
+
+    Args:
+        more: words for its command line.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install 'tiny-onn[browser]'")
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
     if program is None:
         pytest.skip(f"needs Chromium: none of {', '.join(_NAMES)} is installed, and CHROMIUM names none")
-    words = [*_QUIET, *(["--no-sandbox"] if os.geteuid() == 0 else [])]  # Chromium has no sandbox for root
+    words = [*_QUIET, *more, *(["--no-sandbox"] if os.geteuid() == 0 else [])]  # Chromium has no sandbox for root
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=program, args=words)
         try:

@@ -95,6 +95,8 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
     if address is not None:
         check_address(address)
     token = None if address is None else find_token(os.environ)
+    if token and token.warning:
+        print(token.warning, file=sys.stderr)
     with ray_process(own_cluster=address is None), warnings.catch_warnings():
         folder = short_folder() if address is None else None
         import ray  # reads the environment

@@ -1,6 +1,7 @@
 """MLflow's server as a process of ours: started, waited for, and ended with the command that wanted it."""
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -45,17 +46,19 @@ _NOT_THE_SERVERS = frozenset(
         "WORKSPACE_STORE_URI",
     )
 )
+_NAME = re.compile(r"(\[[0-9a-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
 
 
 @contextmanager
 def mlflow_server(
-    uri: str, host: str, port: int | None, options: Sequence[str], interrupts: Interrupts
+    uri: str, host: str, port: int | None, options: Sequence[str], interrupts: Interrupts, names: Sequence[str] = ()
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Runs `mlflow server` for the store at `uri` while the context lasts; gives the address and the process, once it
     answers or `interrupts` has a signal.
 
     Args:
         port: None for a free one.
+        names: by which it may be called, NAME or NAME:PORT, beside those of `own_names`.
 
     Raises:
         UserError: the port is taken, or the server does not come up.
@@ -63,6 +66,7 @@ def mlflow_server(
     port = free_port(host, port)
     address = address_of(host, port)
     words = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), *options]
+    words += ["--allowed-hosts", ",".join(allowed_hosts(host, port, names))]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in _NOT_THE_SERVERS},
         "MLFLOW_BACKEND_STORE_URI": uri,  # its password is nothing for a command line, which all can read
@@ -89,6 +93,49 @@ def watch(server: "subprocess.Popen[bytes]", interrupts: Interrupts, command: st
         with suppress(subprocess.TimeoutExpired):
             status = server.wait(timeout=0.3)
             raise UserError(f"MLflow's server ended by itself, with status {status}. Start it again with `{command}`.")
+
+
+def allowed_hosts(host: str, port: int, names: Sequence[str] = ()) -> list[str]:
+    """Each `Host` header that the server answers to, exactly.
+
+    MLflow's own list, as any with a wildcard, lets in names such as 10.evil.example: a page from there that has its
+    name resolve to this machine could then read and change all runs.
+
+    Raises:
+        UserError: a name has a wildcard, or is none.
+    """
+    found = []
+    for name in (*own_names(host), *names):
+        if not _NAME.fullmatch(name):
+            raise UserError(f"--allowed-hosts {name}: expected a name or address, or NAME:PORT, without wildcards.")
+        with_port = (
+            name.rpartition(":")[2].isdigit() and not name.endswith("]") and (name.count(":") == 1 or "]" in name)
+        )
+        found += [name] if with_port else [name, f"{name}:{port}"]
+    return list(dict.fromkeys(found))
+
+
+def own_names(host: str) -> list[str]:
+    """The names and addresses by which a server that listens on `host` is called, as a `Host` header has them."""
+    names = ["localhost", LOOPBACK, "[::1]"]
+    if host in ("0.0.0.0", "::"):
+        names += [socket.gethostname().lower(), socket.getfqdn().lower(), *addresses_here()]
+    else:
+        names.append(host.lower())
+    bracketed = [f"[{name}]" if ":" in name and not name.startswith("[") else name for name in names]
+    return [name for name in dict.fromkeys(bracketed) if _NAME.fullmatch(name)]
+
+
+def addresses_here() -> list[str]:
+    """The addresses that this machine's name has, and those by which it reaches others."""
+    found: list[str] = []
+    with suppress(OSError):
+        found += [str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(socket.gethostname(), None)]
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))  # sends nothing
+            found.append(str(probe.getsockname()[0]))
+    return list(dict.fromkeys(found))
 
 
 def address_of(host: str, port: int) -> str:

@@ -9,14 +9,11 @@ import click
 from pipeline.interrupts import Interrupts
 from pipeline.secrecy import mask, public
 from pipeline.tracking.leaderboard import links, report_links, share_leaderboard
-from pipeline.tracking.mlflow_process import LOOPBACK, mlflow_server, watch
+from pipeline.tracking.mlflow_process import LOOPBACK, mlflow_server, own_names, watch
 from pipeline.tracking.store import SERVERS_OWN, find_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_ALWAYS_ALLOWED = ("localhost", "127.0.0.1")
-_PRIVATE = ("10.*", "192.168.*", *(f"172.{n}.*" for n in range(16, 32)))
 
 
 def serve(uri: str, experiment_name: str, artifacts: Path, port: int | None) -> None:
@@ -56,17 +53,18 @@ def serve_all(
     """
     open_store(uri, named_by=SERVERS_OWN)
     options = ["--workers", str(workers), "--artifacts-destination", artifacts]
-    if allowed_hosts:  # which MLflow takes in place of its own
-        names = [name.partition(":")[0] for name in allowed_hosts]
-        known = [pattern for name in (*_ALWAYS_ALLOWED, *names) for pattern in (name, f"{name}:*")]
-        options += ["--allowed-hosts", ",".join([*known, *_PRIVATE])]
-    with Interrupts() as interrupts, mlflow_server(uri, host, port, options, interrupts) as (address, server):
+    with (
+        Interrupts() as interrupts,
+        mlflow_server(uri, host, port, options, interrupts, allowed_hosts) as (address, server),
+    ):
         if interrupts.signal is None:
             click.echo(f"MLflow serves {public(uri)} at {address}; files lie in {mask(artifacts)}.")
             if _is_loopback(host):
                 click.echo("Only this machine can reach it; for others name an address of its own with --host.")
             else:
                 click.echo("It asks for no password: whoever reaches this port can read, change and delete all runs.")
+                known = ", ".join(dict.fromkeys([*own_names(host), *allowed_hosts]))
+                click.echo(f"It answers to {known}; --allowed-hosts adds a name.")
             click.echo(f"Track there with:\n  tiny-onn ablate CONFIG --tracking-uri {address}")
             click.echo("Ctrl-C stops the server.")
         watch(server, interrupts, "tiny-onn server")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -14,12 +15,22 @@ import requests
 from click.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.tracking.mlflow_process import address_of
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sockets import listening, reachable_from_elsewhere
 from tests.pipeline.sweep_samples import experiment
+
+FOREIGN = ("elsewhere.example", "10.evil.example", "192.168.evil.example:5000", "172.16.evil.example", "10.1.2.3")
+
+
+def refused_by(address: str, *hosts: str) -> None:
+    """Asserts that none of `hosts`, as a page of another site that has its name lead here would send it, is served."""
+    for host in hosts:
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(urllib.request.Request(address, headers={"Host": host}))
 
 
 def test_no_server_outlives_the_command(tmp_path: Path) -> None:
@@ -41,6 +52,7 @@ def test_no_server_outlives_the_command(tmp_path: Path) -> None:
             sockets = listening(command.pid)
             assert address.removeprefix("http://") in sockets
             assert reachable_from_elsewhere(sockets) == set()
+            refused_by(f"{address}/ajax-api/2.0/mlflow/experiments/search?max_results=1", *FOREIGN)
             command.send_signal(signal.SIGTERM)
             assert command.wait(timeout=30) == 0
             assert "Stopped." in command.stdout.read()
@@ -85,11 +97,9 @@ def test_a_server_for_many_keeps_runs_and_the_files_that_clients_send(tmp_path: 
                     tracker.end_summary("FINISHED", [report])
                     assert tracker.problem is None
                     asked = f"{address}/api/2.0/mlflow/experiments/search?max_results=1"
-                    for name in ("mlflow.cluster.local", f"mlflow.cluster.local:{port}", "10.1.2.3:80"):
+                    for name in ("mlflow.cluster.local", f"mlflow.cluster.local:{port}"):
                         urllib.request.urlopen(urllib.request.Request(asked, headers={"Host": name})).close()
-                    foreign = urllib.request.Request(asked, headers={"Host": "elsewhere.example"})
-                    with pytest.raises(urllib.error.HTTPError, match="403"):
-                        urllib.request.urlopen(foreign)
+                    refused_by(asked, "mlflow.cluster.local.evil.example", *FOREIGN)
                 else:
                     client = open_store(address)
                     (run,) = client.search_runs([client.get_experiment_by_name("tests").experiment_id])
@@ -129,3 +139,24 @@ def test_a_place_where_no_server_can_be_is_refused(tmp_path: Path, words: list[s
     ran = CliRunner().invoke(main, ["server", *(word.format(**places) for word in words)])
     assert ran.exit_code == 2, ran.output
     assert message.format(**places) in ran.output
+
+
+def test_a_server_answers_to_exact_names_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.tracking import mlflow_process
+    from pipeline.tracking.mlflow_process import allowed_hosts
+
+    local = ["localhost", "localhost:5000", "127.0.0.1", "127.0.0.1:5000", "[::1]", "[::1]:5000"]
+    assert allowed_hosts("127.0.0.1", 5000) == local
+    assert allowed_hosts("10.0.0.5", 5000, ["m.local", "n:80"]) == [
+        *local, "10.0.0.5", "10.0.0.5:5000", "m.local", "m.local:5000", "n:80",
+    ]  # fmt: skip
+    assert allowed_hosts("fd00::7", 80)[-2:] == ["[fd00::7]", "[fd00::7]:80"]
+    monkeypatch.setattr(mlflow_process, "addresses_here", lambda: ["10.0.0.5", "fe80::1"])
+    for host in ("0.0.0.0", "::"):
+        everywhere = allowed_hosts(host, 5000)
+        assert {"10.0.0.5", "10.0.0.5:5000", "[fe80::1]:5000", socket.gethostname().lower()} <= set(everywhere)
+    for wrong in ("*", "10.*", "*.evil", "a,b", "a b", "", "http://x"):
+        with pytest.raises(UserError, match="without wildcards"):
+            allowed_hosts("127.0.0.1", 5000, [wrong])
+    monkeypatch.undo()
+    assert not any("*" in name or "?" in name or "[!" in name for name in allowed_hosts("0.0.0.0", 5000))
