@@ -14,6 +14,7 @@ import click
 from pipeline.cli_cluster import COMMANDS as _ON_A_CLUSTER
 from pipeline.cli_tracker import COMMANDS as _WITH_A_TRACKER
 from pipeline.errors import UserError
+from pipeline.escaping import shown
 from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI
 from pipeline.settings.changes import parse_changes
 from pipeline.terminal import open_standard_streams
@@ -66,7 +67,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {shown(str(error))}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:  # before a sweep, or in a command without one
             click.echo("\nStopped by Ctrl-C.", err=True)
@@ -128,6 +129,8 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any
 def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Train one model: CONFIG without its `sweep` section.
 
+    CONFIG can name code to import, an arm `my_costs:ABSOLUTE`, which then runs with your rights.
+
     \b
     Examples:
       tiny-onn train experiments/ablation.yaml --set training.arm=per_token --set training.seed=7
@@ -143,7 +146,8 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.
 
-    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped.
+    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped. CONFIG can name code to import, an
+    arm `my_costs:ABSOLUTE`, which then runs with your rights: run nobody's CONFIG without looking at its arms.
 
     \b
     Examples:

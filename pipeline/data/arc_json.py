@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task, grid_of
+from pipeline.escaping import shown
 
 
 class RefusedTask(ValueError):
@@ -36,8 +37,8 @@ def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = Fal
 
 
 def printable(file: Path) -> str:
-    """The file's name as text that can be written anywhere; what is not UTF-8 in it is escaped."""
-    return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
+    """The file's name as text that can be written anywhere; what is not UTF-8 or steers a terminal is escaped."""
+    return shown(str(file), keep="")
 
 
 def _pair(value: Any, where: str, asked: bool) -> Pair:
@@ -68,14 +69,6 @@ def _grid(value: Any, where: str) -> Any:
     if len(value) > MAX_SIDE or len(value[0]) > MAX_SIDE:
         raise RefusedTask(f"{where}: {len(value)}x{len(value[0])} cells; at most {MAX_SIDE}x{MAX_SIDE} are possible")
     return grid_of(value)
-
-
-def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) != len(items):
-        names = [name for name, _ in items]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} stands twice in one object")
-    return found
 
 
 def _shown(value: Any) -> str:

@@ -45,7 +45,7 @@ def tell(prepared: Prepared, console: Console) -> None:
     manifest = prepared.manifest
 
     def say(text: str, style: str = "") -> None:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     say(f"Data: {manifest.dataset} in {prepared.folder}")
     for split, count in manifest.counts.items():

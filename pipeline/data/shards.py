@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ from pipeline.data.rows import check_file, read_group
 from pipeline.data.shard_writer import Progress, write_data_set
 from pipeline.data.tokens import Sequence
 from pipeline.errors import UserError
+from pipeline.files import append_to
+from pipeline.foreign_json import DamagedJson, parse_object
 from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Place, Storage, StorageError
 
@@ -127,15 +128,15 @@ def _with_reasons(prepared: Prepared, corpus: Corpus) -> Prepared:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """One process at a time; the lock goes with its holder, however that ends."""
-    with lock.open("w") as file:
+    with append_to(lock) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _parse_manifest(text: str, path: Place) -> Manifest:
     try:
-        version = json.loads(text).get("schema_version")
-    except (ValueError, AttributeError, RecursionError) as error:
+        version = parse_object(text, path).get("schema_version")
+    except DamagedJson as error:
         raise UserError(f"{path}: is no manifest ({error}). Prepare the data again.") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version is {version!r}; expected {SCHEMA_VERSION}. Prepare the data again.")

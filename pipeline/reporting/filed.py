@@ -1,12 +1,12 @@
 """What a report shows of the files that trials have left in MLflow: distributions and predictions."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.reporting.results import Results
 from pipeline.tracking.store import open_store, plain, store_errors
 from pipeline.training.distributions import Distributions, last_distributions
@@ -76,8 +76,8 @@ def _distributions(text: str) -> Distributions | None:
 def _drawn(text: str) -> list[Drawn]:
     """What is well-formed in the file: the page draws from it, so nothing in it is trusted."""
     try:
-        values = json.loads(text)
-    except ValueError:
+        values = parse_json(text, "predictions.json")
+    except DamagedJson:
         return []
     return [drawn for value in values if (drawn := _one(value)) is not None] if isinstance(values, list) else []
 

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.files import write_whole, write_whole_with
 from pipeline.reporting import tables
 from pipeline.reporting.comparisons import OVER_BASELINES, note
 from pipeline.reporting.data_used import parse_data, scores_of
@@ -32,9 +34,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     figures = _write_figures(report.results, folder)
     text, page, data = folder / "report.md", folder / "report.html", folder / "results.json"
-    text.write_text(markdown(report, [path.name for path in figures]), encoding="utf-8")
-    page.write_text(html(report), encoding="utf-8")
-    data.write_text(json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(text, markdown(report, [path.name for path in figures]))
+    write_whole(page, html(report))
+    write_whole(data, json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n")
     return [text, page, *figures, data, *(_write_data(report, folder) if report.results.rows else [])]
 
 
@@ -86,20 +88,21 @@ def _write_figures(results: Results, folder: Path) -> list[Path]:
     if not results.rows:
         return []
     paths = [folder / "activation_by_layer.png"]
-    activation_by_layer(_series(results)).savefig(paths[0])
+    activation = activation_by_layer(_series(results))
+    write_whole_with(paths[0], lambda file: activation.savefig(file, format="png"))
     if (figure := loss_over_density(results)) is not None:
         paths.append(folder / "loss_over_density.png")
-        figure.savefig(paths[-1], dpi=_DPI)
+        write_whole_with(paths[-1], partial(figure.savefig, format="png", dpi=_DPI))
     return paths
 
 
 def _write_data(report: Report, folder: Path) -> list[Path]:
     frame = results_frame(report.results)
     csv, parquet, tex = (folder / f"results.{end}" for end in ("csv", "parquet", "tex"))
-    frame.to_csv(csv, index=False)
-    frame.to_parquet(parquet, index=False)
+    write_whole(csv, frame.to_csv(index=False))
+    write_whole_with(parquet, lambda file: file.write(frame.to_parquet(index=False)))
     caption = f"{report.results.sweep}: means over seeds."
-    tex.write_text(latex_table(tables.means(report), caption, f"tab:{report.results.sweep}"), encoding="utf-8")
+    write_whole(tex, latex_table(tables.means(report), caption, f"tab:{report.results.sweep}"))
     return [csv, parquet, tex]
 
 

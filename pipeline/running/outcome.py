@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from pipeline.escaping import shown
 from pipeline.files import read_json
 from pipeline.records.state import State
 from pipeline.running.progress import Progress
@@ -115,7 +116,7 @@ def tell_end(
 
 def say(console: Console, text: str, style: str = "") -> None:
     """Prints text as it is: no markup, no colours of its own, no breaks."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _first_line(reason: str) -> str:

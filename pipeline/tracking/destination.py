@@ -5,10 +5,13 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from pipeline.errors import UserError
+from pipeline.escaping import shown
 from pipeline.files import read_json, write_whole
+from pipeline.foreign_json import text
 from pipeline.layout import ARTIFACTS, Output, sqlite_uri
 from pipeline.secrecy import environment_words, public
 from pipeline.tracking.describe import SWEEP_ID
@@ -45,8 +48,8 @@ class Destination:
 
     def sync_command(self, sweep: str, output: Output) -> str:
         """The command line that delivers what is left of a sweep."""
-        masked = self.uri is not None and not environment_words(self.uri) and public(self.uri) != self.uri
-        options = ["--tracking-uri", public(self.uri or "")] if masked else []
+        secret = self.uri is not None and (public(self.uri) != self.uri or _given(self.uri))
+        options = ["--tracking-uri", public(self.uri or "")] if secret else []  # `recall` sends no password without it
         return self.command(["tiny-onn", "sync", sweep, "--output", str(output.root), *options])
 
 
@@ -81,18 +84,47 @@ def recall(sweep_folder: Path, uri: str | None, experiment: str | None) -> tuple
     Raises:
         UserError: the address had a password, which is not kept, and nothing now gives it.
     """
-    found = read_json(sweep_folder / "tracking.json")
-    kept = found if isinstance(found, dict) else {}
-    address = kept.get("uri") if uri is None else uri
-    if uri is None and kept.get("needs_password") and not _given(str(address)):
+    kept = _read(sweep_folder / "tracking.json")
+    address = kept["uri"] if uri is None else uri
+    if uri is None and kept["needs_password"] and not _given(str(address)):
         raise UserError(
             f"{sweep_folder.name}: was tracked at {address} with a password, which is not kept. Give it in "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (of an MLflow server), or name the whole address "
-            "with --tracking-uri."
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD and name the server with --tracking-uri, or "
+            "name the whole address with --tracking-uri."
         )
-    return Destination(address, experiment or kept.get("experiment", EXPERIMENT)), dict(kept.get("tags", {}))
+    if uri is None and address is not None and _given(address):
+        raise UserError(
+            f"{sweep_folder.name}: {sweep_folder / 'tracking.json'} says that it is tracked at {address}, and whoever "
+            "can write that file could have your password sent elsewhere. If that is the server which "
+            f"MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN is for, say so: --tracking-uri {address}"
+        )
+    return Destination(address, experiment or kept["experiment"]), kept["tags"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `remember` wrote, or what stands for it where there is nothing.
+
+    Raises:
+        UserError: it is something else.
+    """
+    found = read_json(path)
+    kept = found if isinstance(found, dict) else {}
+    try:
+        tags = kept.get("tags", {})
+        if not isinstance(tags, dict) or not isinstance(kept.get("needs_password", False), bool):
+            raise ValueError("`tags` is no object, or `needs_password` neither true nor false")
+        return {
+            "uri": None if kept.get("uri") is None else shown(text(kept["uri"], 2000), keep=""),
+            "needs_password": kept.get("needs_password", False),
+            "experiment": text(kept.get("experiment", EXPERIMENT), 250),
+            "tags": {text(name, 250): text(value, 10_000) for name, value in tags.items()},
+        }
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}). Remove it, and name the store with --tracking-uri.") from None
 
 
 def _given(uri: str) -> bool:
-    named = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
-    return uri.startswith(("http://", "https://")) and any(os.environ.get(name) for name in named)
+    """Whether MLflow would send a password, or the like, to a server at `uri`."""
+    named = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
+    kept = Path(os.environ.get("HOME", "/")) / ".mlflow" / "credentials"
+    return uri.startswith(("http://", "https://")) and (any(map(os.environ.get, named)) or kept.exists())

@@ -1,7 +1,8 @@
 """A trained model as a folder: safetensors and JSON, no pickle.
 
 It holds `weights.safetensors`, `model.json` (the experiment, and the sha256 of the weights) and `MLmodel`, by which
-`mlflow.pyfunc.load_model` finds `_load_pyfunc` below.
+`mlflow.pyfunc.load_model` finds `_load_pyfunc` below. That function of MLflow's imports whatever module an `MLmodel`
+names: it is for stores whose writers are trusted to run code here. Our own `load_model` never reads `MLmodel`.
 """
 
 import json

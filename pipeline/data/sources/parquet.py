@@ -1,6 +1,5 @@
 """Parquet with a task a row (`train`, `test`) or a pair a row (`input`, `output`), as values that JSON might have."""
 
-import json
 from typing import Any
 
 import pyarrow as pa
@@ -8,6 +7,7 @@ import pyarrow.parquet as pq
 
 from pipeline.data.arc_json import RefusedTask
 from pipeline.data.sources.packed import LARGEST_FILE
+from pipeline.foreign_json import DamagedJson, parse_json
 
 _MOST_ROWS = 1_000_000
 _COLUMNS = ("train", "test", "input", "output")
@@ -54,7 +54,7 @@ def _plain(value: Any) -> Any:
     """A column may hold JSON as text."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
+            return parse_json(value, "a column")
+        except DamagedJson:
             return value
     return value

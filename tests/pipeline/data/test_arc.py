@@ -79,6 +79,18 @@ def test_bad_files_are_refused_with_their_reason_and_the_rest_goes_on(tmp_path):
         assert word in reasons
 
 
+def test_a_files_name_cannot_steer_the_terminal(tmp_path, capfd):
+    write_tasks(tmp_path, [random_task("good", 0)])
+    whole = (tmp_path / "good.json").read_text()
+    for name in ("a\x1b[31mred.json", "b\rback.json", "c\u202eoser.json", "d\x9b2J.json"):
+        (tmp_path / name).write_text(whole)
+    corpus = load_corpus(DataConfig(dataset="folder", folder=str(tmp_path)))
+    assert [t.task_id for t in corpus.train] == ["good"]
+    assert len(corpus.refused) == 4
+    assert all(reason.isprintable() for reason in corpus.refused)
+    assert "a\\x1b[31mred.json" in " ".join(corpus.refused)
+
+
 def test_the_source_hash_changes_with_one_cell_and_not_with_the_place(tmp_path):
     task = random_task("a", 0)
     changed = Task("a", task.train, (Pair(task.test[0].input, (task.test[0].output + 1) % 10),))

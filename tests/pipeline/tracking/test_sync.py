@@ -194,13 +194,47 @@ def test_a_password_is_not_kept_and_asked_for(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="with a password, which is not kept"):
         recall(tmp_path, None, None)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "s3cr3t")
-    assert recall(tmp_path, None, None) == (Destination("http://127.0.0.1:9", "mine"), {"a": "b"})
+    with pytest.raises(
+        UserError, match=r"have your password sent elsewhere.*say so: --tracking-uri http://127.0.0.1:9$"
+    ):
+        recall(tmp_path, None, None)
+    assert recall(tmp_path, "http://127.0.0.1:9", None) == (Destination("http://127.0.0.1:9", "mine"), {"a": "b"})
     assert recall(tmp_path, "http://other", "x")[0] == Destination("http://other", "x")
     assert secret.sync_command("s", Output(tmp_path)) == (
-        f"MLFLOW_TRACKING_USERNAME=me MLFLOW_TRACKING_PASSWORD=*** tiny-onn sync s --output {tmp_path}"
+        f"MLFLOW_TRACKING_USERNAME=me MLFLOW_TRACKING_PASSWORD=*** tiny-onn sync s --output {tmp_path} "
+        "--tracking-uri http://127.0.0.1:9"
     )
     database = Destination("postgresql://me:s3cr3t@db/x")
     assert database.sync_command("s", Output(tmp_path)).endswith("--tracking-uri 'postgresql://me:***@db/x'")
     remember(tmp_path, database, {})
     with pytest.raises(UserError, match="name the whole address with --tracking-uri"):
+        recall(tmp_path, None, None)
+
+
+@pytest.mark.parametrize("secret", ["MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", ".mlflow/credentials"])
+def test_no_secret_goes_to_an_address_that_only_a_file_names(tmp_path, monkeypatch, secret):
+    """Whoever can write to a shared folder can write tracking.json."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH"):
+        monkeypatch.delenv(name, raising=False)
+    remember(tmp_path, Destination("http://elsewhere.example:5000"), {})
+    assert recall(tmp_path, None, None)[0].uri == "http://elsewhere.example:5000"  # there is none to send
+    if secret.startswith("."):
+        (tmp_path / "home" / ".mlflow").mkdir(parents=True)
+        (tmp_path / "home" / secret).write_text("[mlflow]")
+    else:
+        monkeypatch.setenv(secret, "x")
+    with pytest.raises(UserError, match="have your password sent elsewhere"):
+        recall(tmp_path, None, None)
+    assert recall(tmp_path, "http://mine", None)[0].uri == "http://mine"
+    remember(tmp_path, Destination("sqlite:////x.db"), {})
+    assert recall(tmp_path, None, None)[0].uri == "sqlite:////x.db"
+
+
+@pytest.mark.parametrize(
+    "kept", [{"uri": 3}, {"tags": []}, {"tags": {"a": 1}}, {"experiment": None}, {"needs_password": 1}]
+)
+def test_a_damaged_destination_is_named(tmp_path, kept):
+    (tmp_path / "tracking.json").write_text(json.dumps(kept))
+    with pytest.raises(UserError, match=r"tracking\.json: is damaged"):
         recall(tmp_path, None, None)
