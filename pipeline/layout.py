@@ -99,7 +99,13 @@ class TrialFolder:
 
     @property
     def distributions(self) -> Path:
-        """Histograms of learning cost and Goodness by layer, at evaluations, as JSON; not in the control arm."""
+        """Histograms of learning cost and Goodness by layer, at evaluations: step-000100.json, ..., each of the steps
+        from its own up to the next; not in an arm without Goodness."""
+        return self.root / "distributions"
+
+    @property
+    def one_file_of_distributions(self) -> Path:
+        """The same in one file, as it was before there were pieces; it is read and shipped where it is there."""
         return self.root / "distributions.json"
 
     @property

@@ -22,6 +22,36 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 FINDINGS = ROOT / "build" / "fuzz"
+NAMES = [
+    "arc",
+    "tokens",
+    "yaml",
+    "config",
+    "shards",
+    "json",
+    "names",
+    "index",
+    "attempt",
+    "lease",
+    "claim",
+    "tracked",
+    "destination",
+    "record",
+    "spool",
+    "pieces",
+    "memories",
+    "attempts",
+    "pruned",
+    "checkpoint",
+    "model",
+    "snapshot",
+    "distributions",
+    "predictions",
+    "jobs",
+    "token",
+    "pins",
+    "address",
+]
 _CODE = str(ROOT / "pipeline")
 _MEMORY_BYTES = 8 * 2**30
 _LONGEST = 20_000
@@ -31,7 +61,7 @@ Edge = tuple[CodeType, int, int]
 
 def main() -> int:
     """Runs the targets one after the other; 1 if there is a finding."""
-    names = ["arc", "tokens", "yaml", "config", "shards"]
+    names = NAMES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each target; default: 10")
     parser.add_argument("--target", choices=names, action="append", help="default: all, one after the other")

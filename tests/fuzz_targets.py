@@ -8,7 +8,6 @@ import gzip
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +33,11 @@ from pipeline.settings.config import DataConfig
 from pipeline.settings.experiment_file import read_experiment, validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
+from tests.fuzz_stored import STORED
+from tests.fuzz_target import Target
 from tests.pipeline.arc_samples import as_json, parquet_of, random_task, write_tasks, zipped
 
 ROOT = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class Target:
-    """`run(bytes)` says whether they are good, and raises only on a finding.
-
-    `seeds` are mutated, and the first of them is good; `words` are what a mutation may put in.
-    """
-
-    run: Callable[[bytes], bool]
-    seeds: tuple[bytes, ...]
-    words: tuple[bytes, ...] = ()
 
 
 def arc(folder: Path) -> Target:
@@ -192,6 +181,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "yaml": yaml,
     "config": config,
     "shards": shards,
+    **STORED,
 }
 
 

@@ -253,4 +253,35 @@ def agreement(
     tell(result, output, as_json)
 
 
-COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement)
+@click.command(short_help="What a logged step costs besides training, in a short run and in a long one.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 100_000_000),
+    multiple=True,
+    default=(1_000, 10_000, 100_000, 1_000_000),
+    show_default=True,
+    help="Logged steps that lie behind. May be repeated.",
+)
+@click.option("--evaluate-every", type=click.IntRange(1), default=100, show_default=True, help="Logged steps.")
+@click.option("--repeats", type=click.IntRange(1), default=48, show_default=True, help="Medians are over these.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def bookkeeping(steps: tuple[int, ...], evaluate_every: int, repeats: int, output: Path, as_json: bool) -> None:
+    """Does what is written down for a step cost more, the longer the run? Files of long runs are made, none is trained.
+
+    \b
+    Examples:
+      tiny-onn bench bookkeeping
+      tiny-onn bench bookkeeping --steps 1000 --steps 100000 --repeats 11
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import bookkeeping as question
+    from experiments.benchmarks.report import Progress, tell
+
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(sorted(set(steps)), evaluate_every, repeats, progress)
+    tell(result, output, as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, bookkeeping)

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def _parse(raw: bytes, end: int, path: Path) -> Line | None:
         return None
 
 
+@lru_cache(10_000)  # a run has few names, and says each of them at every step
 def _metric_name(name: str) -> str:
     if not _METRIC_NAME.fullmatch(name) or name.startswith("/") or name != os.path.normpath(name):
         raise ValueError(f"{name!r} is no metric name: use letters, digits and _-. / (at most 250)")

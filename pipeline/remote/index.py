@@ -1,7 +1,8 @@
 """An index: which files there are of an attempt, and what each must be. Their names tell what they are.
 
 What no longer changes is sealed: a segment is a file that names such files, and the index then names the segment in
-place of them. So the index, which is put after every log, stays small however long the run.
+place of them; many segments are sealed in turn. So the index, which is put after every log, stays small however long
+the run.
 """
 
 import json
@@ -11,28 +12,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.foreign_json import DamagedJson, integer, parse_object
-from pipeline.foreign_names import ForeignName, checked_name
 
 _METRICS, _CHECKPOINTS, _SEGMENTS = "metrics/", "checkpoints/", "segments/"
 _LAST = ("result.json", "pruned.json")
-SEALED_TOGETHER = 128  # files that a segment names
+SEALED_TOGETHER = 32  # files that a segment names
 
 KIB, MIB, TIB = 2**10, 2**20, 2**40
 MOST_INDEX_BYTES, MOST_FILES = 4 * MIB, 20_000
 # What an attempt may put, and how large each may be: nothing else that an index names is taken.
-_SHAPES: tuple[tuple[re.Pattern[str], int], ...] = tuple(
-    (re.compile(shape), most)
-    for shape, most in (
-        (r"metrics/[0-9]{15}\.jsonl", 4 * MIB),
-        (r"segments/[0-9]{6}\.json", MIB),
-        (r"checkpoints/step-[0-9]{6,12}/(state\.safetensors|manifest\.json)", TIB),
-        (r"prototypes/step-[0-9]{6,12}\.safetensors", 64 * 1024 * MIB),
-        (r"distributions/step-[0-9]{6,12}\.json", 64 * MIB),
-        (r"model/(weights\.safetensors|model\.json|MLmodel)", TIB),
-        (r"(result|pruned|config|placement)\.json", 16 * MIB),
-        (r"(predictions|distributions)\.json", 1024 * MIB),
+_SHAPES: dict[str, tuple[re.Pattern[str], int]] = {
+    name: (re.compile(shape), most)
+    for name, shape, most in (
+        ("metrics", r"metrics/[0-9]{15}\.jsonl", 4 * MIB),
+        ("segments", r"segments/[0-9]{6}\.json", MIB),
+        ("checkpoints", r"checkpoints/step-[0-9]{6,12}/(state\.safetensors|manifest\.json)", TIB),
+        ("prototypes", r"prototypes/step-[0-9]{6,12}\.safetensors", 64 * 1024 * MIB),
+        ("distributions", r"distributions/step-[0-9]{6,12}\.json", 64 * MIB),
+        ("model", r"model/(weights\.safetensors|model\.json|MLmodel)", TIB),
+        *((f"{name}.json", rf"{name}\.json", 16 * MIB) for name in ("result", "pruned", "config", "placement")),
+        *((f"{name}.json", rf"{name}\.json", 1024 * MIB) for name in ("predictions", "distributions")),
     )
-)
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,8 +58,8 @@ def parse_index(data: bytes, source: object) -> Index:
         found = parse_object(data, source, MOST_INDEX_BYTES)
         if len(found) > MOST_FILES:
             raise ValueError(f"it names {len(found):,} files, at most {MOST_FILES:,} are possible")
-        return {_allowed(name): _stored(name, value) for name, value in found.items()}
-    except (DamagedJson, ForeignName, ValueError) as error:
+        return {name: _stored(name, value) for name, value in found.items()}
+    except (DamagedJson, ValueError) as error:
         raise DamagedJson(f"{source}: is no index of a trial ({error}). Remove it to start anew.") from None
 
 
@@ -107,9 +107,14 @@ def piece_start(name: str) -> int:
     return int(name.removeprefix(_METRICS).split(".")[0])
 
 
-def segment_name(number: int) -> str:
-    """The name of a segment; they are numbered from 0."""
-    return f"{_SEGMENTS}{number:06d}.json"
+def next_segment(index: Mapping[str, Any]) -> str:
+    """The name of a new segment: its number is above those of all that it can name."""
+    return f"{_SEGMENTS}{max(map(_number, segments_in(index)), default=-1) + 1:06d}.json"
+
+
+def is_inner(name: str, segment: str) -> bool:
+    """Whether a segment can name this file: another segment only if it is older, so that no circle comes of it."""
+    return not name.startswith(_SEGMENTS) or _number(name) < _number(segment)
 
 
 def to_seal(index: Index) -> list[str]:
@@ -117,27 +122,31 @@ def to_seal(index: Index) -> list[str]:
 
     Of the metrics and of the distributions the last piece still grows.
     """
-    found: list[str] = []
+    pieces: list[str] = []
     for kind in (_METRICS, "distributions/"):
-        found += sorted((name for name in index if name.startswith(kind)), key=lambda n: (len(n), n))[:-1]
-    return found[:SEALED_TOGETHER] if len(found) >= SEALED_TOGETHER else []
+        pieces += sorted((name for name in index if name.startswith(kind)), key=lambda n: (len(n), n))[:-1]
+    for found in (pieces, segments_in(index)):
+        if len(found) >= SEALED_TOGETHER:
+            return found[:SEALED_TOGETHER]
+    return []
+
+
+def _number(segment: str) -> int:
+    return int(segment.removeprefix(_SEGMENTS).removesuffix(".json"))
 
 
 def _most_bytes(name: str) -> int | None:
-    return next((most for shape, most in _SHAPES if shape.fullmatch(name)), None)
-
-
-def _allowed(name: str) -> str:
-    checked_name(name)
-    if not is_allowed(name):
-        raise ValueError(f"{name[:80]!r} is no file of an attempt")
-    return name
+    shape, most = _SHAPES.get(name.partition("/")[0], (None, 0))
+    return most if shape is not None and shape.fullmatch(name) else None
 
 
 def _stored(name: str, value: Any) -> Stored:
+    most = _most_bytes(name)
+    if most is None:
+        raise ValueError(f"{name[:80]!r} is no file of an attempt")
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{name}: expected [size, sha256]")
     size, sha256 = value
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise ValueError(f"{name}: expected 64 hexadecimal digits of a sha256")
-    return Stored(integer(size, most=_most_bytes(name) or 0), sha256)
+    return Stored(integer(size, most=most), sha256)

@@ -1,8 +1,11 @@
 """Puts a trial's files into a storage from a thread of its own, so that a slow storage holds up no training."""
 
 import hashlib
+import os
 import threading
 import time
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.layout import TrialFolder
@@ -12,10 +15,9 @@ from pipeline.remote.index import (
     checkpoints_in,
     is_allowed,
     metrics_in,
+    next_segment,
     piece_name,
     piece_start,
-    segment_name,
-    segments_in,
     to_seal,
     written,
 )
@@ -128,13 +130,12 @@ def push_once(remote: RemoteAttempt, folder: TrialFolder, index: Index, put: dic
         Overtaken: another attempt has begun. What counts is what counted.
     """
     remote.check_ours()
-    paths = files_to_put(folder)  # first: what is written meanwhile goes with the next push
+    sealed = put.keys() - index.keys()
+    paths = files_to_put(folder, sealed)  # first: what is written meanwhile goes with the next push
     new = {**index, **_put_metrics(remote, folder, index)}
     torn: set[str] = set()
     for path in paths:
         name = path.relative_to(folder.root).as_posix()
-        if name in put and name not in new:  # it is sealed
-            continue
         try:
             version = _version(path)
             if put.get(name) != version:
@@ -171,7 +172,7 @@ def _seal(remote: RemoteAttempt, index: Index) -> None:
     """Puts what changes no more into segments, and names those in place of it."""
     while names := to_seal(index):
         raw = written({name: index[name] for name in names})
-        segment = segment_name(len(segments_in(index)))
+        segment = next_segment(index)
         (remote.files / segment).write_bytes(raw)
         for name in names:
             del index[name]
@@ -203,13 +204,30 @@ def _version(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def files_to_put(folder: TrialFolder) -> list[Path]:
-    """What of a worker's folder goes into the storage beside the metrics. What is half written begins with a dot."""
-    elsewhere = {folder.spool, folder.prune, folder.evidence, folder.checkpoints}
-    places = [path for path in folder.root.glob("[!.]*") if path not in elsewhere]
-    places += checkpoints(folder.checkpoints)
-    found = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place])]
-    return [path for path in found if is_allowed(path.relative_to(folder.root).as_posix()) and path.is_file()]
+def files_to_put(folder: TrialFolder, sealed: Collection[str] = ()) -> list[Path]:
+    """What of a worker's folder goes into the storage beside the metrics. What is half written begins with a dot.
+
+    Args:
+        sealed: names of files that change no more and are there already; they are not looked at again.
+    """
+    elsewhere = {path.name for path in (folder.spool, folder.prune, folder.evidence, folder.checkpoints)}
+    found = list(_below(folder.root, "", sealed, elsewhere))
+    for checkpoint in checkpoints(folder.checkpoints):
+        found += _below(checkpoint, f"{folder.checkpoints.name}/{checkpoint.name}/", sealed)
+    return found
+
+
+def _below(place: Path, before: str, sealed: Collection[str], elsewhere: Collection[str] = ()) -> Iterator[Path]:
+    """The files below `place` whose names, which `before` precedes, may be put."""
+    with suppress(FileNotFoundError), os.scandir(place) as entries:
+        for entry in entries:
+            name = before + entry.name
+            if entry.name.startswith(".") or entry.name in elsewhere or name in sealed:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _below(Path(entry.path), f"{name}/", sealed)
+            elif is_allowed(name) and entry.is_file(follow_symlinks=False):
+                yield Path(entry.path)
 
 
 def cut_in_pieces(raw: bytes, start: int) -> dict[int, bytes]:

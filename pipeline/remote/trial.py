@@ -34,6 +34,7 @@ from pipeline.remote.index import (
     MOST_INDEX_BYTES,
     Index,
     Stored,
+    is_inner,
     metrics_in,
     parse_index,
     piece_start,
@@ -43,6 +44,7 @@ from pipeline.remote.index import (
 from pipeline.storage.storage import Storage, TooLarge
 
 MOST_ATTEMPTS = 9_999
+MOST_OPENED = 10_000_000  # files that an index and its segments name
 _MOST_NOTE_BYTES = 2**20  # of what a driver says of an attempt
 _MOST_REASON = 100_000  # characters
 _MOST_NOTES_BYTES = 16 * 2**20
@@ -197,12 +199,17 @@ class RemoteAttempt:
             UserError: it is damaged.
             StorageError: the storage is away.
         """
-        found: Index = {}
-        for name in segments_in(index):
-            if have.get(name) != index[name]:
-                inner = parse_index(self._read(name, index[name]), self.files / name)
-                found |= {each: stored for each, stored in inner.items() if each not in segments_in(inner)}
-        return {**found, **index}
+        found, left = dict(index), [name for name in segments_in(index) if have.get(name) != index[name]]
+        while left:
+            segment = left.pop()
+            inner = parse_index(self._read(segment, found[segment]), self.files / segment)
+            for name, stored in inner.items():
+                if not is_inner(name, segment) or name in found or len(found) >= MOST_OPENED:
+                    raise UserError(f"{self.files / segment}: is no index of a trial (it names {name}). Remove it.")
+                found[name] = stored
+                if name in segments_in(inner) and have.get(name) != stored:
+                    left.append(name)
+        return found
 
     def put_index(self, index: Index) -> None:
         """Makes `index` what there is.

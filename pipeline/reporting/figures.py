@@ -20,7 +20,7 @@ from pipeline.reporting.labels import (
     widen_y,
     wrapped,
 )
-from pipeline.reporting.plots import over_seeds
+from pipeline.reporting.plots import over_seeds, thinned
 from pipeline.reporting.results import Results, Row, Trial
 
 MOST_ROWS, MOST_CELLS = 24, 8  # arms in cells of the grid, and cells, that a figure shows: the first of them
@@ -155,7 +155,7 @@ def _cells(results: Results) -> list[tuple[tuple[str, str], ...]]:
 
 
 def _band(axes: Axes, curves: list[tuple[list[int], list[float]]], arm: str, scale: float, line: Any) -> None:
-    steps, low, mean, high = over_seeds(curves)
+    steps, low, mean, high = thinned(over_seeds(curves))
     if not len(steps):
         return
     few = len(steps) <= 12

@@ -9,7 +9,7 @@ from pipeline.data.arc_json import RefusedTask, parse_task
 from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.reporting.results import Results
 from pipeline.tracking.store import open_store, plain, store_errors
-from pipeline.training.distributions import Distributions, last_distributions
+from pipeline.training.distributions import FOLDER, Distributions, last_distributions, last_piece
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -48,8 +48,8 @@ def read_filed(uri: str, results: Results) -> Filed:
                 there = {file.path for file in client.list_artifacts(trial.run_id)}
                 if not there:
                     filed.lost.append(trial.run_id)
-                if "distributions.json" in there:
-                    text = _text(client, trial.run_id, "distributions.json", aside)
+                if (name := _file_of_distributions(client, trial.run_id, there)) is not None:
+                    text = _text(client, trial.run_id, name, aside)
                     if (found := _distributions(text)) is not None:
                         filed.distributions[trial.run_id] = found
                 if "predictions.json" in there and seed == min(row.trials):
@@ -64,6 +64,15 @@ def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
         return Path(client.download_artifacts(run_id, name, aside)).read_text(encoding="utf-8")
     except (MlflowException, OSError, ValueError):  # a report is made of what there is
         return ""
+
+
+def _file_of_distributions(client: "MlflowClient", run_id: str, there: set[str]) -> str | None:
+    """The file that has the last step: the last piece, or the one file of before there were pieces."""
+    if FOLDER in there:
+        names = {file.path.rpartition("/")[2] for file in client.list_artifacts(run_id, FOLDER)}
+        if (last := last_piece(names)) is not None:
+            return f"{FOLDER}/{last}"
+    return "distributions.json" if "distributions.json" in there else None
 
 
 def _distributions(text: str) -> Distributions | None:

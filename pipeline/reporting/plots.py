@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from pipeline.reporting.labels import steps_below, wrapped
 
+MOST_POINTS = 300  # of a curve: more than a figure has pixels for, and an SVG grows with each
 # series[arm][layer] = one (steps, values) for each seed
 Series = Mapping[str, Mapping[int, list[tuple[list[int], list[float]]]]]
 
@@ -28,7 +29,7 @@ def activation_by_layer(series: Series, title: str = "") -> Figure:
     highest = 0.0
     for axes, arm in zip(grid, arms, strict=False):
         for layer, curves in sorted(series[arm].items()):
-            steps, low, mean, high = over_seeds(curves)
+            steps, low, mean, high = thinned(over_seeds(curves))
             highest = max(highest, *high)
             colour = shades[layers.index(layer)]
             axes.plot(steps, 100 * mean, color=colour, lw=1.8, label=f"L{layer}")
@@ -63,3 +64,27 @@ def over_seeds(curves: list[tuple[list[int], list[float]]]) -> tuple[np.ndarray,
     rows = [(min(values[s]), sum(values[s]) / len(values[s]), max(values[s])) for s in steps]
     low, mean, high = np.array(rows).reshape(-1, 3).T
     return np.array(steps), low, mean, high
+
+
+def thinned(curve: tuple[np.ndarray, ...], most: int = MOST_POINTS) -> tuple[np.ndarray, ...]:
+    """At most `most` points of a curve and its band, (steps, low, mean, high); all of them where there are no more.
+
+    Neighbours are taken together: their mean step and mean value, and the lowest and highest of the band, so that no
+    peak of the band is lost. The first and the last point stay as they are.
+    """
+    steps, low, mean, high = curve
+    if len(steps) <= most:
+        return curve
+    starts = np.unique(np.linspace(1, len(steps) - 1, most - 1).astype(int))[:-1]
+    counts = np.diff([*starts, len(steps) - 1])
+
+    def together(values: np.ndarray, joined: np.ndarray) -> np.ndarray:
+        return np.concatenate([values[:1], joined, values[-1:]])
+
+    inner = slice(0, len(steps) - 1)
+    return (
+        together(steps, np.add.reduceat(steps[inner], starts) / counts),
+        together(low, np.minimum.reduceat(low[inner], starts)),
+        together(mean, np.add.reduceat(mean[inner], starts) / counts),
+        together(high, np.maximum.reduceat(high[inner], starts)),
+    )

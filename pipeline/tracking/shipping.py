@@ -106,9 +106,11 @@ def ship_figures(client: "StoreClient", run_id: str, folder: TrialFolder, unsure
 def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     """Files what a trial leaves at its end: result, predictions, distributions, model, reason of failure, and the last
     prototype distribution; the environment as tags."""
-    for path in (folder.result, folder.predictions, folder.distributions, folder.failure):
+    for path in (folder.result, folder.predictions, folder.one_file_of_distributions, folder.failure):
         if path.exists():
             client.log_artifact(run_id, str(path))
+    if folder.distributions.is_dir():
+        client.log_artifacts(run_id, str(folder.distributions), folder.distributions.name)
     step = pruned_at(folder)
     if step is not None:
         client.set_tag(run_id, PRUNED, str(step))

@@ -1,7 +1,8 @@
 """How learning cost and Goodness are distributed, by layer, over the course of a run: counts in fixed bins, as JSON."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.files import read_json, write_whole
+from pipeline.foreign_json import DamagedJson, parse_object
 from tiny_onn.histogram import COST_BINS, GOODNESS_BINS
 from tiny_onn.routing_health import Health
+
+FOLDER = "distributions"  # of pieces, in a trial's folder and among a run's files
+STEPS_A_PIECE = 16
+_PIECE = re.compile(r"step-[0-9]{6,12}\.json")
 
 
 @dataclass(frozen=True)
@@ -30,38 +36,85 @@ class Distributions:
     goodness: dict[int, Distribution]
 
 
-def add_distributions(path: Path, step: int, layers: Mapping[int, list[Health]]) -> None:
-    """Adds a step, its modules' counts summed by layer; later steps go, for training is not there yet.
+class DistributionPieces:
+    """Adds distributions to a folder, in pieces of a few steps each: a step costs the same however long the run.
 
-    Without Goodness, as in the control arm, nothing is written.
+    A piece, `step-000100.json` by its first step, is a JSON object of its own; all but the last one change no more.
     """
-    counts = [
-        {
-            "layer": layer,
-            "cost": np.sum([health.costs.cpu().numpy() for health in modules], axis=0).tolist(),
-            "goodness": np.sum([health.goodness.cpu().numpy() for health in modules], axis=0).tolist(),
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._piece: Path | None = None
+        self._steps: list[dict[str, Any]] = []
+
+    def add(self, step: int, layers: Mapping[int, list[Health]]) -> None:
+        """Adds a step, its modules' counts summed by layer; later steps go, for training is not there yet.
+
+        Without Goodness, as where no meta-loss is, nothing is written.
+        """
+        counts = [
+            {
+                "layer": layer,
+                "cost": np.sum([health.costs.cpu().numpy() for health in modules], axis=0).tolist(),
+                "goodness": np.sum([health.goodness.cpu().numpy() for health in modules], axis=0).tolist(),
+            }
+            for layer, modules in sorted(layers.items())
+        ]
+        if any(sum(layer["goodness"]) for layer in counts):
+            self._add({"step": step, "layers": counts})
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        if self._piece is None or (self._steps and self._steps[-1]["step"] >= entry["step"]):
+            self._go_back_before(entry["step"])
+        if self._piece is None or len(self._steps) >= STEPS_A_PIECE:
+            self._piece, self._steps = self._folder / f"step-{entry['step']:06d}.json", []
+        self._steps.append(entry)
+        value = {
+            "cost_log10_edges": COST_BINS.edges(),
+            "goodness_log10_edges": GOODNESS_BINS.edges(),
+            "steps": self._steps,
         }
-        for layer, modules in sorted(layers.items())
-    ]
-    if not any(sum(layer["goodness"]) for layer in counts):
-        return
-    before = (read_json(path) or {}).get("steps", [])
-    value = {
-        "cost_log10_edges": COST_BINS.edges(),
-        "goodness_log10_edges": GOODNESS_BINS.edges(),
-        "steps": [*(each for each in before if each["step"] < step), {"step": step, "layers": counts}],
-    }
-    write_whole(path, json.dumps(value))
+        write_whole(self._piece, json.dumps(value))
+
+    def _go_back_before(self, step: int) -> None:
+        """Makes the piece that earlier steps were added to last the one that is added to."""
+        earlier = [piece for piece in pieces_in(self._folder) if _first_step(piece.name) < step]
+        for piece in set(pieces_in(self._folder)) - set(earlier):
+            piece.unlink()
+        self._piece, self._steps = (earlier[-1], []) if earlier else (None, [])
+        if self._piece is not None:
+            found = read_json(self._piece)
+            steps = found.get("steps") if isinstance(found, dict) else None
+            known = [each for each in steps or [] if isinstance(each, dict) and isinstance(each.get("step"), int)]
+            self._steps = [each for each in known if each["step"] < step]
+
+
+def pieces_in(folder: Path) -> list[Path]:
+    """The pieces in a folder, oldest first."""
+    return sorted((path for path in folder.glob("step-*.json") if _PIECE.fullmatch(path.name)), key=_by_step)
+
+
+def last_piece(names: Iterable[str]) -> str | None:
+    """Of the names of files, that of the last piece."""
+    return max(filter(_PIECE.fullmatch, names), key=_first_step, default=None)
+
+
+def _by_step(piece: Path) -> int:
+    return _first_step(piece.name)
+
+
+def _first_step(name: str) -> int:
+    return int(name.removeprefix("step-").removesuffix(".json"))
 
 
 def last_distributions(text: str) -> Distributions:
-    """Those of the last step in a file's text.
+    """Those of the last step in a piece's text; or in that of a `distributions.json` of before there were pieces.
 
     Raises:
-        ValueError: the text is not what `add_distributions` writes.
+        ValueError: the text is neither.
     """
     try:
-        value: dict[str, Any] = json.loads(text)
+        value = parse_object(text, "distributions")
         last = value["steps"][-1]
         edges = {name: np.array(value[f"{name}_log10_edges"], float) for name in ("cost", "goodness")}
         found = {
@@ -69,7 +122,7 @@ def last_distributions(text: str) -> Distributions:
             for name in edges
         }
         return Distributions(int(last["step"]), **found)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (DamagedJson, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a file of distributions ({error!r})") from error
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, spool_lines
 from pipeline.settings.config import TrainingConfig
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.distributions import add_distributions
+from pipeline.training.distributions import DistributionPieces
 from pipeline.training.step import StepReport
 from tiny_onn.dynamics import LearningDynamics
 from tiny_onn.layers import sparse_layers
@@ -48,12 +49,16 @@ class TrialWriter:
         flush(aside)
         aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
 
+    @cached_property
+    def _pieces(self) -> DistributionPieces:
+        return DistributionPieces(self.folder.distributions)
+
     def distributions(self, step: int, health: dict[str, Health] | None) -> None:
         """Adds the step's histograms of learning cost and Goodness, by layer."""
         layers: dict[int, list[Health]] = {}
         for name, seen in (health or {}).items():
             layers.setdefault(place_of(name)[0], []).append(seen)
-        add_distributions(self.folder.distributions, step, layers)
+        self._pieces.add(step, layers)
 
     def result(self, metrics: dict[str, float], facts: dict[str, Any]) -> None:
         """Written last: with it, the trial is finished."""

@@ -183,8 +183,8 @@ def test_what_changes_no_more_is_sealed_and_comes_back_whole(remote, tmp_path, m
     have_seldom = taken_in(remote, seldom, have_seldom)
     whole = folder.spool.read_bytes()
     assert often.spool.read_bytes() == seldom.spool.read_bytes() == whole
-    assert len(segments_in(index)) == 7
-    assert max(sizes) <= 7 + 5 + 1
+    assert len(segments_in(index)) == 3  # of the 7 that the metrics fill, five lie in one that is above them
+    assert max(sizes) <= 5 + 5 + 1
     assert len(metrics_in(remote.index())) == 40
     late = TrialFolder(tmp_path / "late")
     restore(remote, late, "digest", everything=True)
@@ -197,7 +197,8 @@ def test_what_changes_no_more_is_sealed_and_comes_back_whole(remote, tmp_path, m
     taken_in(remote, often, have_often)
     assert [line.step for line in read_spool(often.spool)[0]] == list(range(1, 81))
     name = segments_in(index)[0]
-    (again.files / name).write_bytes((again.files / name).read_bytes().replace(b"a", b"b"))
+    whole_segment = (again.files / name).read_bytes()
+    (again.files / name).write_bytes(whole_segment[:-1] + b" ")
     with pytest.raises(Changed, match="is not what the index says"):
         taken_in(remote, TrialFolder(tmp_path / "damaged"))
 
@@ -231,3 +232,14 @@ def test_a_checkpoint_that_is_not_what_the_index_says_is_not_gone_on_from(remote
     driver = TrialFolder(tmp_path / "driver")
     take_in(part, driver, index, {})
     assert without_speed(driver) == without_speed(whole)
+
+
+@pytest.mark.parametrize("inner", ["segments/000001.json", "segments/000002.json", "metrics/000000000000000.jsonl"])
+def test_segments_go_round_in_no_circle_and_name_nothing_twice(remote, tmp_path, inner):
+    remote.put_attempt(1, "now")
+    part = remote.part(1)
+    raw = json.dumps({inner: [1, "0" * 64]}).encode()
+    (part.files / "segments/000001.json").write_bytes(raw)
+    part.put_index({"segments/000001.json": of(raw), "metrics/000000000000000.jsonl": of(b"")})
+    with pytest.raises(UserError, match="is no index of a trial"):
+        restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)

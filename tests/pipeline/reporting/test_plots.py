@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from pipeline.colours import BAD, GOOD, INACTIVE, arm_colour
 from pipeline.errors import UserError
-from pipeline.reporting.plots import activation_by_layer
+from pipeline.reporting.plots import MOST_POINTS, activation_by_layer, thinned
 from pipeline.tracking.prototypes import prototype_distribution
 from tiny_onn.arms import ARM_FACTS
 
@@ -100,3 +100,45 @@ def test_arms_that_are_compared_have_colours_of_their_own() -> None:
     arms = (*ARM_FACTS, *study)
     assert len({arm_colour(arm) for arm in arms}) == len(arms)
     assert arm_colour("my.costs:ANY") == arm_colour("my.costs:ANY")
+
+
+def test_a_long_curve_is_drawn_by_a_few_hundred_points_that_keep_its_peaks_and_ends():
+    steps = np.arange(1, 10_001)
+    mean = np.sin(steps / 700)
+    low, high = mean - 0.1, mean + 0.1
+    high[5_000], low[7_777] = 9.0, -9.0
+    few = thinned((steps, low, mean, high))
+    assert {len(each) for each in few} == {len(few[0])}
+    assert 250 <= len(few[0]) <= MOST_POINTS
+    assert (np.diff(few[0]) > 0).all()
+    for whole, part in zip((steps, low, mean, high), few, strict=True):
+        assert (part[0], part[-1]) == (whole[0], whole[-1])
+    assert (few[3].max(), few[1].min()) == (9.0, -9.0)
+    assert np.abs(np.interp(few[0], steps, mean) - few[2]).max() < 1e-3
+    starts = [1, *np.searchsorted(steps, few[0][1:-1])]  # by hand, the first two groups
+    assert few[2][1] == pytest.approx(mean[1 : 2 * starts[1]].mean(), abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "points", [0, 1, 2, MOST_POINTS - 1, MOST_POINTS, MOST_POINTS + 1, MOST_POINTS + 7, 2 * MOST_POINTS]
+)
+def test_curves_that_are_short_stay_as_they_are(points):
+    curve = tuple(np.arange(points) * factor for factor in (1, 2, 3, 4))
+    few = thinned(curve)
+    assert len(few[0]) <= MOST_POINTS
+    if points <= MOST_POINTS:
+        assert all(np.array_equal(a, b) for a, b in zip(few, curve, strict=True))
+    else:
+        assert few[0][-1] == points - 1
+        total = np.add.reduce(curve[2])
+        assert few[2].mean() == pytest.approx(total / points, rel=0.02)
+
+
+def test_the_figure_of_ten_thousand_points_is_not_larger_than_that_of_a_few_hundred():
+    from pipeline.reporting.figures import svg
+
+    def size(points):
+        curve = (list(range(points)), [0.5 + 0.3 * np.sin(step / 50) for step in range(points)])
+        return len(svg(activation_by_layer({"per_token": {0: [curve]}})))
+
+    assert size(10_000) < 1.2 * size(MOST_POINTS)

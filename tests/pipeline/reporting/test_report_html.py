@@ -21,7 +21,7 @@ from pipeline.reporting.report import make_report
 from pipeline.reporting.statistics import paired_difference
 from pipeline.settings.config import StudyConfig
 from pipeline.tracking.tracker import Tracker
-from pipeline.training.distributions import add_distributions, last_distributions
+from pipeline.training.distributions import STEPS_A_PIECE, DistributionPieces, last_distributions, last_piece, pieces_in
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
 from tiny_onn.routing_health import routing_health
 
@@ -32,8 +32,8 @@ def _leave_files(trial, folder):
     """What training leaves beside the spool: histograms, and predictions of which some are not well-formed."""
     if trial.experiment.training.arm != "task_only":
         weights = torch.rand(6, 4)
-        add_distributions(
-            folder.distributions, 20, {layer: [routing_health(weights, weights, (weights,) * 3)] for layer in range(3)}
+        DistributionPieces(folder.distributions).add(
+            20, {layer: [routing_health(weights, weights, (weights,) * 3)] for layer in range(3)}
         )
     predictions = [
         {"task_id": EVIL, "pair": 0, "input": [[1, 2]], "target": [[3], [4]], "prediction": [[3], [5]], "exact": False},
@@ -141,29 +141,76 @@ def test_damaged_files_are_no_reason_not_to_report(output):
     sample = experiment("damaged", arms=("per_token",), seeds=(0,))
     ((_, folder),) = trials(output, sample)
     folder.root.mkdir(parents=True)
-    folder.distributions.write_text('{"steps": [{"layers": 1}]}')
+    folder.distributions.mkdir()
+    (folder.distributions / "step-000010.json").write_text('{"steps": [{"layers": 1}]}')
     folder.predictions.write_text("[1, {}")
     report = _report(output, sample, False)
     assert read_filed(output.tracking_uri, report.results).distributions == {}
     assert "Left out" in html(report)
 
 
-def test_distributions_add_up_and_a_repeated_step_replaces_itself(tmp_path):
+def _health():
     weights = torch.tensor([[0.5, 1.0]])
-    health = routing_health(weights, weights, (weights, weights, weights))
-    path = tmp_path / "distributions.json"
+    return routing_health(weights, weights, (weights, weights, weights))
+
+
+def _steps(folder):
+    return [[each["step"] for each in json.loads(piece.read_text())["steps"]] for piece in pieces_in(folder)]
+
+
+def test_distributions_add_up_and_a_repeated_step_replaces_itself(tmp_path):
+    health, pieces = _health(), DistributionPieces(tmp_path)
     for step in (10, 20, 10):
-        add_distributions(path, step, {0: [health, health], 1: [health]})
-    assert [each["step"] for each in json.loads(path.read_text())["steps"]] == [10]
-    found = last_distributions(path.read_text())
+        pieces.add(step, {0: [health, health], 1: [health]})
+    assert _steps(tmp_path) == [[10]]
+    found = last_distributions((tmp_path / "step-000010.json").read_text())
     assert found.cost[0].counts.sum() == 4
     assert found.cost[1].counts.sum() == 2
     assert found.goodness[1].counts[-2] == 1  # the best expert, at mas(Goodness) of almost 1
     assert np.flatnonzero(found.goodness[1].counts)[0] == len(found.goodness[1].edges) - 3  # a half: 10^-0.3
-    add_distributions(tmp_path / "none.json", 10, {0: [routing_health(weights)]})
-    assert not (tmp_path / "none.json").exists()
+    DistributionPieces(tmp_path / "none").add(10, {0: [routing_health(torch.tensor([[0.5, 1.0]]))]})
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="not a file of distributions"):
         last_distributions("[]")
+
+
+def test_distributions_lie_in_pieces_that_change_no_more(tmp_path):
+    health, pieces = _health(), DistributionPieces(tmp_path)
+    seen = {}
+    for step in range(1, 3 * STEPS_A_PIECE + 3):
+        pieces.add(step, {0: [health]})
+        for piece in pieces_in(tmp_path)[:-1]:
+            assert seen.setdefault(piece.name, piece.read_bytes()) == piece.read_bytes()
+    assert [step for piece in _steps(tmp_path) for step in piece] == list(range(1, 3 * STEPS_A_PIECE + 3))
+    assert max(map(len, _steps(tmp_path))) == STEPS_A_PIECE
+    last = last_piece([path.name for path in tmp_path.iterdir()] + ["step-9.json", "x"])
+    assert last_distributions((tmp_path / last).read_text()).step == 3 * STEPS_A_PIECE + 2
+    assert last_piece([]) is None
+
+
+@pytest.mark.parametrize("step", [1, 2, STEPS_A_PIECE, STEPS_A_PIECE + 1, 2 * STEPS_A_PIECE + 1, 100])
+def test_a_run_that_goes_on_from_an_earlier_step_has_each_step_once(tmp_path, step):
+    health = _health()
+    before = DistributionPieces(tmp_path)
+    for each in range(1, 2 * STEPS_A_PIECE + 3):
+        before.add(each, {0: [health]})
+    pieces_in(tmp_path)[-1].write_bytes(b"half") if step == 100 else None  # damaged: its steps are lost, no others
+    again = DistributionPieces(tmp_path)
+    for each in (step, step + 1):
+        again.add(each, {0: [health]})
+    left = range(1, min(step, 2 * STEPS_A_PIECE + 1 if step == 100 else 99))
+    assert [step for piece in _steps(tmp_path) for step in piece] == [*left, step, step + 1]
+
+
+def test_the_one_file_of_before_there_were_pieces_is_still_shown(output):
+    sample = experiment("older", arms=("per_token",), seeds=(0,))
+    ((_, folder),) = trials(output, sample)
+    DistributionPieces(folder.distributions).add(20, {0: [_health()]})
+    (folder.distributions / "step-000020.json").rename(folder.one_file_of_distributions)
+    folder.distributions.rmdir()
+    report = _report(output, sample, False)
+    (found,) = read_filed(output.tracking_uri, report.results).distributions.values()
+    assert found.step == 20
 
 
 LOSS = Column("loss", "loss", "nats", lambda _: 0.0)

@@ -21,7 +21,7 @@ from pipeline.tracking.registry import model_name, register_model
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_model
-from pipeline.training.distributions import last_distributions
+from pipeline.training.distributions import last_distributions, pieces_in
 from pipeline.training.model_file import open_model, save_model
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_experiment
@@ -116,9 +116,9 @@ def test_distributions_and_memory_are_tracked(trained):
     output, run_id, *_ = trained
     client = open_store(output.tracking_uri)
     names = {file.path for file in client.list_artifacts(run_id)}
-    assert {"distributions.json", "model", "predictions.json", "result.json"} <= names
-    path = Path(client.download_artifacts(run_id, "distributions.json", str(output.root)))
-    found = last_distributions(path.read_text())
+    assert {"distributions", "model", "predictions.json", "result.json"} <= names
+    path = Path(client.download_artifacts(run_id, "distributions", str(output.root)))
+    found = last_distributions(pieces_in(path)[-1].read_text())
     assert found.step == 40
     assert sorted(found.goodness) == [0, 1]
     counted = {layer: part.counts.sum() for layer, part in found.cost.items()}
