@@ -9,6 +9,7 @@ from pipeline.data.manifest import MANIFEST, Prepared, SplitCounts
 from pipeline.data.published import publish
 from pipeline.data.shards import prepare
 from pipeline.errors import UserError
+from pipeline.escaping import shown
 from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Storage, StorageError
 from pipeline.terminal import shows_a_screen
