@@ -1,10 +1,10 @@
 """What the report says of the data: where it is from, what was scored, what was too long, and what leaks."""
 
-import json
 import math
 from typing import Any
 
 from pipeline import measures
+from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.reporting.results import Results
 from pipeline.reporting.statistics import mean
 from pipeline.tracking.store import plain
@@ -23,8 +23,8 @@ def parse_data(name: str, profile: str) -> dict[str, Any]:
     Texts are plain, and all else is numbers: the page shows it.
     """
     try:
-        told = json.loads(profile)
-    except (ValueError, RecursionError):
+        told = parse_json(profile, name)
+    except DamagedJson:
         told = None
     return {"name": plain(name), **(_plain(told) if isinstance(told, dict) else {})}
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.colours import arm_colour
+from pipeline.files import write_whole
 from pipeline.reporting.baselines import canonical
 from pipeline.reporting.columns import Column, columns_of
 from pipeline.reporting.renderings import escape, markdown_table, terminal_table
@@ -112,8 +113,8 @@ def write_comparison(found: TwoSweeps, folder: Path) -> list[Path]:
     parts = [f"# {escape(found.second)} less {escape(found.first)}", *map(escape, words(found))]
     if found.differences:
         parts.append(markdown_table(table(found)))
-    text.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    frame(found).to_csv(data, index=False)
+    write_whole(text, "\n\n".join(parts) + "\n")
+    write_whole(data, frame(found).to_csv(index=False))
     return [text, data]
 
 

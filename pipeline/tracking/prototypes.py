@@ -1,6 +1,7 @@
 """The prototype distribution of a snapshot, as a figure."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.errors import UserError
 _MODULE = re.compile(r"L(\d+)\.(\w+)/prototypes")
 _PROJECTIONS = "qkvo"
 _SEEN_SELDOM = 0.001  # an expert that fewer tokens activate counts as inactive
+_MOST_TENSORS, _WIDEST = 100_000, 16_384  # modules by parts, and inputs of a layer: a matrix of their square is made
 _RADIUS = 0.45  # of a panel in the prototype distribution, in units of the distance between panels
 
 
@@ -34,6 +36,7 @@ def prototype_distribution(snapshot: Path) -> Figure:
     modules = {(int(m[1]), m[2]): m[0].rpartition("/")[0] for m in map(_MODULE.fullmatch, tensors) if m}
     if not modules:
         raise UserError(f"{snapshot}: no prototypes in it, found {sorted(tensors)[:5]}; expected `L0.q/prototypes`.")
+    _check_shapes(snapshot, tensors, modules.values())
     layers = sorted({layer for layer, _ in modules})
     projections = sorted({name for _, name in modules}, key=lambda name: (_PROJECTIONS.find(name) % 9, name))
     points, colours = [], []
@@ -72,6 +75,21 @@ def _read(snapshot: Path) -> dict[str, np.ndarray]:
         return load_file(snapshot)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{snapshot}: not a readable prototype snapshot ({error}).") from error
+
+
+def _check_shapes(snapshot: Path, tensors: dict[str, np.ndarray], modules: Iterable[str]) -> None:
+    """Raises UserError unless each module has [O, I] prototypes and [O] of what is known of each expert."""
+    if len(tensors) > _MOST_TENSORS:
+        raise UserError(f"{snapshot}: {len(tensors)} tensors; a snapshot has at most {_MOST_TENSORS}.")
+    for name in modules:
+        prototypes = tensors[f"{name}/prototypes"]
+        experts = prototypes.shape[:1]
+        known = [tensors.get(f"{name}/activation"), tensors.get(f"{name}/good", np.zeros(experts))]
+        whole = prototypes.ndim == 2 and prototypes.size and prototypes.shape[1] <= _WIDEST
+        if not whole or any(each is None or each.shape != experts for each in known):
+            raise UserError(f"{snapshot}: {name} lacks a part, or one has another shape than its prototypes.")
+        if any(each is not None and each.dtype.kind not in "fiu" for each in (prototypes, *known)):
+            raise UserError(f"{snapshot}: {name} holds something else than numbers.")
 
 
 def _spread(prototypes: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
+from pipeline.files import append_to
 from pipeline.proxies import no_proxy_for
 from pipeline.secrecy import mask
 
@@ -181,12 +182,12 @@ def _alone(uri: str, create: bool) -> Iterator[None]:
     lock_file = database.with_name(database.name + ".lock")
     if not create:  # to read takes no right to write; who may not write here cannot be creating it either
         try:
-            lock_file.open("a").close()
+            append_to(lock_file).close()
         except OSError:
             yield
             return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("a") as lock:
+    with append_to(lock_file) as lock:
         deadline = time.monotonic() + _CREATION_LIMIT_S
         while True:
             try:
