@@ -34,7 +34,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/data/sources/packed.py": {"zipfile.ZipFile": "is read, as is a member of it", "open": "is read"},
     "pipeline/records/lock.py": {"truncate": APPENDS},
     "pipeline/running/quiet.py": {"os.open": APPENDS, "os.fdopen": "the terminal's own"},
-    "pipeline/terminal.py": {"os.open": "/dev/null"},
+    "pipeline/terminal.py": {"os.open": "/dev/null", "os.fdopen": "the standard streams"},
     "pipeline/tracking/mlflow_process.py": {"open": "an address is asked"},
     "pipeline/reporting/two_sweeps.py": {"to_csv": "into memory"},
     "pipeline/data/published.py": {"write_bytes": STORAGE, "write_table": STORAGE},
