@@ -310,14 +310,19 @@ def compare(
 def read(config: str | Path, changes: Changes | None = None, scale: str | None = None) -> "Experiment":
     """The experiment in a YAML file, at one of its scales and with settings replaced.
 
+    Args:
+        config: the file; or, where there is no such file, the name of an experiment that comes with the package, such
+            as "ablation".
+
     Raises:
         UserError: names every problem.
     """
     from pipeline.settings.config import replace
     from pipeline.settings.experiment_file import at_scale, read_experiment
+    from pipeline.settings.shipped import find_experiment
 
     check_changes(changes)
-    experiment = read_experiment(Path(config))
+    experiment = read_experiment(find_experiment(config))
     if scale is not None:
         experiment = at_scale(experiment, scale, str(config))
     return replace(experiment, dict(changes), f"{config} with --set") if changes else experiment

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from pipeline.cli_cluster import COMMANDS as _ON_A_CLUSTER
+from pipeline.cli_start import COMMANDS as _TO_START_WITH
+from pipeline.cli_start import first_steps
 from pipeline.cli_tracker import COMMANDS as _WITH_A_TRACKER
 from pipeline.errors import UserError
 from pipeline.escaping import shown
@@ -84,9 +86,14 @@ def _entry_points() -> dict[str, EntryPoint]:
     return {each.name: each for each in entry_points(group="tiny_onn.commands")}
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="tiny-onn")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Sparse routing trained by per-token gradients: experiments on Ray, tracked in MLflow.
 
     \b
@@ -98,6 +105,8 @@ def main() -> None:
       tiny-onn ui                                     browse the runs
       tiny-onn sync                                   deliver what the tracker was not there for
     """
+    if context.invoked_subcommand is None:
+        click.echo(first_steps())
 
 
 @main.command(short_help="Turn ARC tasks into Parquet shards.")
@@ -255,7 +264,7 @@ def report(
     )
 
 
-for each in (*_WITH_A_TRACKER, *_ON_A_CLUSTER):
+for each in (*_TO_START_WITH, *_WITH_A_TRACKER, *_ON_A_CLUSTER):
     main.add_command(each)
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""What a newcomer needs first: `tiny-onn` alone, `tiny-onn experiments` and `tiny-onn init`."""
+
+import shlex
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from pipeline.errors import UserError
+
+
+def first_steps() -> str:
+    """What `tiny-onn` prints without a command."""
+    return """\
+Tiny-ONN trains sparse routers by per-token gradients, and compares what teaches them.
+
+Start with these:
+  tiny-onn ablate smoke          the whole way at tiny size: data, training, report; two minutes on two cores
+  tiny-onn plan ablation         what the ablation would run, and how long that would take here
+  tiny-onn ablate ablation       the ablation; Ctrl-C stops it, and --resume goes on
+
+Then with a question of your own:
+  tiny-onn experiments           the experiments that come with the package, with their questions
+  tiny-onn init my-study.yaml    a config to edit, every setting explained
+
+All commands: tiny-onn --help. One command, with examples: tiny-onn ablate --help."""
+
+
+@click.command(short_help="List the experiments that are installed.")
+def experiments() -> None:
+    """List the experiments that come with the package, each with its question.
+
+    `plan`, `ablate`, `train`, `prepare` and `submit` take such a name where there is no file of that name.
+
+    \b
+    Examples:
+      tiny-onn experiments
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from pipeline.settings.experiment_file import read_experiment
+    from pipeline.settings.shipped import shipped_experiments
+
+    table = Table("name", "question", box=None, pad_edge=False)
+    shipped = shipped_experiments()
+    for name, path in shipped.items():
+        found = read_experiment(path)
+        table.add_row(name, found.study.question if found.study else found.description)
+    if not shipped:
+        raise UserError(
+            "no experiments are installed. Install the package anew: pip install --force-reinstall tiny-onn"
+        )
+    Console(highlight=False, markup=False).print(table)
+    click.echo("\nWhat one would run: tiny-onn plan NAME. To run it: tiny-onn ablate NAME.")
+
+
+@click.command(short_help="Write a config to edit, every setting explained.")
+@click.argument("file", type=click.Path(path_type=Path))
+def init(file: Path) -> None:
+    """Write FILE, a config to edit: every setting with its default, its limits and what it means.
+
+    It is valid as it stands, a sweep of three arms and three seeds. A file that is there is never overwritten. The
+    experiment has the file's name.
+
+    \b
+    Examples:
+      tiny-onn init my-study.yaml
+    """
+    from pipeline.settings.config import check_name
+    from pipeline.settings.template import experiment_template
+
+    check_name(file.stem, f"{file}: the name, without what follows the last dot")
+    text = experiment_template(file.stem)
+    try:
+        with file.open("x", encoding="utf-8") as written:
+            _write_or_remove(written, text, file)
+    except FileExistsError:
+        raise UserError(f"{file}: is there already, and stays as it is. Name another file.") from None
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be written ({error.strerror}). Expected a file in a folder of yours."
+        ) from None
+    word = shlex.quote(str(file))
+    click.echo(f"Written: {file}. Edit it, then:\n  tiny-onn plan {word}\n  tiny-onn ablate {word}")
+
+
+COMMANDS: tuple[click.Command, ...] = (experiments, init)
+
+
+def _write_or_remove(written: TextIO, text: str, file: Path) -> None:
+    """Writes all of `text`, or removes the file that was made for it, so that no half of it is left on a full disk."""
+    try:
+        written.write(text)
+        written.flush()
+    except OSError:
+        file.unlink()
+        raise
