@@ -245,8 +245,9 @@ def agreement(
     from pipeline.settings.changes import parse_changes
     from pipeline.settings.config import replace
     from pipeline.settings.experiment_file import read_experiment
+    from pipeline.settings.shipped import find_experiment
 
-    experiment = replace(read_experiment(config), parse_changes(changes), "--set")
+    experiment = replace(read_experiment(find_experiment(config)), parse_changes(changes), "--set")
     listed = arms or (experiment.sweep.arms if experiment.sweep else (experiment.training.arm,))
     with Progress(Console(stderr=True)) as progress:
         result = question.run(experiment, listed, steps, progress)

@@ -36,7 +36,8 @@ def find_experiment(config: str | Path) -> Path:
         UserError: there is neither.
     """
     path = Path(config)
-    if os.path.lexists(path) or path.is_absolute():
+    is_folder = os.path.isdir(path)  # one may be called `search`, too
+    if path.is_absolute() or (os.path.lexists(path) and not is_folder):
         return path
     shipped = shipped_experiments()
     name = path.as_posix().removesuffix(".yaml").removeprefix("experiments/")
@@ -45,6 +46,8 @@ def find_experiment(config: str | Path) -> Path:
     ending = [file for each, file in shipped.items() if each.rpartition("/")[2] == name]
     if len(ending) == 1:
         return ending[0]
+    if is_folder:
+        return path  # its reader says that it is no file
     raise UserError(
         f"{path}: there is no such file, and no experiment of that name comes with the package"
         f"{did_you_mean(name, shipped)}. `tiny-onn experiments` lists those that do; `tiny-onn init my-study.yaml` "

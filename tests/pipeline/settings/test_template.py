@@ -123,6 +123,12 @@ def test_shipped_experiments_are_known_by_name_where_there_is_no_such_file(
         assert find_experiment(name) == found["study/depth"]
     with pytest.raises(UserError, match=r"ablatoin: there is no such file.*did you mean 'ablation'"):
         find_experiment("ablatoin")
+    for folder in ("ablation", "other"):
+        Path(folder).mkdir()
+    assert find_experiment("ablation") == found["ablation"]
+    with pytest.raises(UserError, match="other: cannot be read"):
+        read_experiment(find_experiment("other"))
+    Path("ablation").rmdir()
     Path("ablation").write_text("mine")
     assert find_experiment("ablation") == Path("ablation")
     assert find_experiment(str(tmp_path / "absent.yaml")) == tmp_path / "absent.yaml"  # its reader says what is wrong
