@@ -15,10 +15,20 @@ _GROUP = "tiny_onn.experiments"
 
 
 def shipped_experiments() -> dict[str, Path]:
-    """Name -> YAML file, sorted; a file in a subpackage is named by its path, as in `study/depth`."""
+    """Name -> YAML file, sorted; a file in a subpackage is named by its path, as in `study/depth`.
+
+    Raises:
+        UserError: an installed package names one for its experiments that cannot be imported.
+    """
     found: dict[str, Path] = {}
     for each in entry_points(group=_GROUP):
-        folder = files(each.value)
+        try:
+            folder = files(each.value)
+        except ImportError as error:
+            raise UserError(
+                f"{each.value}: the package of the experiments of {each.name!r} cannot be imported ({error}). Install "
+                f"{each.name} anew, or uninstall it; a config's path works without."
+            ) from error
         if not isinstance(folder, Path):  # in a zip file
             continue
         for path in sorted(folder.rglob("*.yaml")):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,18 @@ def test_a_name_that_two_experiments_end_with_is_refused(tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="no experiment of that name"):
         find_experiment("x")
     assert find_experiment("b/x") == Path("2")
+
+
+def test_a_package_whose_experiments_cannot_be_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = EntryPoint("theirs", "not_installed_at_all", "tiny_onn.experiments")
+    monkeypatch.setattr(shipped, "entry_points", lambda group: [broken])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"not_installed_at_all: the package of the experiments of 'theirs' cannot"):
+        find_experiment("ablation")
+    Path("mine.yaml").write_text(experiment_template("mine"))
+    assert find_experiment("mine.yaml") == Path("mine.yaml")
 
 
 def test_experiments_are_listed_with_their_questions() -> None:
