@@ -178,7 +178,10 @@ def limits(results: Results) -> str:
     )
     if not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
         text += ", nor whether whole tasks are solved (none was decoded)"
-    text += ". Step times are of this machine under this load."
+    text += (
+        ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "
+        "saves no time yet."
+    )
     if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
         text += f" The trials differ in workers.count ({_or(sorted(counts))}), and so in the batches that they saw."
     if diverged:
