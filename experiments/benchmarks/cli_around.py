@@ -285,4 +285,38 @@ def bookkeeping(steps: tuple[int, ...], evaluate_every: int, repeats: int, outpu
     tell(result, output, as_json)
 
 
-COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, bookkeeping)
+@click.command(short_help="What skipping closed experts would save.")
+@click.option(
+    "--hidden",
+    multiple=True,
+    type=click.IntRange(2),
+    default=(64, 256, 1024, 2048),
+    show_default=True,
+    help="Width. May be repeated.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences that are decoded at once."
+)
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Medians are over these.")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def skipping(hidden: tuple[int, ...], batch: int, repeats: int, threads: int, output: Path, as_json: bool) -> None:
+    """What would decoding save, if the rows of closed experts were not computed?
+
+    \b
+    Examples:
+      tiny-onn bench skipping
+      tiny-onn bench skipping --hidden 2048 --batch 1 --threads 2
+    """
+    from rich.console import Console
+
+    from experiments.benchmarks import skipping as question
+    from experiments.benchmarks.report import Progress, tell
+
+    with Progress(Console(stderr=True)) as progress:
+        result = question.run(hidden, batch, repeats, threads, progress)
+    tell(result, output, as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, skipping, bookkeeping)
