@@ -96,7 +96,7 @@ def test_a_wrong_bucket_wrong_credentials_and_no_server_are_refused_within_secon
             check_storage(open_storage(store.uri()))
     finally:
         store.look_at_credentials(False)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120  # without a limit of its own a client tries for many minutes
     check_storage(open_storage(store.uri()))
 
 
