@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torch import nn
 
 from tiny_onn.arms import canonical
-from tiny_onn.gates import GATES, MAGNITUDE, MAGNITUDE_STE, MAS, OPEN, RELU, SOFTMAX, Gate, imported
+from tiny_onn.gates import GATES, HARD, MAGNITUDE, MAGNITUDE_STE, MAS, OPEN, RELU, SOFTMAX, Gate, imported
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import COSTS, LayerCost, LearningCost, TokenCost
 from tiny_onn.objectives import CROSS_ENTROPY, ENTROPY_OF_SUM, JSD, OBJECTIVES, Objective
@@ -120,7 +120,7 @@ TASK_ONLY = Arm(Teacher(task=1.0))
 ARMS: Mapping[str, Arm] = {
     **{name: _of_cost(name) for name in COSTS},
     "signed": Arm(Teacher(goodness=Goodness(COSTS["per_token"], SIGNED))),
-    "opening": Arm(Teacher(goodness=Goodness(COSTS["per_token"], OPENING, CROSS_ENTROPY, token_weight="signal"))),
+    "opening": Arm(Teacher(goodness=Goodness(COSTS["per_token"], OPENING, CROSS_ENTROPY, token_weight="signal")), HARD),
     "subtractive": Arm(Teacher(goodness=Goodness(COSTS["per_token"], SUBTRACTIVE, ENTROPY_OF_SUM))),
     "task_only": TASK_ONLY,
     "top_k": TASK_ONLY,

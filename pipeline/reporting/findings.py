@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.equal_density import at_density
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import NOT_SET, Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
 from tiny_onn.arms import GRANULARITY
 
@@ -41,6 +41,16 @@ def findings(results: Results, reference: str) -> list[str]:
         ranked = [text for row in rows if (text := ranking(row))]
         paragraphs += [head + text for text in (*texts, " ".join(sparse), " ".join(ranked)) if text]
     return [*paragraphs, limits(results)]
+
+
+def own_settings(results: Results) -> str:
+    """In which settings, beside what their names say, the arms differ; empty where they do not."""
+    of_arms = [
+        f"{arm} {', '.join(f'{name}={value}' for name, value in settings.items() if value != NOT_SET)}"
+        for arm, settings in results.own.items()
+        if any(value != NOT_SET for value in settings.values())
+    ]
+    return f"Settings of one arm alone: {'; '.join(of_arms)}." if of_arms else ""
 
 
 def density(row: Row, reference: Row) -> str:
@@ -182,6 +192,8 @@ def limits(results: Results) -> str:
         ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "
         "saves no time yet."
     )
+    if told := own_settings(results):
+        text += f" {told}"
     if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
         text += f" The trials differ in workers.count ({_or(sorted(counts))}), and so in the batches that they saw."
     if diverged:

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
 from pipeline.reporting.columns import COLUMNS, EXCESS, Column, columns_of
-from pipeline.reporting.results import Results
+from pipeline.reporting.results import NOT_SET, Results
 from pipeline.settings.wrong_settings import did_you_mean
 
 
@@ -23,10 +23,10 @@ def results_frame(results: Results) -> pd.DataFrame:
     rows, columns = [], _every_column(results)
     for row in results.rows:
         for seed, trial in sorted(row.trials.items()):
-            varied = {name: _number(value) for name, value in row.cell}
             measured = {key: column.of(trial) if column else math.nan for key, column in columns.items()}
-            rows.append({"arm": row.arm, "seed": seed, **varied, **measured, "run_id": trial.run_id})
-    return pd.DataFrame(rows, columns=["arm", "seed", *results.varying, *columns, "run_id"])
+            rows.append({"arm": row.arm, "seed": seed, **dict(row.cell), **measured, "run_id": trial.run_id})
+    frame = pd.DataFrame(rows, columns=["arm", "seed", *results.varying, *columns, "run_id"])
+    return frame.assign(**{name: _of_one_type(frame[name]) for name in results.varying})
 
 
 def arms_frame(results: Results, columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -70,6 +70,14 @@ def _every_column(results: Results) -> dict[str, Column | None]:
     for each in others:
         found |= each
     return found
+
+
+def _of_one_type(texts: pd.Series) -> pd.Series:
+    """What a setting was, as numbers where each of its values is one, else as text; missing where it was not set."""
+    values = [None if text == NOT_SET else _number(text) for text in texts]
+    if any(isinstance(value, str) for value in values):
+        values = [None if value is None else text for value, text in zip(values, texts, strict=True)]
+    return pd.Series(values, index=texts.index)
 
 
 def _number(text: str) -> float | int | str:

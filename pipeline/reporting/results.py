@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Curve = tuple[list[int], list[float]]  # steps and values
 _CURVES = (measures.TASK_LOSS, measures.HELD_OUT_LOSS, measures.HELD_OUT_TOKEN_ACCURACY, measures.STEP_SECONDS)
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
+NOT_SET = "–"  # a setting that some trials have and others have not
 _OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
 
 
@@ -93,6 +94,7 @@ class Results:
     the trial did. `about`: what the sweep was said to be for before it ran: `description`, and of a study its
     `question`, `expectation`, ... `unfinished` are the trials that have neither finished nor been pruned.
     `data`: name and profile, as MLflow has them, of each data set that a finished trial was trained on.
+    `own`: settings in which arms differ, and the trials of one arm do not, by arm; they are of the arm and no cell.
     """
 
     sweep: str
@@ -103,6 +105,7 @@ class Results:
     about: dict[str, str] = field(default_factory=dict)
     unfinished: tuple[str, ...] = ()
     data: tuple[tuple[str, str], ...] = ()
+    own: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def finished(self) -> int:
@@ -157,10 +160,11 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     for run in newest.values():
         statuses[_status(run)] = statuses.get(_status(run), 0) + 1
     trials = [_trial(client, run) for run in newest.values() if _status(run) == "FINISHED"]
-    varying = _varying([_params(run) for run in newest.values() if _status(run) in ("FINISHED", "PRUNED")])
+    params = [(run.data.tags.get(ARM, ""), _params(run)) for run in newest.values()]
+    varying, own = _varying(params)
     rows: dict[Any, Row] = {}
     for trial in sorted(trials, key=lambda t: (order_of_arms(t.arm), t.seed)):
-        cell = tuple((name, trial.params.get(name, "–")) for name in varying)
+        cell = tuple((name, trial.params.get(name, NOT_SET)) for name in varying)
         rows.setdefault((cell, trial.arm), Row(trial.arm, cell)).trials[trial.seed] = trial
     ordered = sorted(rows.values(), key=lambda row: ([_natural(v) for _, v in row.cell], order_of_arms(row.arm)))
     summaries = [run for run in of_sweep if run.data.tags.get(ROLE) == "summary"]
@@ -168,7 +172,7 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     older = len(mine) - len(newest)
     finished = [run for run in newest.values() if _status(run) == "FINISHED"]
     about, data = _about(summaries), tuple(dict.fromkeys(each for run in finished for each in _data(run)))
-    return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data)
+    return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data, own)
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
@@ -219,10 +223,19 @@ def _as_logged(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
 
 
-def _varying(params: list[dict[str, str]]) -> list[str]:
-    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was drawn."""
-    names = sorted({name for each in params for name in each})
-    return [name for name in names if len({each.get(name) for each in params}) > 1]
+def _varying(params: list[tuple[str, dict[str, str]]]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was drawn.
+
+    Apart from them, by arm, what only tells arms apart (`sweep.arm_settings`): a grid gives every arm each of its
+    values, so that what each arm has one value of is no grid. `params` are (arm, settings) of every trial.
+    """
+    names = sorted({name for _, each in params for name in each})
+    different = [name for name in names if len({each.get(name, NOT_SET) for _, each in params}) > 1]
+    values = {name: {(arm, each.get(name, NOT_SET)) for arm, each in params} for name in different}
+    arms = {arm for arm, _ in params}
+    owned = [name for name in different if len(values[name]) == len(arms)]
+    own = {arm: {name: dict(values[name])[arm] for name in owned} for arm in sorted(arms)} if owned else {}
+    return [name for name in different if name not in owned], own
 
 
 def _params(run: "Run") -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -240,3 +241,32 @@ def test_what_is_not_there_is_named(output, tracker, whole):
 
 def test_names_cannot_break_the_page():
     assert escape("a|b <img src=x> `c` [d](e)\nf & g") == "a\\|b &lt;img src=x&gt; \\`c\\` \\[d\\](e) f &amp; g"
+
+
+def test_a_setting_of_one_arm_is_no_cell_and_is_told():
+    """Of `sweep.arm_settings`: each arm has one value, where a grid gives every arm all of them."""
+    from pipeline.reporting.results import _varying
+
+    own = [("top_k", {"model.density": "0.05", "model.layers": layers}) for layers in ("2", "4")]
+    others = [("per_token", {"model.layers": layers}) for layers in ("2", "4")]
+    assert _varying([*own, *others]) == (
+        ["model.layers"],
+        {"per_token": {"model.density": "–"}, "top_k": {"model.density": "0.05"}},
+    )
+    assert _varying([*own, *own]) == (["model.layers"], {})
+
+
+def test_results_are_written_where_a_setting_is_not_set_in_every_trial(whole):
+    from dataclasses import replace as changed
+
+    from pipeline.reporting.frames import results_frame
+
+    rows = [
+        changed(row, cell=(("model.density", "–" if row.arm == "per_token" else "0.05"), ("model.gate", str(place))))
+        for place, row in enumerate(whole.results.rows)
+    ]
+    frame = results_frame(changed(whole.results, rows=rows, varying=["model.density", "model.gate"]))
+    assert frame["model.density"].isna().sum() == 3
+    assert set(frame["model.density"].dropna()) == {0.05}
+    again = pd.read_parquet(io.BytesIO(frame.to_parquet(index=False)))
+    assert list(again["model.density"].dropna()) == [0.05] * 6
