@@ -33,6 +33,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/data/shard_writer.py": {"ParquetWriter": ASIDE, "write_table": ASIDE},
     "pipeline/data/sources/packed.py": {"zipfile.ZipFile": "is read, as is a member of it", "open": "is read"},
     "pipeline/records/lock.py": {"truncate": APPENDS},
+    "pipeline/cli_start.py": {"open": "makes a config where there is none, for its user to edit"},
     "pipeline/running/quiet.py": {"os.open": APPENDS, "os.fdopen": "the terminal's own"},
     "pipeline/terminal.py": {"os.open": "/dev/null", "os.fdopen": "the standard streams"},
     "pipeline/tracking/mlflow_process.py": {"open": "an address is asked"},
