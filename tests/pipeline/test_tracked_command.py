@@ -122,7 +122,8 @@ def test_a_tracker_down_at_the_start_stopped_in_mid_run_and_killed_at_the_end(tm
         assert "Training starts all the same" in said
         (line,) = [each.strip() for each in said.splitlines() if "tiny-onn sync" in each]
         assert line == (
-            f"MLFLOW_TRACKING_USERNAME=me MLFLOW_TRACKING_PASSWORD=*** tiny-onn sync try --output {output.root}"
+            "MLFLOW_TRACKING_USERNAME=me MLFLOW_TRACKING_PASSWORD=*** "
+            f"tiny-onn sync try --output {output.root} --tracking-uri {server.uri}"
         )
         assert "--resume" not in said
         server.start()
