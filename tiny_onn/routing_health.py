@@ -21,7 +21,7 @@ class Health:
     `scalars` [12]: tokens, active (token, expert) pairs, good pairs, tokens judged, tokens routed nowhere, sum of the
     routed tokens' entropies, then for contribution, relevance and cost the sum and the count of rank correlations.
     `costs` [c] and `goodness` [g]: (token, expert) pairs by their learning cost, in COST_BINS, and by their Goodness as
-    a part of the best expert's, mas(Goodness), in GOODNESS_BINS; zeros in the control arm. `routing` [o]: the routed
+    a part of the best expert's, mas(Goodness), in GOODNESS_BINS; zeros without Goodness. `routing` [o]: the routed
     tokens' routing distributions, summed. `active` and `good` [o]: tokens for which each expert is active, judged good.
     All in float64, detached, so that workers can add theirs.
     """
@@ -55,7 +55,7 @@ class Health:
         return Health(scalars, costs, goodness, *experts.chunk(3))
 
     def measures(self) -> dict[str, float]:
-        """The named measures; NaN where nothing was counted (no Goodness in the control arm, say).
+        """The named measures; NaN where nothing was counted (Goodness, in an arm without it).
 
         activation_rate, fraction_good: of (token, expert) pairs. routed_nowhere: of tokens. never_active: of experts,
         those that no token uses. effective_experts: exp(entropy of the mean routing distribution). mutual_information:
@@ -94,7 +94,7 @@ def routing_health(
 
     Args:
         routing_weights: mas(routing_logits).
-        goodness: [n, o], or [o] where all tokens share one; None in the control arm.
+        goodness: [n, o], or [o] where all tokens share one; None without Goodness.
         components: contribution, relevance and cost, each of goodness's shape.
     """
     weights = routing_weights.double()
