@@ -279,7 +279,10 @@ def _whole_routing(call: CapturedCall) -> tuple[Routing, Tensor]:
 
 
 def _valid_routing(call: CapturedCall) -> Routing:
-    return _over_tokens(call.routing, call.select)
+    routing = call.routing
+    if routing.chosen is not None:  # `select` takes numbers
+        routing = routing._replace(chosen=routing.chosen.to(routing.match.dtype))
+    return _over_tokens(routing, call.select)
 
 
 def _over_tokens(routing: Routing, change: Callable[[Tensor], Tensor]) -> Routing:

@@ -10,10 +10,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, small_model
+from tiny_onn.arm import arm as find_arm
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute, sum_over_workers
-from tiny_onn.dynamics import DynamicsReport
-from tiny_onn.layers import sparse_layers
+from tiny_onn.dynamics import DynamicsReport, LearningDynamics
+from tiny_onn.layers import computation_parameters, router_parameters, sparse_layers
 
 STEPS = 20
 SHARES = ((0, 1), (1, 5))  # rows of each rank: one against four
@@ -28,12 +29,27 @@ ARMS = [
     ("relative", "fused"),
     ("fisher", "fused"),
     ("none", "fused"),
+    *((arm, engine) for arm in ("opening", "remoe", "switch", "both teachers") for engine in ("hooks", "fused")),
 ]
+OF_PARTS: dict[str, tuple[str, dict[str, object]]] = {  # arms limited to a part of the experts, or regulated towards it
+    "opening": ("opening", {}),
+    "remoe": ("remoe", {}),
+    "switch": ("switch", {}),
+    "both teachers": ("opening", {"gate": "mas", "task_weight": 0.5, "regulation": "quantile"}),
+}
 
 
 def train(arm: str, engine: str, shares: tuple[tuple[int, int], ...], rank: int) -> dict:
-    model = small_model(arm)
-    dynamics = new_dynamics(model, arm, rate=3e-3, engine=engine)
+    name, parts = OF_PARTS.get(arm, (arm, None))
+    chosen = find_arm(name, parts)
+    model = small_model(chosen, density=None if parts is None else 0.3)
+    dynamics = LearningDynamics(
+        model,
+        chosen,
+        torch.optim.AdamW(computation_parameters(model), lr=3e-3),
+        torch.optim.AdamW(router_parameters(model), lr=3e-3, weight_decay=0.0),
+        engine=engine,
+    )
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
     generator, losses, metas, norms = torch.Generator().manual_seed(0), [], [], []
     for number in range(STEPS):
@@ -48,7 +64,7 @@ def train(arm: str, engine: str, shares: tuple[tuple[int, int], ...], rank: int)
         losses.append(float(report.task_loss))
         metas.append(float(report.meta_loss))
         norms.append(float(report.gradient_norm))
-    parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
+    parameters = {n: p.detach().clone() for n, p in model.state_dict().items()}  # a regulation's buffers among them
     health = {n: h.measures()["activation_rate"] for n, h in report.health.items()}
     bins = torch.stack([torch.cat([h.costs, h.goodness]) for h in report.health.values()])
     return {"parameters": parameters, "losses": losses, "metas": metas, "norms": norms, "health": health, "bins": bins}
