@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study test test-slow test-oldest test-browser drills fuzz lint constraints clean
+.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz lint constraints clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -11,6 +11,10 @@ smoke: .venv/.installed
 
 study: .venv/.installed
 	set -e; for each in arms costs depth metrics batch cause length; do $(BIN)/tiny-onn ablate experiments/study/$$each.yaml --resume; done
+
+# Writes docs/settings.md anew from the settings themselves.
+settings: .venv/.installed
+	$(BIN)/tiny-onn settings --markdown > docs/settings.md
 
 test: lint
 	$(BIN)/pytest -m "not slow"

@@ -317,15 +317,11 @@ def read(config: str | Path, changes: Changes | None = None, scale: str | None =
     Raises:
         UserError: names every problem.
     """
-    from pipeline.settings.config import replace
-    from pipeline.settings.experiment_file import at_scale, read_experiment
+    from pipeline.settings.experiment_file import read_changed
     from pipeline.settings.shipped import find_experiment
 
     check_changes(changes)
-    experiment = read_experiment(find_experiment(config))
-    if scale is not None:
-        experiment = at_scale(experiment, scale, str(config))
-    return replace(experiment, dict(changes), f"{config} with --set") if changes else experiment
+    return read_changed(find_experiment(config), changes or {}, scale, str(config))
 
 
 def local_store(output: Path, sweep: str) -> str:

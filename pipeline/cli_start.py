@@ -22,6 +22,7 @@ Start with these:
 Then with a question of your own:
   tiny-onn experiments           the experiments that come with the package, with their questions
   tiny-onn init my-study.yaml    a config to edit, every setting explained
+  tiny-onn settings [WORD]       all settings, or those that a word is about
 
 All commands: tiny-onn --help. One command, with examples: tiny-onn ablate --help."""
 
@@ -85,7 +86,46 @@ def init(file: Path) -> None:
     click.echo(f"Written: {file}. Edit it, then:\n  tiny-onn plan {word}\n  tiny-onn ablate {word}")
 
 
-COMMANDS: tuple[click.Command, ...] = (experiments, init)
+@click.command(short_help="List the settings: default, unit, meaning, example.")
+@click.argument("word", required=False)
+@click.option("--markdown", is_flag=True, help="Print them as the page docs/settings.md.")
+def settings(word: str | None, markdown: bool) -> None:
+    """List all settings, or those that WORD is about: name, default, unit, meaning, and an example.
+
+    WORD may be part of a name, a word of the meaning, or what another tool calls it (`lr`, `batch_size`, `epochs`).
+
+    \b
+    Examples:
+      tiny-onn settings
+      tiny-onn settings steps
+      tiny-onn settings lr
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    from pipeline.settings.listing import as_markdown, every_setting, find_settings
+
+    found, elsewhere = every_setting(), None
+    if markdown:
+        click.echo(as_markdown(found), nl=False)
+        return
+    if word is not None:
+        found, elsewhere = find_settings(word, found)
+        if not found and elsewhere is None:
+            raise UserError(f"{word}: no setting is about that. `tiny-onn settings` lists them all.")
+    console = Console(highlight=False)
+    if elsewhere is not None:
+        console.print(f"{escape(word or '')}, here: {escape(elsewhere)}.\n", soft_wrap=True)
+    for each in found:
+        default = f"default: {each.default}" if each.default else "to be given"
+        unit = f"; unit: {each.unit}" if each.unit else ""
+        console.print(f"[bold]{escape(each.name)}[/bold]  ({escape(default + unit)})", soft_wrap=True)
+        console.print(Padding(escape(each.meaning), (0, 0, 0, 4)))
+        click.echo(f"    {each.change}")  # unbroken, to be copied
+
+
+COMMANDS: tuple[click.Command, ...] = (experiments, init, settings)
 
 
 def _write_or_remove(written: TextIO, text: str, file: Path) -> None:

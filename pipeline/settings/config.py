@@ -12,7 +12,16 @@ from pipeline.errors import UserError
 from pipeline.settings.changes import put
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
-from pipeline.settings.wrong_settings import NAME_RULE, did_you_mean, explain, plain, setting_names, why_no_setting
+from pipeline.settings.wrong_settings import (
+    NAME_RULE,
+    did_you_mean,
+    explain,
+    plain,
+    setting_names,
+    together,
+    unknown_varied,
+    why_no_setting,
+)
 from tiny_onn.arms import GRANULARITY, canonical
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -43,7 +52,7 @@ Arm = Annotated[str, BeforeValidator(_named_today)]
 class DataConfig(Settings):
     """Which tasks, how they become sequences, and which part is held out."""
 
-    dataset: Dataset = "arc-agi-2"
+    dataset: Dataset = Field("arc-agi-2", description="the tasks: two that ship with the package, or a folder's")
     folder: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="with dataset: folder, a folder of ARC tasks, or one file of them"
     )
@@ -54,7 +63,7 @@ class DataConfig(Settings):
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")
     dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
     colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(1, description="colourings of each view, 0 fixed")
-    seed: NonNegative = 0
+    seed: NonNegative = Field(0, description="of the held-out split and the views; the same for all trials")
     rows_per_group: Count = Field(16, description="rows of a Parquet row group, the unit that ranks share out")
     rows_per_shard: Count = Field(4096, description="rows of a Parquet file")
 
@@ -70,9 +79,11 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """The transformer, and how it routes."""
 
-    hidden: Annotated[int, Field(ge=1, le=65536)] = 64
-    layers: Annotated[int, Field(ge=1, le=1000)] = 6
-    heads: Annotated[int, Field(ge=1, le=4096)] = 2
+    hidden: Annotated[int, Field(ge=1, le=65536)] = Field(
+        64, description="width of the residual stream, and experts of a layer; a multiple of 2 x heads"
+    )
+    layers: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="transformer blocks")
+    heads: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="attention heads")
     gain: Rate = Field(1.0, description="scales the routing logits")
     density: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="experts a token may use, as a part of all: the gate's limit, or what a regulation aims at"
@@ -116,28 +127,37 @@ class TrainingConfig(Settings):
 
     arm: Arm = Field("per_token", description="what teaches the router, through which gate: " + ", ".join(GRANULARITY))
     parts: PartsConfig = PartsConfig()
-    seed: NonNegative = 0
-    steps: Count = 300
+    seed: NonNegative = Field(0, description="of initialisation and order of batches; a sweep takes sweep.seeds")
+    steps: Count = Field(300, description="optimiser steps; `tiny-onn plan` says how many epochs they are")
     batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
-    learning_rate: Rate = 3e-3
-    router_learning_rate: Rate = 3e-3
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    warmup_steps: NonNegative = 30
-    clip_norm: Rate = 1.0
+    learning_rate: Rate = Field(3e-3, description="AdamW's, of the computation parameters, at its highest")
+    router_learning_rate: Rate = Field(3e-3, description="AdamW's, of the router's parameters P and G, at its highest")
+    schedule: Literal["linear", "constant"] = Field(
+        "linear",
+        description="of both rates after warm-up: linear falls to a tenth at the last step; constant stays, so that "
+        "a trial can go on for more steps later",
+    )
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.01, description="AdamW's, on the matrices of the computation parameters alone"
+    )
+    warmup_steps: NonNegative = Field(30, description="over which both rates rise linearly; fewer than steps")
+    clip_norm: Rate = Field(1.0, description="largest norm of the computation parameters' gradient")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="a loss or gradient that is not finite: stop with evidence, or skip the step and count it"
     )
-    precision: Literal["float64", "float32", "bfloat16"] = "float32"
+    precision: Literal["float64", "float32", "bfloat16"] = Field(
+        "float32", description="of the computation; bfloat16: the forward pass in it, parameters in float32"
+    )
     engine: Literal["auto", "fused", "hooks"] = Field(
         "auto", description="auto: fused, a single backward pass, for all but costs of a whole layer; else hooks"
     )
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
     )
-    log_every: Count = 10
-    evaluate_every: Count = 100
-    checkpoint_every: Count = 100
-    keep_checkpoints: Count = 2
+    log_every: Count = Field(10, description="steps between two logs of the training metrics")
+    evaluate_every: Count = Field(100, description="steps between two evaluations of the held-out tasks")
+    checkpoint_every: Count = Field(100, description="steps between two checkpoints; one more is made at the end")
+    keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay")
     check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
     prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
     generate_tasks: NonNegative = Field(
@@ -170,7 +190,7 @@ class WorkersConfig(Settings):
 
     count: Count = Field(1, description="a step's batch is cut into as many: another count sees other batches")
     cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs a worker; a fraction shares a core")
-    gpus: Annotated[float, Field(ge=0, le=64)] = 0.0
+    gpus: Annotated[float, Field(ge=0, le=64)] = Field(0.0, description="GPUs a worker; 0 trains on the CPU")
     timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="a collective's time limit")
     max_failures: NonNegative = Field(1, description="how often a trial is taken up again after a worker's death")
 
@@ -178,8 +198,10 @@ class WorkersConfig(Settings):
 class SweepConfig(Settings):
     """Arms x seeds x any other field, by its dotted name; in a grid, or drawn from a space."""
 
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(description="what is compared; see docs/arms.md")
+    seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
+        description="every arm is trained with each; p-values need several"
+    )
     grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.density: [0.05, 0.2]}")
     arm_settings: dict[Arm, dict[str, Any]] = Field(
         {}, description="settings of one arm's trials, for example {top_k: {model.density: 0.05}}"
@@ -218,17 +240,17 @@ class StudyConfig(Settings):
     density that the arm reaches. Every other comparison is exploratory. Without it, all are.
     """
 
-    question: str
+    question: str = Field(description="what the sweep is to answer")
     reference: Arm = Field(
         "per_token",
         validation_alias=AliasChoices("reference", "control"),
         description="the arm that the others are compared with; once named control",
     )
-    intervention: str
+    intervention: str = Field(description="what differs between the arms")
     primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.PRIMARY))
-    primary_arm: Arm | None = None
+    primary_arm: Arm | None = Field(None, description="the arm of the one comparison that is tested uncorrected")
     primary_cell: dict[str, Any] = Field({}, description="for example {model.density: 0.05}")
-    expectation: str
+    expectation: str = Field(description="what is expected, and by how much; written before the runs")
 
     @field_validator("primary_metric")
     @classmethod
@@ -268,8 +290,8 @@ class StudyConfig(Settings):
 class Experiment(Settings):
     """One training run, whole: what `tiny-onn train` runs and what each trial of a sweep is."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="of the experiment, and of its folder in --output")
+    description: str = Field("", description="what it is for, in a sentence; shown in MLflow")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
@@ -297,8 +319,16 @@ class Experiment(Settings):
         return self
 
     def digest(self) -> str:
-        """Sixteen hex digits that change with any setting."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Sixteen hex digits that change with any setting that training at a given step depends on.
+
+        With a constant schedule that is not the number of steps: what was trained for fewer can go on for more.
+        """
+        values = self.model_dump(mode="json")
+        if values["training"]["schedule"] == "constant":
+            del values["training"]["steps"]
+        else:  # as it was before there was another
+            del values["training"]["schedule"]
+        canonical = json.dumps(values, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -316,21 +346,26 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
     """`experiment` with fields, named by dots, replaced and validated anew; of a group, the fields that it names.
 
     Raises:
-        UserError: there is no such field, one is set twice, or the experiment cannot be so; names it.
+        UserError: there is no such field, one is set twice, or the experiment cannot be so; names it, and every field
+            that there is not.
     """
     values, names = experiment.model_dump(mode="json"), setting_names(Experiment)
     done: set[str] = set()
+    unknown: list[str] = []
     for field, value in changes.items():
         *groups, last = field.split(".")
         place: Any = values
         for group in groups:
             place = place.get(group) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise UserError(f"{source}: {field!r} {why_no_setting(field, names)}")
+            unknown.append(f"{field!r} {why_no_setting(field, names)}")
+            continue
         for each in put(place, last, plain(value, f"{source}: {field}"), field, names):
             if each in done:
                 raise UserError(f"{source}: {each} is set twice, by itself and with its group; expected once")
             done.add(each)
+    if unknown:
+        raise UserError(together(source, unknown))
     return validated(values, source)
 
 
@@ -339,7 +374,8 @@ def validated(values: dict[str, Any], source: str) -> Experiment:
     try:
         return Experiment.model_validate_json(json.dumps(values))
     except (ValueError, TypeError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
-        raise UserError(explain(error, source, setting_names(Experiment))) from error
+        names = setting_names(Experiment)
+        raise UserError(explain(error, source, names, unknown_varied(values, names))) from error
 
 
 def _canonical(value: Any) -> str:

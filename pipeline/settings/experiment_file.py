@@ -1,12 +1,13 @@
 """An experiment as a YAML file has it, refused whole if any trial or scale of it cannot be."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, replace, validated
 from pipeline.settings.trials import trials_of
-from pipeline.settings.wrong_settings import did_you_mean
+from pipeline.settings.wrong_settings import did_you_mean, setting_names, together, unknown_varied, why_no_setting
 from pipeline.settings.yaml_file import read_yaml
 
 
@@ -22,10 +23,36 @@ def read_experiment(path: Path) -> Experiment:
 def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
     """`values` as an Experiment; `source` is named in the error."""
     experiment = validated(values, source)
+    if unknown := unknown_varied(values, setting_names(Experiment)):
+        raise UserError(together(source, unknown))
     for each in (experiment, *(at_scale(experiment, scale, source) for scale in experiment.scales)):
         if each.sweep is not None:
             trials_of(each, source)
     return experiment
+
+
+def read_changed(path: Path, changes: Mapping[str, Any], scale: str | None, source: str) -> Experiment:
+    """The experiment in a YAML file, at one of its scales and with settings replaced; `source` is the file as it was
+    named.
+
+    Raises:
+        UserError: as `read_experiment`; where the file and the changes both name settings that there are not, all of
+            them.
+    """
+    try:
+        experiment = read_experiment(path)
+    except UserError as error:
+        names = setting_names(Experiment)
+        unknown = [f"{field!r} {why_no_setting(field, names)}" for field in changes if not _has_place(field, names)]
+        raise UserError("\n".join([str(error), *([together("--set", unknown)] if unknown else [])])) from error
+    if scale is not None:
+        experiment = at_scale(experiment, scale, source)
+    return replace(experiment, dict(changes), f"{source} with --set") if changes else experiment
+
+
+def _has_place(field: str, names: Collection[str]) -> bool:
+    """Whether there is such a setting, or may be one: a key of one's own, as in `scales`, is seen when it is set."""
+    return field in names or field.startswith("scales.")
 
 
 def at_scale(experiment: Experiment, scale: str, source: str) -> Experiment:

@@ -102,8 +102,8 @@ class Domain(Settings):
 class SearchConfig(Settings):
     """How many settings are drawn, and from where. All arms and seeds are run with each."""
 
-    samples: Annotated[int, Field(ge=1, le=10_000)]
-    seed: NonNegative = 0
+    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(description="how many settings are drawn")
+    seed: NonNegative = Field(0, description="of the drawing; more samples begin with the same ones")
     space: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
         description="for example {training.learning_rate: {loguniform: [1e-4, 1e-2]}, model.layers: {choice: [4, 6]}}"
     )
@@ -116,9 +116,11 @@ class AshaConfig(Settings):
     Only drawn settings compete with each other: the arm, the seed and the cell of the grid are what is being compared.
     """
 
-    metric: Literal["held_out/loss", "train/task_loss", "held_out/token_accuracy"] = "held_out/loss"
+    metric: Literal["held_out/loss", "train/task_loss", "held_out/token_accuracy"] = Field(
+        "held_out/loss", description="what trials are compared by"
+    )
     grace_steps: Count = Field(description="no trial is pruned before this step")
-    reduction_factor: Annotated[float, Field(gt=1, le=1000)] = 3.0
+    reduction_factor: Annotated[float, Field(gt=1, le=1000)] = Field(3.0, description="of so many trials, one goes on")
     across_arms: bool = Field(False, description="let arms be pruned by comparison with each other")
 
     @field_validator("metric", mode="before")

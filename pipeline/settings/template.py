@@ -14,7 +14,7 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 _WORDS_OF_YAML = ("true", "false", "null")
 # The sweep that the file starts with; and, by dotted name, an example of what is written as a comment.
 _GIVEN = {"sweep": {"arms": ["per_token", "aggregated", "task_only"], "seeds": [0, 1, 2]}}
-_EXAMPLES: dict[str, Any] = {
+EXAMPLES: dict[str, Any] = {
     "data.folder": "path/to/tasks",
     "data.pairs_per_task": 4,
     "model.density": 0.05,
@@ -54,7 +54,7 @@ def experiment_template(name: str) -> str:
         #   tiny-onn plan {name}.yaml       what it would run, and how long that would take
         #   tiny-onn ablate {name}.yaml     run it; --resume goes on after an interruption
         """
-    lines = [textwrap.dedent(head).rstrip(), f"name: {_yaml(name)}", 'description: ""']
+    lines = [textwrap.dedent(head).rstrip(), f"name: {on_one_line(name)}", 'description: ""']
     for field in Experiment.model_fields:
         if field not in ("name", "description"):
             lines += ["", *_setting(field, field, schema["properties"][field], schema["$defs"], "", False)]
@@ -65,11 +65,11 @@ def _setting(
     path: str, name: str, about: Mapping[str, Any], groups: Mapping[str, Any], indent: str, silent: bool
 ) -> Iterator[str]:
     """The lines of one setting, or of a group with all that it holds; `silent` writes comments alone."""
-    group = _group(about, groups)
+    group = group_of(about, groups)
     if group is None or path in ("sweep.search", "sweep.scheduler"):
         yield from _value(path, name, about, indent, silent)
         return
-    silent = silent or all(f"{path}.{each}" in _EXAMPLES for each in group["properties"]) or path == "study"
+    silent = silent or all(f"{path}.{each}" in EXAMPLES for each in group["properties"]) or path == "study"
     yield from _comment(group.get("description", "").partition("\n\n")[0].replace("\n", " "), indent)
     yield f"{indent}{'# ' * silent}{name}:"
     for each, inner in group["properties"].items():
@@ -80,12 +80,12 @@ def _value(path: str, name: str, about: Mapping[str, Any], indent: str, silent: 
     default = about.get("default")
     group, _, last = path.rpartition(".")
     given = _GIVEN.get(group, {}).get(last)
-    if path in _EXAMPLES:
-        silent, value = True, _EXAMPLES[path]
+    if path in EXAMPLES:
+        silent, value = True, EXAMPLES[path]
     else:
         value = default if given is None else given
-    line = f"{indent}{'# ' * silent}{name}: {_yaml(value)}"
-    meaning = "; ".join(filter(None, (about.get("description", ""), _limits(about))))
+    line = f"{indent}{'# ' * silent}{name}: {on_one_line(value)}"
+    meaning = "; ".join(filter(None, (about.get("description", ""), limits_of(about))))
     if not meaning:
         yield line
     elif max(len(line) + 2, _COMMENTS_AT) + len(meaning) + 2 <= _WIDTH:
@@ -99,7 +99,7 @@ def _comment(text: str, indent: str) -> list[str]:
     return [f"{indent}# {line}" for line in textwrap.wrap(text, _WIDTH - len(indent) - 2)]
 
 
-def _group(about: Mapping[str, Any], groups: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def group_of(about: Mapping[str, Any], groups: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The schema of the group of settings that a setting is; None for a single value."""
     for each in (about, *about.get("anyOf", ()), *about.get("allOf", ())):
         if "$ref" in each:
@@ -107,7 +107,7 @@ def _group(about: Mapping[str, Any], groups: Mapping[str, Any]) -> Mapping[str, 
     return None
 
 
-def _limits(about: Mapping[str, Any]) -> str:
+def limits_of(about: Mapping[str, Any]) -> str:
     """What values are allowed, as far as the schema says so."""
     for each in (about, *about.get("anyOf", ())):
         if "enum" in each:
@@ -124,12 +124,12 @@ def _limits(about: Mapping[str, Any]) -> str:
     return ""
 
 
-def _yaml(value: Any) -> str:
+def on_one_line(value: Any) -> str:
     """`value` on one line, as YAML and people write it."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_yaml(key)}: {_yaml(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{on_one_line(key)}: {on_one_line(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_yaml, value)) + "]"
+        return "[" + ", ".join(map(on_one_line, value)) + "]"
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value not in _WORDS_OF_YAML:
         return value
     return json.dumps(value)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.settings.near_names import setting_hint
 from pipeline.settings.search import AshaConfig, Domain
-from pipeline.settings.wrong_settings import did_you_mean, setting_names
+from pipeline.settings.wrong_settings import setting_names
 
 if TYPE_CHECKING:
     from pipeline.settings.config import SweepConfig, TrainingConfig
@@ -33,7 +34,7 @@ def check_varied(sweep: "SweepConfig", experiment: type[BaseModel], source: str)
     varied = (("sweep.grid", f) for f in sweep.grid), (("sweep.search.space", f) for f in space), own
     for place, field in itertools.chain(*varied):
         if field not in every:
-            raise UserError(f"{source}: {place}: {field!r} is no setting{did_you_mean(field, free)}")
+            raise UserError(f"{source}: {place}: {field!r} is no setting{setting_hint(field, free)}")
         if field not in free:
             raise UserError(
                 f"{source}: {place}: {field!r} cannot differ between the trials of a sweep; expected a setting of "

@@ -4,12 +4,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.settings.near_names import setting_hint
 
 _LONGEST = 80
 _BY_DOTTED_NAME = ("sweep.grid", "sweep.search.space")  # groups in which a dotted name is one word
@@ -61,23 +62,53 @@ def why_no_setting(field: str, names: Collection[str]) -> str:
     for group in _BY_DOTTED_NAME:
         if field.startswith(f"{group}."):
             return f"cannot be set alone; set all of it: {group}={{{field[len(group) + 1 :]}: ...}}"
-    return f"is no setting{did_you_mean(field, names)}"
+    return f"is no setting{setting_hint(field, names)}"
 
 
-def explain(error: Exception, source: str, names: Collection[str]) -> str:
-    """The whole message: `source`, and a line for each problem; `names` are the settings that there are."""
+def unknown_varied(values: Any, names: Collection[str]) -> list[str]:
+    """A line for each setting that the `sweep` or the `scales` of `values`, as a file has them, name by dots and that
+    there is not. Where a part has another shape than it should, nothing is said of it here."""
+    sweep = _part(values, "sweep")
+    places: dict[str, Any] = {"sweep.grid": _part(sweep, "grid")}
+    places["sweep.search.space"] = _part(_part(sweep, "search"), "space")
+    for arm, settings in _part(sweep, "arm_settings").items():
+        places[f"sweep.arm_settings.{arm}"] = settings
+    for scale, settings in _part(values, "scales").items():
+        places[f"scale {scale}"] = settings
+    return [
+        f"{_cut(place)}: {_cut(str(field))!r} is no setting{setting_hint(str(field), names)}"
+        for place, fields in places.items()
+        if isinstance(fields, dict)
+        for field in fields
+        if field not in names and not str(field).startswith(tuple(f"{group}." for group in _BY_DOTTED_NAME))
+    ]
+
+
+def _part(values: Any, name: str) -> dict[str, Any]:
+    found = values.get(name) if isinstance(values, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def together(source: str, lines: Sequence[str]) -> str:
+    """A message of one problem on one line, of several on a line each."""
+    return f"{source}: {lines[0]}" if len(lines) == 1 else "\n".join([f"{source}:", *(f"  {each}" for each in lines)])
+
+
+def explain(error: Exception, source: str, names: Collection[str], also: Sequence[str] = ()) -> str:
+    """The whole message: `source`, and a line for each problem; `names` are the settings that there are, `also` what
+    else is wrong."""
     if not isinstance(error, ValidationError):
         return f"{source}: {error}"
     problems = error.errors()
     deeper = {problem["loc"][:-1] for problem in problems}  # a list whose items are all refused is not called empty too
     told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in deeper]
-    return f"{source}:\n" + "\n".join(f"  {_line(problem, names)}" for problem in told)
+    return f"{source}:\n" + "\n".join(f"  {line}" for line in [*(_line(each, names) for each in told), *also])
 
 
 def _line(problem: Any, names: Collection[str]) -> str:
     place, kind, found = ".".join(map(str, problem["loc"])), problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"{_cut(place)}: no such setting{did_you_mean(place, names)}"
+        return f"{_cut(place)}: no such setting{setting_hint(place, names)}"
     if kind == "missing":
         return f"{place}: is missing"
     if kind == "value_error":  # our own: its first word is the setting, without its group, or a colon for the group

@@ -223,7 +223,7 @@ def test_a_scale_is_the_same_sweep_with_other_settings() -> None:
     assert replace(experiment, {"model.layers": 9, "training.steps": 500, "name": "x-big", "scales": {}}, "t") == big
     with pytest.raises(UserError, match=r"my\.yaml: has no scale 'bigg' \(did you mean 'big'\?\); there are: big"):
         at_scale(experiment, "bigg", "my.yaml")
-    with pytest.raises(UserError, match=r"my\.yaml, scale big: 'model\.layer' is no setting"):
+    with pytest.raises(UserError, match=r"my\.yaml: scale big: 'model\.layer' is no setting"):
         validate_experiment(values | {"scales": {"big": {"model.layer": 9}}}, "my.yaml")
     with pytest.raises(UserError, match=r"my\.yaml, scale big:\n  model\.layers: found 0"):
         validate_experiment(values | {"scales": {"big": {"model.layers": 0}}}, "my.yaml")

@@ -14,7 +14,7 @@ from pipeline.settings import shipped
 from pipeline.settings.config import Experiment, SweepConfig
 from pipeline.settings.experiment_file import read_experiment
 from pipeline.settings.shipped import find_experiment, shipped_experiments
-from pipeline.settings.template import _EXAMPLES, experiment_template
+from pipeline.settings.template import EXAMPLES, experiment_template
 from pipeline.settings.wrong_settings import setting_names
 
 ROOT = Path(__file__).parents[3]
@@ -78,7 +78,7 @@ def test_all_examples_hold_once_they_are_set(tmp_path: Path) -> None:
     assert found.sweep is not None
     assert found.sweep.scheduler is not None
     assert found.scales.keys() == {"gpu"}
-    unset = [path for path in _EXAMPLES if path in setting_names(Experiment) and not path.startswith("data.")]
+    unset = [path for path in EXAMPLES if path in setting_names(Experiment) and not path.startswith("data.")]
     values = found.model_dump(mode="json")
     for path in unset:
         value = values
@@ -168,7 +168,7 @@ def test_the_command_alone_names_what_to_run_first() -> None:
     shown = CliRunner().invoke(main, [], catch_exceptions=False)
     assert shown.exit_code == 0
     named = re.findall(r"^  tiny-onn (\S+)", shown.output, re.MULTILINE)
-    assert named == ["ablate", "plan", "ablate", "experiments", "init"]
+    assert named == ["ablate", "plan", "ablate", "experiments", "init", "settings"]
     assert set(named) <= set(main.list_commands(None))  # type: ignore[arg-type]
     for name in re.findall(r"^  tiny-onn (?:ablate|plan) (\S+)", shown.output, re.MULTILINE):
         assert name in shipped_experiments()
