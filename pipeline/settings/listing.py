@@ -145,8 +145,8 @@ def as_markdown(settings: Collection[Setting]) -> str:
         "    tiny-onn settings learning     those that a word is about; `lr`, `epochs` and `batch_size` are known, too",
         "    tiny-onn init my-study.yaml    a config with all of them, to edit",
         "",
-        "In a config a name's parts are nested (`training:` and below it `steps: 600`); on the command line it is one word,",
-        "as in the examples. A setting that a config does not name has its default; `–` is: none.",
+        "In a config a name's parts are nested (`training:` and below it `steps: 600`); on the command line it is one",
+        "word, as in the examples. A setting that a config does not name has its default; `–` is: none.",
     ]
     lines, group = head, None
     for each in settings:

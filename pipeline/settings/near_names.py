@@ -91,7 +91,9 @@ _ELSEWHERE = {
         ("val_split", "validation_split", "val_fraction", "test_size", "valid_split", "eval_split"), "data.held_out"
     ),
     **dict.fromkeys(("augment", "augmentation", "augmentations"), "data.dihedral_views and data.colour_permutations"),
-    **dict.fromkeys(("data_dir", "data_path", "path", "dataset_path", "data_root"), "data.folder, with dataset: folder"),
+    **dict.fromkeys(
+        ("data_dir", "data_path", "path", "dataset_path", "data_root"), "data.folder, with dataset: folder"
+    ),
     **dict.fromkeys(("output", "output_dir", "out_dir", "outdir", "save_dir", "log_dir"), f"--output, which {_OPTION}"),
     **dict.fromkeys(("resume", "resume_from_checkpoint"), f"--resume, which {_OPTION}"),
     **dict.fromkeys(("tracking_uri", "mlflow_uri"), f"--tracking-uri, which {_OPTION}"),

@@ -84,9 +84,11 @@ def compiling(
 
 
 def schedule(training: TrainingConfig, step: int) -> float:
-    """The factor on both learning rates at a step, counted from 0: linear warm-up, then linear to a tenth."""
+    """The factor on both learning rates at a step, counted from 0: linear warm-up, then linear to a tenth, or 1."""
     if step < training.warmup_steps:
         return (step + 1) / (training.warmup_steps + 1)
+    if training.schedule == "constant":
+        return 1.0
     return 1.0 - 0.9 * (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
 
 

@@ -277,6 +277,17 @@ def test_the_schedule_warms_up_and_ends_near_a_tenth() -> None:
     assert factors[99] == pytest.approx(1 - 0.9 * 90 / 91)
 
 
+def test_a_constant_schedule_warms_up_and_stays_whatever_the_steps() -> None:
+    factors = {
+        steps: [
+            schedule(small_experiment(steps=steps, warmup_steps=4, schedule="constant").training, step)
+            for step in range(8)
+        ]
+        for steps in (8, 800)
+    }
+    assert factors[8] == factors[800] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0]
+
+
 def test_a_batch_without_any_label_teaches_nothing(data: Prepared) -> None:
     from dataclasses import replace
 
