@@ -16,6 +16,7 @@ from pipeline.settings.trials import every_trial
 from pipeline.settings.user_code import as_record, code_difference, code_digest, user_code
 from pipeline.tracking.destination import remembered_id
 
+_BEFORE = {"training.schedule": "linear"}  # what a setting was before there was it, in records that lack it
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
 _CODE = "user_code"  # in the record: the files that the settings name as code
 _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
@@ -133,7 +134,7 @@ def _record(experiment: Experiment, data_hash: str) -> dict[str, Any]:
 
 
 def _refuse_if_different(folder: Path, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = _flat(before), _flat(now)
+    old, new = _BEFORE | _flat(before), _BEFORE | _flat(now)
     different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and f not in _WITHOUT_EFFECT]
     if different:
         lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]

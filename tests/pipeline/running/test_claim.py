@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import io
+import json
 import os
 import socket
 import subprocess
@@ -58,6 +59,17 @@ def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
     claim(tmp_path, toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0,))), "aa", False, COMMAND)
     sweep = SweepConfig(arms=arms, seeds=(0,), max_concurrent=1)
     claim(tmp_path, toy_experiment(sweep=sweep, description="said better"), "aa", True, COMMAND)
+
+
+def test_a_record_from_before_there_was_a_setting_means_what_was_then(tmp_path: Path) -> None:
+    claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
+    record = read_json(tmp_path / "sweep.json")
+    assert record["experiment"]["training"].pop("schedule") == "linear"
+    write_whole(tmp_path / "sweep.json", json.dumps(record))
+    claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
+    training = toy_experiment().training.model_copy(update={"schedule": "constant"})
+    with pytest.raises(UserError, match=r'training\.schedule: there "linear", now "constant"'):
+        claim(tmp_path, toy_experiment(training=training), "aa", True, COMMAND)
 
 
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
