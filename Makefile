@@ -26,13 +26,13 @@ test-slow: .venv/.installed
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet uv
-	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --output-file .venv-oldest/oldest.txt pyproject.toml
+	.venv-oldest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev --extra notebook --output-file .venv-oldest/oldest.txt pyproject.toml
 	.venv-oldest/bin/pip install --quiet --requirement .venv-oldest/oldest.txt --editable .
 	.venv-oldest/bin/pytest -m "not slow and not pinned"
 
 # Needs Chromium, as of apt-get install chromium; CHROMIUM=path names another one.
 test-browser: .venv/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,browser]'
 	$(BIN)/pytest -m browser
 
 drills: .venv/.installed
@@ -49,15 +49,16 @@ lint: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed; {sys.executable} is {v}. Name another with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook]'
 	touch $@
 
-# Writes constraints.txt anew from pyproject.toml, and keeps the versions in it that are still allowed; for the newest
-# ones: make constraints UPGRADE=--upgrade. Left out are the CUDA packages of torch, which pins them itself.
+# Writes constraints.txt anew from pyproject.toml by `uv pip compile`, and keeps the versions in it that are still
+# allowed; for the newest ones: make constraints UPGRADE=--upgrade. Each line says what needs it, which `make test`
+# compares with pyproject.toml. Left out are the CUDA packages of torch, which pins them itself.
 constraints:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/pip install --quiet uv
-	build/uv/bin/uv pip compile --quiet --all-extras --python-version 3.11 --no-annotate $(UPGRADE) \
+	build/uv/bin/uv pip compile --quiet --all-extras --python-version 3.11 --annotation-style line $(UPGRADE) \
 		--custom-compile-command 'make constraints' --output-file constraints.txt pyproject.toml
 	sed -i -E '/^(cuda|nvidia|triton)/d' constraints.txt
 

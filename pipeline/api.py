@@ -9,6 +9,11 @@ Importing this takes a moment; torch, Ray and MLflow are imported by what needs 
 any thread, and where an event loop runs.
 """
 
+# ruff: noqa: E402 - the check comes before the imports that would fail
+from pipeline.extra import require_pipeline
+
+require_pipeline("pipeline.api")
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -50,7 +50,7 @@ def experiments() -> None:
         table.add_row(name, found.study.question if found.study else found.description)
     if not shipped:
         raise UserError(
-            "no experiments are installed. Install the package anew: pip install --force-reinstall tiny-onn"
+            "no experiments are installed. Install the package anew: pip install --force-reinstall 'tiny-onn[pipeline]'"
         )
     Console(highlight=False, markup=False).print(table)
     click.echo("\nWhat one would run: tiny-onn plan NAME. To run it: tiny-onn ablate NAME.")

@@ -33,14 +33,16 @@ def read_pins(constraints: Path) -> dict[str, str]:
 
 
 def requirements(pyproject: Path) -> dict[str, str]:
-    """Name -> extras (`[train,tune]`, or nothing) of what the project in `pyproject` needs to run.
+    """Name -> extras (`[train,tune]`, or nothing) of what the project in `pyproject` needs to run: its dependencies,
+    and its extra `pipeline`, where it has one.
 
     Raises:
         UserError: it is no project's file.
     """
     try:
-        listed = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"].get("dependencies", [])
-    except (OSError, ValueError, KeyError) as error:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+        listed = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("pipeline", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{pyproject}: has no [project] that can be read ({error!r}).") from error
     found = {}
     for line in listed:
