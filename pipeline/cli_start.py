@@ -1,12 +1,14 @@
-"""What a newcomer needs first: `tiny-onn` alone, `tiny-onn experiments` and `tiny-onn init`."""
+"""What a newcomer needs first: `tiny-onn` alone, `experiments`, `init` and `doctor`."""
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TextIO
 
 import click
 
 from pipeline.errors import UserError
+from pipeline.options import ADDRESS, OUTPUT, URI
 
 
 def first_steps() -> str:
@@ -15,6 +17,7 @@ def first_steps() -> str:
 Tiny-ONN trains sparse routers by per-token gradients, and compares what teaches them.
 
 Start with these:
+  tiny-onn doctor                whether this machine has all that a run needs, and what to do if not
   tiny-onn ablate smoke          the whole way at tiny size: data, training, report; two minutes on two cores
   tiny-onn plan ablation         what the ablation would run, and how long that would take here
   tiny-onn ablate ablation       the ablation; Ctrl-C stops it, and --resume goes on
@@ -125,7 +128,31 @@ def settings(word: str | None, markdown: bool) -> None:
         click.echo(f"    {each.change}")  # unbroken, to be copied
 
 
-COMMANDS: tuple[click.Command, ...] = (experiments, init, settings)
+@click.command(short_help="Check this machine, or a cluster, before a run.")
+@OUTPUT
+@ADDRESS
+@URI
+@click.option("--quick", is_flag=True, help="Leave out what takes long: starting Ray, and the compiler.")
+def doctor(output: Path, address: str | None, tracking_uri: str | None, quick: bool) -> None:
+    """Check this machine before a run, or the cluster at --address: Python and packages, cores and memory as the
+    container limits them, compiler, GPU, folders, ports, proxies, environment variables, Ray and the tracker.
+
+    Each problem comes with its fix. Exit code 1 where one would stop a run. Nothing is left running or written.
+
+    \b
+    Examples:
+      tiny-onn doctor
+      tiny-onn doctor --quick
+      tiny-onn doctor --address 10.0.0.5:6379 --output /mnt/tiny-onn --tracking-uri http://10.0.0.5:5000
+    """
+    from rich.console import Console
+
+    from pipeline.planning.doctor import checks_of, examine, print_findings
+
+    sys.exit(print_findings(examine(checks_of(output, address, tracking_uri, quick)), Console()))
+
+
+COMMANDS: tuple[click.Command, ...] = (experiments, init, settings, doctor)
 
 
 def _write_or_remove(written: TextIO, text: str, file: Path) -> None:

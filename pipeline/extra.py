@@ -9,18 +9,24 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
 
 _DISTRIBUTION, _EXTRA = "tiny-onn", "pipeline"
+_MARKER = re.compile(rf"extra *== *['\"]{_EXTRA}['\"]")
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def missing_packages() -> list[str]:
-    """The distributions of the extra that are not installed here; none where this package itself is not installed, as
-    in a job's folder on a cluster."""
+def requirements_here() -> list[str]:
+    """What the installed package requires, its extra `pipeline` included, as `name>=1`; none where the package itself
+    is not installed, as in a job's folder on a cluster."""
     try:
         listed = distribution(_DISTRIBUTION).requires or []
     except PackageNotFoundError:
         return []
-    marked = re.compile(rf"extra *== *['\"]{_EXTRA}['\"]")
-    names = [found.group() for each in listed if marked.search(each) and (found := _NAME.match(each))]
+    pairs = [each.partition(";") for each in listed]
+    return [name.strip() for name, _, marker in pairs if not marker or _MARKER.search(marker)]
+
+
+def missing_packages() -> list[str]:
+    """The distributions among `requirements_here` that are not installed."""
+    names = [found.group() for each in requirements_here() if (found := _NAME.match(each))]
     return [name for name in names if not _is_installed(name)]
 
 

@@ -90,6 +90,7 @@ def run(
         UserError: something was refused before anything started.
     """
     from pipeline.data.preparing import prepare_and_tell
+    from pipeline.planning.opening import opening_words
     from pipeline.planning.preflight import check_data, check_start, open_tracker
     from pipeline.remote.sweep import RemoteSweep
     from pipeline.running.entry import train_fn_per_worker
@@ -103,6 +104,8 @@ def run(
         left = [trial for trial in trials if not folders[trial.key].ended]
         for warning in check_start(left, output, address):
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        for line in opening_words(experiment, left, len(trials) - len(left), output, address):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
         tracker = open_tracker(destination, where, track_later, console)
@@ -111,6 +114,12 @@ def run(
         uri = destination.store(where)[0]
         words = [*words, *destination.options(), *(["--address", address] if address else [])]
         words += ["--storage", place.public] if place else []
+        made: list[tuple[Report, list[Path]]] = []
+
+        def report() -> list[Path]:
+            made.append(file_report(uri, destination.experiment, experiment.name, output, console, in_short=True))
+            return made[-1][1]
+
         ended = run_sweep(
             experiment,
             trials,
@@ -124,12 +133,14 @@ def run(
             verbose=verbose,
             console=console,
             command=os.environ.get(SUBMITTED_AS) or destination.command(words),
-            report=lambda: file_report(uri, destination.experiment, experiment.name, output, console)[1],
+            report=report,
             destination=destination,
             shared=shared,
         )
     if experiment.sweep is None and ended.finished:
         _tell_where(next(iter(folders.values())), console)
+    elif made:
+        _tell_answer(*made[-1], output, destination, console)
     return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
 
 
@@ -154,6 +165,20 @@ def _tell_where(folder: TrialFolder, console: Console) -> None:
     console.print(f"Model: {folder.model}{known}\nAll measurements: {folder.result}", highlight=False, soft_wrap=True)
 
 
+def _tell_answer(made: "Report", files: list[Path], output: Path, destination: Destination, console: Console) -> None:
+    """The last screen of a sweep: the answer in three sentences, the figure, the page, and the next command."""
+    from pipeline.reporting.answer import answer
+
+    figures = [path for path in files if path.suffix == ".png"]
+    lines = [f"\n{made.results.sweep}, in short:", *(f"  {each}" for each in answer(made))]
+    lines += [f"Figure:  {figures[-1]}"] if figures else []
+    page = next(path for path in files if path.suffix == ".html")
+    place = [] if output == Path("runs") else ["--output", str(output)]
+    browse = destination.command(["tiny-onn", "ui", *place, *destination.options()])
+    lines += [f"Report:  {page}", f"Next:    {browse}"]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
 def file_report(
     uri: str,
     mlflow_experiment: str,
@@ -161,23 +186,31 @@ def file_report(
     output: Path,
     console: Console | None = None,
     sweep_id: str | None = None,
+    in_short: bool = False,
 ) -> "tuple[Report, list[Path]]":
     """The report of a sweep in the store at `uri`, printed and written to the output folder; and its files.
 
     Args:
         sweep_id: of several sweeps of that name, which. By default the one whose record lies in the output folder, or
             beside the store; without a record, the only one that there is.
+        in_short: print the table of means alone, without the findings and the files' paths.
 
     Raises:
         UserError: the store cannot be used, has no trial of the sweep or several sweeps of that name, or the folder
             cannot be written to.
     """
     with lasting_output(), own_style():
-        return _file_report(uri, mlflow_experiment, sweep, output, console or Console(), sweep_id)
+        return _file_report(uri, mlflow_experiment, sweep, output, console or Console(), sweep_id, in_short)
 
 
 def _file_report(
-    uri: str, mlflow_experiment: str, sweep: str, output: Path, console: Console, sweep_id: str | None
+    uri: str,
+    mlflow_experiment: str,
+    sweep: str,
+    output: Path,
+    console: Console,
+    sweep_id: str | None,
+    in_short: bool,
 ) -> "tuple[Report, list[Path]]":
     from pipeline.reporting.files import print_report, write_report
     from pipeline.reporting.report import make_report
@@ -193,7 +226,8 @@ def _file_report(
             f"{folder}: the report cannot be written ({error.strerror}). Expected a folder that can be written to; "
             f"name another with --output, and the store with --tracking-uri {public(uri)}."
         ) from error
-    print_report(made, console)
-    page = next(path for path in files if path.suffix == ".html")
-    console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
+    print_report(made, console, in_short)
+    if not in_short:
+        page = next(path for path in files if path.suffix == ".html")
+        console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
     return made, files

@@ -135,16 +135,25 @@ def _check_arm(experiment: Experiment) -> None:
                 )
 
 
-def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:
+def check_output(output: Path) -> int:
+    """How many bytes are free in the output folder, which is made if it is not there.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
     try:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):  # a disk may be read-only
             pass
-        free = shutil.disk_usage(output).free
+        return shutil.disk_usage(output).free
     except OSError as error:
         raise UserError(
             f"--output {output}: cannot be used ({error}). Expected a folder that can be written to."
         ) from error
+
+
+def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:
+    free = check_output(output)
     sizes: dict[str, int] = {}
     needed = _SPARE_BYTES
     for experiment in experiments:

@@ -40,8 +40,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     return [text, page, *figures, data, *(_write_data(report, folder) if report.results.rows else [])]
 
 
-def print_report(report: Report, console: Console) -> None:
-    """For a terminal: one table of means, a row for each arm and cell of the grid; then the findings."""
+def print_report(report: Report, console: Console, in_short: bool = False) -> None:
+    """For a terminal: one table of means, a row for each arm and cell of the grid; then, unless `in_short`, the
+    findings."""
     console.print(Text(headline(report.results)))
     if report.results.rows:
         table = tables.means(report)
@@ -52,7 +53,7 @@ def print_report(report: Report, console: Console) -> None:
         remarks += [f"{left} more columns: report.md, results.csv"] * bool(left)
         if remarks:
             console.print(Text("; ".join(remarks) + "\n"))
-    for paragraph in report.findings:
+    for paragraph in [] if in_short else report.findings:
         console.print(Text(paragraph))
         console.print()
 

