@@ -168,7 +168,7 @@ def test_the_command_alone_names_what_to_run_first() -> None:
     shown = CliRunner().invoke(main, [], catch_exceptions=False)
     assert shown.exit_code == 0
     named = re.findall(r"^  tiny-onn (\S+)", shown.output, re.MULTILINE)
-    assert named == ["ablate", "plan", "ablate", "experiments", "init", "settings"]
+    assert named == ["doctor", "ablate", "plan", "ablate", "experiments", "init", "settings"]
     assert set(named) <= set(main.list_commands(None))  # type: ignore[arg-type]
     for name in re.findall(r"^  tiny-onn (?:ablate|plan) (\S+)", shown.output, re.MULTILINE):
         assert name in shipped_experiments()
