@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz lint constraints clean
+.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz figures lint constraints clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -40,6 +40,10 @@ drills: .venv/.installed
 
 fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz --minutes 10
+
+# Writes the numbers and figures of README, experiments/RESULTS.md and docs/ anew from experiments/results.
+figures: .venv/.installed
+	$(BIN)/python -m experiments.figures
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
