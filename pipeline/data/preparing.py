@@ -8,6 +8,7 @@ from rich.progress import Progress
 from pipeline.data.manifest import MANIFEST, Prepared, SplitCounts
 from pipeline.data.published import publish
 from pipeline.data.shards import prepare
+from pipeline.data.split import FOR_SELECTION
 from pipeline.errors import UserError
 from pipeline.escaping import shown
 from pipeline.settings.config import DataConfig
@@ -52,6 +53,8 @@ def tell(prepared: Prepared, console: Console) -> None:
     for split, count in manifest.counts.items():
         held = f"{count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
         say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens)}")
+    if manifest.config.held_out_for == "selection":
+        say(f"  {FOR_SELECTION}")
     for note in manifest.notes:
         say(f"  {note}")
     for reason in manifest.refused[:_SHOWN]:

@@ -45,7 +45,7 @@ def write_data_set(config: DataConfig, corpus: Corpus, folder: Path, progress: P
     fitting = [task for task in corpus.train if _fits([(task, WHOLE, IDENTITY)], config)]
     if len(fitting) < 2:
         raise UserError(_too_few(corpus.train, len(fitting), config))
-    train, held_out = hold_out(fitting, config.held_out, config.seed)
+    train, held_out = hold_out(fitting, config.held_out, config.seed, config.held_out_for)
     judged = {task.task_id: _answers(task) for task in corpus.evaluation}
     evaluation = [task for task in corpus.evaluation if _fits(judged[task.task_id], config)]
 

@@ -1,22 +1,32 @@
 """Which training tasks are held out."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pipeline.data.randomness import stable_hash
 from pipeline.data.related import related_groups
 from pipeline.data.task import Task
 from pipeline.errors import UserError
 
+Purpose = Literal["test", "selection"]
+FOR_SELECTION = "The held-out tasks are there to choose settings by; those of the test are set aside, unused."
 
-def hold_out(tasks: Sequence[Task], part: float, seed: int) -> tuple[list[Task], list[Task]]:
+
+def hold_out(tasks: Sequence[Task], part: float, seed: int, purpose: Purpose = "test") -> tuple[list[Task], list[Task]]:
     """(train, held out), about `part` of the tasks being held out; both in the order of `tasks`.
 
     A task is wholly on one side, and so are related tasks (`related.marks`). The choice is a function of the seed and
-    the tasks' ids, not of their order.
+    the tasks' ids, not of their order. For selection, the tasks that would be held out for the test are on neither
+    side, and about as many of the others are held out: what is chosen by them has seen nothing of the test.
 
     Raises:
         UserError: the tasks cannot be cut in two.
     """
+    train, test = _cut(tasks, max(1, round(part * len(tasks))), seed, "hold out")
+    return (train, test) if purpose == "test" else _cut(train, len(test), seed, "hold out for selection")
+
+
+def _cut(tasks: Sequence[Task], target: int, seed: int, purpose: str) -> tuple[list[Task], list[Task]]:
     groups = [{task.task_id for task in group} for group in related_groups(tasks)]
     if len(groups) < 2:
         raise UserError(
@@ -24,8 +34,7 @@ def hold_out(tasks: Sequence[Task], part: float, seed: int) -> tuple[list[Task],
             "mirrored or recoloured, or all are made of one list of pairs. None can be held out from training. Give "
             "tasks of at least 2 rules, or raise data.max_tokens."
         )
-    target = max(1, round(part * len(tasks)))
-    order = sorted(groups, key=lambda group: stable_hash("hold out", seed, min(group)))
+    order = sorted(groups, key=lambda group: stable_hash(purpose, seed, min(group)))
     held: set[str] = set()
     for group in order:
         if len(held) + len(group) <= min(target, len(tasks) - 1):

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from pipeline import measures
+from pipeline.data.split import FOR_SELECTION
 from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.reporting.results import Results
 from pipeline.reporting.statistics import mean
@@ -58,6 +59,8 @@ def _of(data: dict[str, Any]) -> str:
     where = f" in {data['source']}" if isinstance(data.get("source"), str) else ""
     left = f" ({long} too long to train on or hold out)" if long else ""
     text = f"Data: {data['name']}{where}; {trained} tasks trained on{left}; {'; '.join(parts)}."
+    if data.get("held_out_for") == "selection":
+        text += f" {FOR_SELECTION}"
     for what, one, several in (("leaks", "leak", "leaks"), ("refused", "file refused", "files refused")):
         found = data.get(what)
         if isinstance(found, dict) and isinstance(found.get("number"), int) and found["number"]:

@@ -150,7 +150,8 @@ def data_tags(prepared: Prepared) -> dict[str, str]:
     manifest = prepared.manifest
     facts: dict[str, Any] = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
     leaks = [f"{leak.split} task {leak.task} shares pairs with {leak.train_task}" for leak in manifest.leakage]
-    facts |= {"source": manifest.config.folder, "notes": list(manifest.notes[:10])}
+    config = manifest.config
+    facts |= {"source": config.folder, "notes": list(manifest.notes[:10]), "held_out_for": config.held_out_for}
     if isinstance(prepared.folder, Path):  # the address of a storage may hold a password
         facts["prepared"] = str(prepared.folder)
     for name, lines in (("leaks", leaks), ("refused", list(manifest.refused))):

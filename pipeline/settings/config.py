@@ -61,6 +61,11 @@ class DataConfig(Settings):
     )
     max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(512, description="longer tasks are counted, not used")
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")
+    held_out_for: Literal["test", "selection"] = Field(
+        "test",
+        description="selection: to choose settings by; the tasks held out for the test are used for nothing, and as "
+        "many others are held out",
+    )
     dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
     colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(1, description="colourings of each view, 0 fixed")
     seed: NonNegative = Field(0, description="of the held-out split and the views; the same for all trials")

@@ -49,6 +49,7 @@ _OTHERS: dict[str, Any] = {
     "data.dataset": "arc-agi-1",
     "data.max_tokens": 1024,
     "data.held_out": 0.1,
+    "data.held_out_for": "selection",
     "data.dihedral_views": 1,
     "data.colour_permutations": 4,
     "data.seed": 1,

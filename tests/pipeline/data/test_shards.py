@@ -62,6 +62,17 @@ def _edit_manifest(prepared, change):
     path.write_text(json.dumps(manifest))
 
 
+def test_tasks_for_selection_leave_those_of_the_test_out(config, tmp_path):
+    def ids(prepared, split):
+        return {row.task_id for row in read_rows(prepared, split)}
+
+    test = prepare(config, tmp_path / "data")
+    selection = prepare(config.model_copy(update={"held_out_for": "selection"}), tmp_path / "data")
+    assert test.folder != selection.folder
+    assert len(ids(selection, "held_out")) == len(ids(test, "held_out")) > 0
+    assert not ids(test, "held_out") & (ids(selection, "held_out") | ids(selection, "train"))
+
+
 def test_every_task_is_written_whole_in_every_view(prepared, config):
     tasks = {task.task_id: task for task in TASKS}
     table = pa.concat_tables(pq.read_table(prepared.path(shard)) for shard in prepared.shards("train"))

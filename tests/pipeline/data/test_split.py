@@ -72,3 +72,17 @@ def test_two_tasks_of_arc_agi_2_that_mirror_alike_are_never_cut_apart():
     for seed in range(8):
         for side in hold_out([*two, *TASKS[:4]], 0.4, seed):
             assert len({task.task_id for task in side} & {"8be77c9e", "c9e6f938"}) in (0, 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_tasks_for_selection_are_none_of_the_tests(seed):
+    train, test = hold_out(TASKS, 0.2, seed)
+    others, selection = hold_out(TASKS, 0.2, seed, "selection")
+    assert len(selection) == len(test)
+    assert not {t.task_id for t in test} & {t.task_id for t in [*others, *selection]}
+    assert {t.task_id for t in others} | {t.task_id for t in selection} == {t.task_id for t in train}
+
+
+def test_of_two_groups_nothing_is_left_to_select_by():
+    with pytest.raises(UserError, match="None can be held out"):
+        hold_out(TASKS[:2], 0.5, 0, "selection")

@@ -100,6 +100,15 @@ def test_what_says_nothing_of_itself_is_passed_over(profile: str) -> None:
     assert parse_data("arc-agi-2", profile)["name"] == "arc-agi-2"
 
 
+def test_results_on_tasks_for_selection_say_so() -> None:
+    told = {"held_out": {"tasks": 3}, "train": {"tasks": 8}, "held_out_for": "selection"}
+    (text,) = data_words(Results("s", [], {}, 0, [], data=(("d", json.dumps(told)),)))
+    assert text.endswith(
+        "3 held-out tasks scored. The held-out tasks are there to choose settings by; those of the "
+        "test are set aside, unused."
+    )
+
+
 def test_what_a_store_says_cannot_break_the_report() -> None:
     told = {
         "held_out": {"tasks": 3, "too_long_tasks": None},
