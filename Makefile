@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz figures lint constraints clean
+.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz figures notebook docs lint constraints clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -44,6 +44,17 @@ fuzz: .venv/.installed
 # Writes the numbers and figures of README, experiments/RESULTS.md and docs/ anew from experiments/results.
 figures: .venv/.installed
 	$(BIN)/python -m experiments.figures
+
+# Makes experiments/first_look.ipynb from first_look.py, and runs it.
+notebook: .venv/.installed
+	$(BIN)/python -m experiments.notebook
+
+# The documents as a site, in build/site.
+docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,docs]'
+	mkdir -p build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Built: build/site/index.html"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -12,9 +12,9 @@ In a document, what is regenerated is marked by comments, which readers do not s
     <!-- numbers: report("per_token", "excess"); _ -->
 
 `numbers` has an expression for each number of the paragraph above it, or of its own line: a function of
-`experiments.filed`, or `abs`, `min` or `max` of such; or `_` for one that is no result, such as a setting. A number
-keeps as many digits as it has, and its sign where it has one. Words such as `L2` and what is in backquotes are no
-numbers.
+`experiments.filed`, or `ratio`, `abs`, `min` or `max` of such; or `_` for one that is no result, such as a setting. A
+number keeps as many digits as it has, and its sign where it has one. Words such as `L2` are no numbers, nor is what
+is in backquotes.
 """
 
 import ast
@@ -33,7 +33,7 @@ from pipeline.reporting.frontier_figure import loss_over_density
 
 ROOT = Path(__file__).parents[1]
 # Documents in which every decimal number is either marked or said to be no result.
-WHOLE = ("experiments/RESULTS.md",)
+WHOLE = ("README.md", "experiments/RESULTS.md", "docs/costs.md")
 _TABLE = re.compile(
     r"(<!-- figures:(?P<name>\S+)(?P<words> [^\n]*?)? -->\n)(?P<text>.*?)(<!-- /figures -->)", re.DOTALL
 )
@@ -46,6 +46,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "seed_of": filed.seed_of,
     "difference": filed.difference,
     "bench": filed.bench,
+    "ratio": lambda over, under: over / under,
     "abs": abs,
     "max": max,
     "min": min,

@@ -96,10 +96,9 @@ def difference(name: str, arm: str, reference: str, column: str, stat: str = "me
 
 
 def bench(name: str, row: str, column: str) -> float:
-    """A number of a benchmark's table: of the one row that has all cells in `row`, joined by `|`."""
+    """A number of a benchmark's table: of the one row that has the cells in `row`, joined by `|`, in this order."""
     tables = _tables(RESULTS / "bench" / f"{name}.md")
-    wanted = row.split("|")
-    found = [each for table in tables for each in table if all(cell in each.values() for cell in wanted)]
+    found = [each for table in tables for each in table if _in_order(row.split("|"), each)]
     if len(found) != 1:
         raise KeyError(f"bench {name}: {len(found)} rows have {row}")
     return float(_column(found[0], column))
@@ -167,6 +166,12 @@ def _study(name: str) -> tuple[Table, Table]:
     return means, seeds
 
 
+def _in_order(wanted: Sequence[str], row: dict[str, str]) -> bool:
+    """Whether the cells come in the row, in this order."""
+    cells = iter(row.values())
+    return all(cell in cells for cell in wanted)
+
+
 def _layers(name: str, arm: str) -> list[list[float]]:
     """By layer, in %, each seed's."""
     rows = [[float(each) for each in line[_BY_LAYER].split()] for line in _study(name)[1] if line["arm"] == arm]
@@ -176,7 +181,7 @@ def _layers(name: str, arm: str) -> list[list[float]]:
 
 
 def _tables(path: Path) -> list[Table]:
-    """The Markdown tables of a file. A heading that comes twice has a 2 behind it the second time."""
+    """The Markdown tables of a file. A heading that comes again has 2 or 3 behind it."""
     found: list[Table] = []
     heads: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -185,7 +190,8 @@ def _tables(path: Path) -> list[Table]:
             continue
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if not heads:
-            heads = [name if name not in cells[:place] else f"{name}2" for place, name in enumerate(cells)]
+            times = [cells[:place].count(name) + 1 for place, name in enumerate(cells)]
+            heads = [name if time == 1 else f"{name}{time}" for name, time in zip(cells, times, strict=True)]
             found.append([])
         elif set(cells) != {"---"}:
             found[-1].append(dict(zip(heads, cells, strict=True)))

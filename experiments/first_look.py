@@ -1,12 +1,12 @@
 # %% [markdown]
 # # A first look
-# The ablation at tiny size, from a notebook: what it would take, running it, its numbers as tables and curves. Open
-# this file as a notebook (in VS Code, or with jupytext), or run it from the project's folder:
-#
-#     .venv/bin/python experiments/first_look.py
+# The ablation at tiny size, from a notebook: what it would take, running it, its numbers as tables and curves. It needs
+# `pip install 'tiny-onn[notebook]'`, and takes two to three minutes on two cores. The same as a Python file is
+# `experiments/first_look.py`; `make notebook` makes the notebook from it, and runs it.
 
 # %%
 from pipeline.api import ablate, plan, report, train
+from pipeline.reporting.frontier_figure import loss_over_density
 
 CONFIG = "experiments/smoke.yaml"
 CHANGES = {"name": "first-look", "training.steps": 40, "sweep.arms": ["per_token", "aggregated", "task_only"]}
@@ -56,3 +56,9 @@ print(alone.results()[["arm", "seed", "held_out_loss"]])
 # %%
 made = report("first-look", OUTPUT)
 print(made.findings[0])
+
+# %% [markdown]
+# Loss against density, every trial a dot: arms are compared at equal density, never by their losses alone.
+
+# %%
+loss_over_density(made.results)

@@ -99,6 +99,8 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
         print(token.warning, file=sys.stderr)
     with ray_process(own_cluster=address is None), warnings.catch_warnings():
         folder = short_folder() if address is None else None
+        if not verbose:  # in a notebook it asks for ipywidgets as it is imported
+            logging.getLogger("ray.widgets.util").setLevel(logging.CRITICAL)
         import ray  # reads the environment
 
         level = logging.INFO if verbose else logging.CRITICAL

@@ -71,6 +71,15 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
         def display_result(self, *_: Any, **__: Any) -> None:
             pass
 
+    class NoReport(tune.ProgressReporter):
+        """In a notebook Tune's own reporter clears the cell's output, whatever it is told, and with it our table."""
+
+        def should_report(self, trials: Any, done: bool = False) -> bool:
+            return False
+
+        def report(self, trials: Any, done: bool, *sys_info: Any) -> None:
+            pass
+
     class GivesBack(tune.Callback):
         """Gives back what a trial held whose process died, whether it is taken up again or not."""
 
@@ -123,6 +132,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
                 storage_path=str((job.folder / "ray").resolve()),
                 verbose=2 if verbose else 0,
                 stop=StopFile(),
+                progress_reporter=None if verbose else NoReport(),
                 callbacks=[GivesBack()] if verbose else [GivesBack(), Silent()],
                 failure_config=tune.FailureConfig(max_failures=survived),
             ),

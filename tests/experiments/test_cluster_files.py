@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "cluster"
 FOR_RAY_UP = (ROOT / "cluster.yaml", FOLDER / "aws.yaml")
 RAYJOB = FOLDER / "rayjob.yaml"
-README = FOLDER / "README.md"
+PAGE = ROOT / "docs" / "cluster.md"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(re.split(r"\s{3,}", line)[0])[1:] for line in found]
 
 
-@pytest.mark.parametrize("path", [*FOR_RAY_UP, README], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*FOR_RAY_UP, PAGE], ids=lambda path: path.name)
 def test_the_commands_that_are_shown_exist(path: Path) -> None:
     shown = commands_in(path.read_text())
     assert shown

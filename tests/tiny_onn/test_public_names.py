@@ -59,8 +59,8 @@ def test_another_name_is_refused() -> None:
         _ = tiny_onn.capturing
 
 
-def test_the_snippet_of_the_readme_trains_a_model() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("**A model.**")[2]
+def test_the_snippet_for_a_model_of_ones_own_trains_a_model() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## A model")[2]
     snippet = text.partition("```python\n")[2].partition("```")[0]
     torch.manual_seed(0)
     model = torch.nn.Sequential(tiny_onn.SparseProtoLinear(5, 5), torch.nn.Linear(5, 3))
