@@ -13,6 +13,8 @@ _ARMS = {
     "relative": "#56B4E9",
     "fisher": "#117733",
     "opening": "#D55E00",
+    "benefit": "#1F9E3A",
+    "balanced": "#6A3D9A",
     "signed": "#AA4499",
     "subtractive": "#8C510A",
     "top_k": "#E31A1C",

@@ -183,6 +183,8 @@ def signal(name: str, o: Tensor, y: Tensor, g: Tensor, g_o: Tensor, cost: Tensor
         return goodness(o.abs(), g.abs(), cost)
     if name == "subtractive":
         return mas(g_o.abs()) * (mas(o.abs()) - mas(cost))
+    if name == "benefit":
+        return torch.tensor([[-float(v * d) for v, d in zip(*pair, strict=True)] for pair in zip(y, g_o, strict=True)])
     rows = []
     for values, pulls in zip(o if name == "signed" else y, g_o, strict=True):
         falls = [max(0.0, -float(v * d)) for v, d in zip(values, pulls, strict=True)]
@@ -192,7 +194,19 @@ def signal(name: str, o: Tensor, y: Tensor, g: Tensor, g_o: Tensor, cost: Tensor
 
 
 def objective(name: str, logits: Tensor, scores: Tensor) -> Tensor:
-    """Per token, differentiable in logits by autograd; scores = mas(Goodness)^sharpness."""
+    """Per token, differentiable in logits by autograd; scores = mas(Goodness)^sharpness, of the signed Goodness."""
+    if name == "policy":
+        powers = logits.exp()
+        return torch.stack(
+            [
+                -sum(p * g for p, g in zip(*pair, strict=True)) / sum(pair[0])
+                for pair in zip(powers, scores, strict=True)
+            ]
+        )
+    if name == "straight_through":
+        return sum(
+            -logits[:, each] * (scores[:, each] - scores.sum(-1) / scores.shape[1]) for each in range(scores.shape[1])
+        )
     if name == "jsd":
         p, q = normalise(mas(logits)), normalise(scores)
         m = torch.log((p + q) / 2 + EPS)

@@ -21,9 +21,9 @@ from tiny_onn.arms import canonical
 from tiny_onn.gates import GATES, HARD, MAGNITUDE, MAGNITUDE_STE, MAS, OPEN, RELU, SOFTMAX, Gate, imported
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import COSTS, LayerCost, LearningCost, TokenCost
-from tiny_onn.objectives import CROSS_ENTROPY, ENTROPY_OF_SUM, JSD, OBJECTIVES, Objective
-from tiny_onn.regulation import ADAPTIVE_L1, LOAD_BALANCE, REGULATIONS, Regulation
-from tiny_onn.signals import GOODNESS, OPENING, SIGNALS, SIGNED, SUBTRACTIVE, Signal
+from tiny_onn.objectives import CROSS_ENTROPY, ENTROPY_OF_SUM, JSD, OBJECTIVES, STRAIGHT_THROUGH, Objective
+from tiny_onn.regulation import ADAPTIVE_L1, BALANCED, LOAD_BALANCE, REGULATIONS, Regulation
+from tiny_onn.signals import BENEFIT, GOODNESS, OPENING, SIGNALS, SIGNED, SUBTRACTIVE, Signal
 
 TokenWeight = Literal["uniform", "signal"]
 
@@ -88,6 +88,8 @@ class Arm:
         if self.teacher.task and needs_router and self.gate.backward is None:
             return "trains its router by the task loss, but its gate has no derivative; teach it by Goodness"
         if self.teacher.goodness and not needs_router:
+            if self.gate.score == "logits":  # which a limit reads
+                return "has a gate that reads the router only where a density limits it; set model.density"
             return "teaches a router that its gate does not read; use a gate of the routing logits"
         if self.teacher.task < 0 or self.teacher.weight < 0:
             return "has a teacher of negative weight; expected weights of 0 or more"
@@ -96,6 +98,8 @@ class Arm:
         goodness = self.teacher.goodness
         if goodness and not 0 < goodness.sharpness < 100:
             return f"has sharpness {goodness.sharpness}; expected a number above 0 and below 100"
+        if goodness and goodness.objective.signed and (goodness.sharpness != 1 or (regulation and regulation.sharpens)):
+            return "sharpens Goodness for an objective that reads it as it is; leave sharpness 1"
         if goodness and goodness.token_weight == "signal" and self.measures_layers:
             return "weights tokens by a signal that all tokens share; use token_weight: uniform"
         if regulation is None:
@@ -117,10 +121,14 @@ def _of_cost(name: str) -> Arm:
 
 TASK_ONLY = Arm(Teacher(task=1.0))
 
+_BENEFIT = Teacher(goodness=Goodness(COSTS["per_token"], BENEFIT, STRAIGHT_THROUGH))
+
 ARMS: Mapping[str, Arm] = {
     **{name: _of_cost(name) for name in COSTS},
     "signed": Arm(Teacher(goodness=Goodness(COSTS["per_token"], SIGNED))),
     "opening": Arm(Teacher(goodness=Goodness(COSTS["per_token"], OPENING, CROSS_ENTROPY, token_weight="signal")), HARD),
+    "benefit": Arm(_BENEFIT, OPEN),
+    "balanced": Arm(_BENEFIT, OPEN, BALANCED),
     "subtractive": Arm(Teacher(goodness=Goodness(COSTS["per_token"], SUBTRACTIVE, ENTROPY_OF_SUM))),
     "task_only": TASK_ONLY,
     "top_k": TASK_ONLY,

@@ -37,6 +37,10 @@ ARM_FACTS: Mapping[str, ArmFacts] = MappingProxyType(
         "per_token_function": ArmFacts("token", "`per_token` by a custom autograd.Function; an oracle"),
         "signed": ArmFacts("token", "signal relu(-o dL/do): keeps the sign that |o| |g| discards"),
         "opening": ArmFacts("token", "signal relu(-y dL/do), also of closed experts; hard gate, weighted tokens"),
+        "benefit": ArmFacts(
+            "token", "signal -y dL/do with its sign, straight through to the logits; set model.density"
+        ),
+        "balanced": ArmFacts("token", "`benefit`, with thresholds that keep experts equally busy; set model.density"),
         "subtractive": ArmFacts("token", "signal mas(|dL/do|) (mas(|o|) - mas(C)); entropy of l + Goodness"),
         "top_k": ArmFacts("none", "the task loss trains the router; set model.density", baseline=True),
         "remoe": ArmFacts("none", "relu gate, adaptive L1 towards model.density (ReMoE)", baseline=True),

@@ -89,7 +89,7 @@ def teach(
     loss, weights_sum, gradient = counts.new_zeros(()), counts.sum() if tokens is None else tokens, None
     if goodness is not None:
         assert values is not None
-        scores, token_weights = mas(values), counts
+        scores, token_weights = values if goodness.objective.signed else mas(values), counts
         if regulation is not None and regulation.sharpens:
             assert state is not None
             scores = scores ** (goodness.sharpness * state.pressure.to(scores.dtype))

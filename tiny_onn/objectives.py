@@ -1,7 +1,8 @@
 """Objectives: how far routing is from what Goodness would have it be, and the gradient of that.
 
-An objective compares a token's routing logits with its target scores, mas(Goodness)^sharpness, [n, o] or [o] where all
-tokens share one. The scores are constants: the gradient flows into the logits alone.
+An objective compares a token's routing logits with its target scores, [n, o] or [o] where all tokens share one:
+mas(Goodness)^sharpness, or, where it is signed, Goodness as it is. The scores are constants: the gradient flows into
+the logits alone.
 """
 
 from collections.abc import Callable
@@ -22,12 +23,14 @@ class Objective:
 
     Attributes:
         value: `value(logits [n, O], scores [n, O] or [O]) -> [n]` in nats, differentiable in the logits.
+        signed: whether its scores are Goodness itself, which may be negative and has a unit.
         weighted: `weighted(logits, scores, token_weights [n]) -> (sum_n token_weights_n value_n, its gradient)`, in
             closed form; None: autograd differentiates `value`.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     weighted: Callable[[Tensor, Tensor, Tensor], ValueAndGradient] | None = None
+    signed: bool = False
 
     @torch.no_grad()
     def value_and_gradient(
@@ -115,6 +118,26 @@ def _entropy_of_difference_weighted(logits: Tensor, scores: Tensor, token_weight
     return _entropy_weighted(logits - scores, token_weights)
 
 
+def _policy(logits: Tensor, scores: Tensor) -> Tensor:
+    return -(torch.softmax(logits, dim=-1) * scores).sum(dim=-1)
+
+
+def _policy_weighted(logits: Tensor, scores: Tensor, token_weights: Tensor) -> ValueAndGradient:
+    p = torch.softmax(logits, dim=-1)
+    expected = (p * scores).sum(dim=-1, keepdim=True)
+    loss = -(expected.squeeze(-1) * token_weights).sum()
+    return loss, p * (expected - scores) * token_weights[:, None]
+
+
+def _straight_through(logits: Tensor, scores: Tensor) -> Tensor:
+    return -(logits * (scores - scores.mean(dim=-1, keepdim=True))).sum(dim=-1)
+
+
+def _straight_through_weighted(logits: Tensor, scores: Tensor, token_weights: Tensor) -> ValueAndGradient:
+    gradient = (scores.mean(dim=-1, keepdim=True) - scores).expand_as(logits) * token_weights[:, None]
+    return (logits * gradient).sum(), gradient
+
+
 JSD = Objective(_jsd, _jsd_weighted)
 """JSD(normalise(mas(l)) || normalise(scores)): ADR-0004's meta-loss."""
 CROSS_ENTROPY = Objective(_cross_entropy, _cross_entropy_weighted)
@@ -123,10 +146,18 @@ ENTROPY_OF_SUM = Objective(_entropy_of_sum, _entropy_of_sum_weighted)
 """H(softmax(l + scores)), minimised: later work of ADR-0004's authors (dmf-archive/Tiny-ONN, commit 255e6fa)."""
 ENTROPY_OF_DIFFERENCE = Objective(_entropy_of_difference, _entropy_of_difference_weighted)
 """H(softmax(l - scores)), minimised: theirs, too (commit df8925a)."""
+POLICY = Objective(_policy, _policy_weighted, signed=True)
+"""-sum_o softmax(l)_o G_o: less the Goodness that a token expects of one expert drawn from softmax(l), so that its
+gradient is the policy gradient without the noise of a draw (Williams 1992; Sutton et al. 2000)."""
+STRAIGHT_THROUGH = Objective(_straight_through, _straight_through_weighted, signed=True)
+"""-sum_o l_o (G_o - mean G): the gradient on a routing weight passed on to its logit as if the gate were the identity
+(Bengio et al. 2013, arXiv 1308.3432), less what all experts share, which changes no token's choice."""
 
 OBJECTIVES: dict[str, Objective] = {
     "jsd": JSD,
     "cross_entropy": CROSS_ENTROPY,
     "entropy_of_sum": ENTROPY_OF_SUM,
     "entropy_of_difference": ENTROPY_OF_DIFFERENCE,
+    "policy": POLICY,
+    "straight_through": STRAIGHT_THROUGH,
 }

@@ -161,6 +161,9 @@ QUANTILE = Regulation(_quantile_update, shifts=True)
 """Each expert's threshold follows the (1 - density) quantile of its logits, by stochastic approximation (Robbins and
 Monro 1951): t += step (load - density), the step half of the mean |logit|. It is causal: only the batches before have a
 say in how a batch is routed."""
+BALANCED = Regulation(_quantile_update, shifts=True, with_limit=True)
+"""`QUANTILE`, and of what the thresholds leave of the logits a token's k best: as many experts for every token, and
+every expert as busy. Through the gate `open` the thresholds choose and weigh nothing, as the loss-free bias does."""
 
 
 # --- sharpness of Goodness's target ---
@@ -182,5 +185,6 @@ REGULATIONS: dict[str, Regulation] = {
     "load_balance": LOAD_BALANCE,
     "bias": BIAS,
     "quantile": QUANTILE,
+    "balanced": BALANCED,
     "sharpness": SHARPNESS,
 }

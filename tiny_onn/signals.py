@@ -48,7 +48,8 @@ class Signal:
     """One way to make Goodness of a call.
 
     Attributes:
-        measure: `measure(moment, cost [n, O]) -> [n, O]`; entries of 0 or less are no target. `moment` has the
+        measure: `measure(moment, cost [n, O]) -> [n, O]`; entries of 0 or less are no target, unless the objective is
+            signed. `moment` has the
             gradients of the summed loss, those of a token without signal at 0. Only ratios within a token matter,
             unless tokens are weighted by their signal.
         reads_masked: whether it needs `moment.computation_output` and `moment.masked_gradient`.
@@ -73,6 +74,12 @@ def _opening(moment: Moment, cost: Tensor) -> Tensor:
     return _fall(moment.computation_output, moment.masked_gradient)
 
 
+def _benefit(moment: Moment, cost: Tensor) -> Tensor:
+    assert moment.computation_output is not None
+    assert moment.masked_gradient is not None
+    return -moment.computation_output * moment.masked_gradient
+
+
 def _fall(output: Tensor, gradient: Tensor) -> Tensor:
     """relu(-output gradient); nothing of a token whose best expert is within rounding of nothing."""
     fall = torch.relu(-output * gradient)
@@ -91,6 +98,9 @@ SIGNED = Signal(_signed, reads_masked=True)
 """relu(-o dL/do): to first order, how much an open expert lowers the loss; experts that raise it are no target."""
 OPENING = Signal(_opening, reads_masked=True)
 """relu(-y dL/do) = relu(-dL/dw): to first order, how much the loss falls as an expert's weight grows, closed or not."""
+BENEFIT = Signal(_benefit, reads_masked=True)
+"""-y dL/do = -dL/dw in nats, with its sign: `opening` before harm is cut off at 0. For an objective that reads Goodness
+as it is: there, tokens on which more depends teach more, and what harms at some tokens and helps at others cancels."""
 SUBTRACTIVE = Signal(_subtractive, reads_masked=True)
 """mas(|dL/do|) (mas(|o|) - mas(C)): later work of ADR-0004's authors (dmf-archive/Tiny-ONN, f8db4e3, 255e6fa)."""
 
@@ -98,6 +108,7 @@ SIGNALS: dict[str, Signal] = {
     "goodness": GOODNESS,
     "signed": SIGNED,
     "opening": OPENING,
+    "benefit": BENEFIT,
     "subtractive": SUBTRACTIVE,
 }
 

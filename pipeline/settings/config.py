@@ -117,10 +117,14 @@ class PartsConfig(Settings):
     """Parts of the arm to replace, by name or as package.module:attribute; the arm's own where nothing is said."""
 
     gate: Part | None = Field(None, description="mas, relu, hard, open, softmax, magnitude, magnitude_ste")
-    signal: Part | None = Field(None, description="goodness, signed, opening, subtractive")
+    signal: Part | None = Field(None, description="goodness, signed, opening, benefit, subtractive")
     cost: Part | None = Field(None, description="per_token, relative, fisher, aggregated, metric_only, metric_max")
-    objective: Part | None = Field(None, description="jsd, cross_entropy, entropy_of_sum, entropy_of_difference")
-    regulation: Part | None = Field(None, description="adaptive_l1, load_balance, bias, quantile, sharpness, off")
+    objective: Part | None = Field(
+        None, description="jsd, cross_entropy, entropy_of_sum, entropy_of_difference, policy, straight_through"
+    )
+    regulation: Part | None = Field(
+        None, description="adaptive_l1, load_balance, bias, quantile, balanced, sharpness, off"
+    )
     sharpness: Annotated[float, Field(gt=0, lt=100)] | None = Field(None, description="exponent on Goodness's target")
     token_weight: Literal["uniform", "signal"] | None = Field(None, description="how much a token teaches")
     task_weight: Annotated[float, Field(ge=0)] | None = Field(None, description="of the task loss, for the router")

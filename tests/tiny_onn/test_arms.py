@@ -15,12 +15,12 @@ from tiny_onn.arm import ARMS, Arm, Goodness, Teacher, arm, configure
 from tiny_onn.arms import ARM_FACTS
 from tiny_onn.capture import capture
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.gates import GATES, HARD, MAS, OPEN, RELU, experts_of
+from tiny_onn.gates import GATES, HARD, MAGNITUDE, MAS, OPEN, RELU, experts_of
 from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters, sparse_layers
 from tiny_onn.learning_cost import COSTS
-from tiny_onn.objectives import CROSS_ENTROPY, OBJECTIVES
+from tiny_onn.objectives import CROSS_ENTROPY, OBJECTIVES, POLICY
 from tiny_onn.regulation import REGULATIONS, RegulationState, Seen, after_step, first_state
-from tiny_onn.signals import OPENING, SIGNALS
+from tiny_onn.signals import BENEFIT, OPENING, SIGNALS
 
 PER_TOKEN = COSTS["per_token"]
 
@@ -43,6 +43,8 @@ CASES: dict[str, tuple[Arm, float | None, str]] = {
     "switch without limit": (ARMS["switch"], None, "off"),
     "a hard gate": (mine(gate=HARD, signal=OPENING), 0.5, "off"),
     "an open gate over the best": (mine(gate=OPEN, signal=OPENING, objective=CROSS_ENTROPY), 0.3, "off"),
+    "the policy gradient": (mine(gate=OPEN, signal=BENEFIT, objective=POLICY), 0.3, "off"),
+    **{f"{name} at 0.3": (ARMS[name], 0.3, "off") for name in ("benefit", "balanced")},
     "two teachers": (BOTH, 0.4, "off"),
     "two teachers and a G": (BOTH, None, "zero"),
     "a G of one number an expert": (mine(signal=OPENING), None, "scalar"),
@@ -146,7 +148,7 @@ def slow_router_gradients(signal: str, objective: str, sharpness: float, weighte
             )
             g, g_o = oracles.without_noise(g * count), oracles.without_noise(g_o * count)
             good = oracles.signal(signal, o, y, g, g_o, oracles.token_costs(g, x))
-            scores = oracles.mas(good) ** sharpness
+            scores = good if OBJECTIVES[objective].signed else oracles.mas(good) ** sharpness
             sizes = good.max(dim=1).values.clamp(min=0) if weighted else torch.ones(len(x), dtype=x.dtype)
             P = call.module.proto_weight.detach().clone().requires_grad_(True)
             logits = x @ P.T / math.sqrt(x.shape[1])
@@ -161,6 +163,8 @@ def slow_router_gradients(signal: str, objective: str, sharpness: float, weighte
 def test_every_signal_and_objective_is_the_oracles(
     signal: str, objective: str, sharpness: float, weighted: bool, engine: str
 ) -> None:
+    if OBJECTIVES[objective].signed:
+        sharpness = 1.0
     truth = slow_router_gradients(signal, objective, sharpness, weighted)
     weight = "signal" if weighted else "uniform"
     built = mine(signal=SIGNALS[signal], objective=OBJECTIVES[objective], sharpness=sharpness, token_weight=weight)
@@ -292,10 +296,13 @@ def test_parts_that_do_not_go_together_are_refused_with_a_reason() -> None:
     for built, density, message in (
         (Arm(Teacher(task=1.0), HARD), None, "its gate has no derivative"),
         (Arm(Teacher(task=1.0), OPEN), 0.5, "its gate has no derivative"),
-        (Arm(Teacher(goodness=Goodness(PER_TOKEN)), OPEN), None, "a router that its gate does not read"),
+        (Arm(Teacher(goodness=Goodness(PER_TOKEN)), OPEN), None, "set model.density"),
+        (Arm(Teacher(goodness=Goodness(PER_TOKEN)), MAGNITUDE), None, "a router that its gate does not read"),
         (Arm(Teacher(goodness=Goodness(COSTS["aggregated"], OPENING))), None, "only the signal 'goodness'"),
         (Arm(Teacher(task=-1.0)), None, "negative weight"),
         (mine(sharpness=0.0), None, "sharpness 0.0"),
+        (mine(sharpness=2.0, objective=POLICY), None, "leave sharpness 1"),
+        (mine(objective=POLICY, regulation=REGULATIONS["sharpness"]), 0.2, "leave sharpness 1"),
         (Arm(Teacher(task=1.0), MAS, REGULATIONS["sharpness"]), 0.2, "has no Goodness"),
         (Arm(Teacher(goodness=Goodness(PER_TOKEN)), HARD, REGULATIONS["adaptive_l1"]), 0.2, "no derivative"),
         (mine(token_weight="signal", regulation=REGULATIONS["adaptive_l1"]), 0.2, "a teacher that weights them"),

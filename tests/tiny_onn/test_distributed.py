@@ -29,10 +29,15 @@ ARMS = [
     ("relative", "fused"),
     ("fisher", "fused"),
     ("none", "fused"),
-    *((arm, engine) for arm in ("opening", "remoe", "switch", "both teachers") for engine in ("hooks", "fused")),
+    *(
+        (arm, engine)
+        for arm in ("opening", "balanced", "remoe", "switch", "both teachers")
+        for engine in ("hooks", "fused")
+    ),
 ]
 OF_PARTS: dict[str, tuple[str, dict[str, object]]] = {  # arms limited to a part of the experts, or regulated towards it
     "opening": ("opening", {}),
+    "balanced": ("balanced", {}),
     "remoe": ("remoe", {}),
     "switch": ("switch", {}),
     "both teachers": ("opening", {"gate": "mas", "task_weight": 0.5, "regulation": "quantile"}),
