@@ -37,6 +37,14 @@ class TrialFolder:
         """Written last, and whole: a trial with this file is finished."""
         return self.root / "result.json"
 
+    def earlier_result(self, steps: int) -> Path:
+        """The result of so many steps, after which the trial was to go on for more."""
+        return self.root / f"result-{steps:06d}.json"
+
+    def earlier_results(self) -> list[Path]:
+        """Those that there are, in order."""
+        return sorted(self.root.glob("result-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
     @property
     def prune(self) -> Path:
         """The driver's word that the trial is to end early; its workers obey at the next logged step."""

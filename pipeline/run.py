@@ -13,6 +13,7 @@ from pipeline.drawing import own_style
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.continued import is_left
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.secrecy import public
 from pipeline.settings.config import Experiment
@@ -101,7 +102,7 @@ def run(
     folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
     sweep = where.sweep(experiment.name)
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
-        left = [trial for trial in trials if not folders[trial.key].ended]
+        left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
         for warning in check_start(left, output, address):
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         for line in opening_words(experiment, left, len(trials) - len(left), output, address):

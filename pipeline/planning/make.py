@@ -16,6 +16,7 @@ from pipeline.planning.calibration import timed
 from pipeline.planning.forecast import Forecast, Kind
 from pipeline.planning.forecast_view import print_forecast
 from pipeline.planning.preflight import check_data, check_start
+from pipeline.records.continued import is_left
 from pipeline.running.claim import check_claim
 from pipeline.running.cluster import connect, local_resources
 from pipeline.settings.config import Experiment
@@ -39,7 +40,8 @@ def forecast(
             of.
     """
     where, console = Output(output), console or Console()
-    left = [trial for trial in trials if not where.trial(experiment.name, trial.key).ended]
+    folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
+    left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
     for warning in check_start(left, where.root, address):
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     nodes: tuple[Any, ...] = (local_resources(),)
@@ -50,7 +52,10 @@ def forecast(
     sweep = experiment.sweep
     together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
     prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
-    check_claim(where.sweep(experiment.name), experiment, prepared.manifest.data_hash)
+    added = check_claim(where.sweep(experiment.name), experiment, prepared.manifest.data_hash)
+    if added:
+        said = f"{experiment.name} has been started before; it would grow by {'; '.join(added)}."
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
     check_data(left, prepared)
     kinds = forecasting.kinds_of(left, prepared)
     if calibrate and kinds:

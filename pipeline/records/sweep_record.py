@@ -14,6 +14,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) and isinstance(found.get("experiment"), dict) else {}
 
 
+def grown(folder: Path) -> str:
+    """What the sweep in `folder` has come to have more of since it was begun, and when; "" where nothing."""
+    found = read_record(folder).get("grown")
+    return "; ".join(each for each in found if isinstance(each, str)) if isinstance(found, list) else ""
+
+
 def sweep_id(folder: Path) -> str | None:
     """The random id of the sweep in `folder`, by which its runs are told from those of another sweep of the same name.
 

@@ -10,6 +10,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.records.continued import open_again
 from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
 from pipeline.remote.pusher import Pusher
 from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
@@ -50,6 +51,7 @@ def train_remotely(
     scratch = folder.scratch(remote.number, rank)
     _remove_before(scratch.root.parent)
     patiently(lambda: restore(remote.trial, scratch, experiment.digest(), everything=rank == 0))
+    open_again(scratch, experiment.training.steps)
     pusher = Pusher(remote, scratch) if rank == 0 else None
 
     def push_and_report(step: int, loss: float) -> None:

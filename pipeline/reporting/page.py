@@ -22,6 +22,7 @@ from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean
 from pipeline.reporting.tables import Cell, Table
 from pipeline.tracking.describe import ENVIRONMENT
+from pipeline.tracking.mlflow_run import GROWN
 
 _TASKS = 4  # held-out test pairs that are drawn
 _SETTINGS = (
@@ -77,7 +78,8 @@ def html(report: Report) -> str:
 
 
 def _about(results: Results) -> list[tuple[str, str]]:
-    words = {"description": "", **{name: name.replace("_", " ") for name in results.about if name != "description"}}
+    others = [name for name in results.about if name not in ("description", GROWN)]  # how it has grown: a finding
+    words = {"description": "", **{name: name.replace("_", " ") for name in others}}
     return [(word, results.about[name]) for name, word in words.items() if name in results.about]
 
 

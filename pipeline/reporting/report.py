@@ -19,6 +19,7 @@ from pipeline.reporting.data_used import data_words
 from pipeline.reporting.equal_density import equal_density_words, primary_words
 from pipeline.reporting.filed import Filed, read_filed
 from pipeline.reporting.findings import findings
+from pipeline.reporting.grown import grown_words
 from pipeline.reporting.results import Results, read_results
 from pipeline.reporting.statistics import Difference, difference, paired_difference
 
@@ -74,6 +75,7 @@ def report_of(results: Results, filed: Filed) -> Report:
     comparisons = compare(differences, columns, primary)
     words = [
         *changed_code(results),
+        *grown_words(results, primary),
         primary_words(results, reference, primary, differences, comparisons),
         *equal_density_words(results, differences),
         *findings(results, reference),

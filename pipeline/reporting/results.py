@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.reporting.baselines import order_of_arms
-from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL
+from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL, params_of
 from pipeline.tracking.find_runs import runs_of_sweep
+from pipeline.tracking.mlflow_run import GROWN
 from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 _CURVES = (measures.TASK_LOSS, measures.HELD_OUT_LOSS, measures.HELD_OUT_TOKEN_ACCURACY, measures.STEP_SECONDS)
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 NOT_SET = "–"  # a setting that some trials have and others have not
-_OF_EVERY_TRIAL = ("training.arm", "training.seed", ARM, SEED)
+_NOT_A_CELL = ("training.arm", "training.seed", ARM, SEED, "description")
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def _about(summaries: "list[Run]") -> dict[str, str]:
     params = max(summaries, key=lambda run: run.info.start_time).data.params if summaries else {}
     study = {name.removeprefix("study."): text for name, text in params.items() if name.startswith("study.")}
     told = {**({"description": params["description"]} if params.get("description") else {}), **study}
+    tags = max(summaries, key=lambda run: run.info.start_time).data.tags if summaries else {}
+    told |= {GROWN: tags[GROWN]} if tags.get(GROWN) else {}
     return {name: plain(text) for name, text in told.items()}
 
 
@@ -239,7 +242,7 @@ def _varying(params: list[tuple[str, dict[str, str]]]) -> tuple[list[str], dict[
 
 
 def _params(run: "Run") -> dict[str, str]:
-    return {name: plain(value) for name, value in run.data.params.items() if name not in _OF_EVERY_TRIAL}
+    return {name: plain(value) for name, value in params_of(run).items() if name not in _NOT_A_CELL}
 
 
 def _status(run: "Run") -> str:

@@ -1,7 +1,9 @@
 """Which experiment a folder belongs to, so that no two are ever mixed in one."""
 
 import json
+import time
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -12,12 +14,14 @@ from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
 from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.settings.config import Experiment
+from pipeline.settings.growth import growth, may_grow, parsed
 from pipeline.settings.trials import every_trial
 from pipeline.settings.user_code import as_record, code_difference, code_digest, user_code
 from pipeline.tracking.destination import remembered_id
 
 _BEFORE = {"training.schedule": "linear"}  # what a setting was before there was it, in records that lack it
-_WITHOUT_EFFECT = ("description", "sweep.max_concurrent")  # on any trial's result
+_WITHOUT_EFFECT = ("description", "sweep.max_concurrent", "scales")  # on any trial's result
+_GROWN = "grown"  # in the record: what was added to the experiment, and when
 _CODE = "user_code"  # in the record: the files that the settings name as code
 _THERE_TOO = " (with --storage, sweeps/{} in it too, from where it would come back)"
 
@@ -30,12 +34,15 @@ def claim(
     command: str,
     accept_changed_code: bool = False,
     anything_left: bool = True,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> bool:
     """Writes folder/sweep.json, or finds there that the folder is this experiment's own; whether it was written now.
 
     A new record gets a random id. Where the record alone is gone, the new one takes over the id that its runs have.
+    Where the experiment has grown, the record says so from now on.
 
     Args:
+        tell: called with what the experiment has more of than it had.
         accept_changed_code: go on though the user's own code is another than that of the record, and put it there.
         anything_left: whether any trial is still to be run, with the code that there is now.
 
@@ -43,7 +50,13 @@ def claim(
         UserError: it belongs to another experiment (named by what differs), or to this one and `resume` is False; or
             the user's own code has changed since, and that is not accepted.
     """
-    begun = check_claim(folder, experiment, data_hash)
+    added = check_claim(folder, experiment, data_hash)
+    begun = added is not None
+    if added and not resume:
+        raise UserError(
+            f"{folder}: this experiment has been started before, without {_listed(added)}. Run what is new with:\n"
+            f"  {command} --resume"
+        )
     if begun and not resume:
         raise UserError(
             f"{folder}: this experiment has been started before. Go on with:\n  {command} --resume\n"
@@ -59,13 +72,26 @@ def claim(
         write_whole(folder / RECORD, json.dumps(record | {_CODE: as_record(user_code(experiment))}, indent=1))
     elif anything_left:
         _check_code(folder, experiment, accept_changed_code, command)
+    if added and not fresh:
+        record = read_record(folder)
+        noted = f"{time.strftime('%Y-%m-%d')}: {_listed(added)}"
+        grown = [*record.get(_GROWN, []), noted] if isinstance(record.get(_GROWN, []), list) else [noted]
+        now = record | _record(experiment, data_hash) | {_CODE: as_record(user_code(experiment)), _GROWN: grown}
+        write_whole(folder / RECORD, json.dumps(now, indent=1))
+        tell(f"{experiment.name} grows by {_listed(added)}. Trials that have ended with all their steps are kept.")
     return fresh
+
+
+def _listed(added: Sequence[str]) -> str:
+    return "; ".join(added)
 
 
 def _check_code(folder: Path, experiment: Experiment, accept: bool, command: str) -> None:
     record, code = read_record(folder), user_code(experiment)
     before = record.get(_CODE)
-    if isinstance(before, dict) and (difference := code_difference(before, code)):
+    # What comes with new arms is new, and changes none of the trials that there are.
+    of_then = user_code(parsed(record["experiment"]) or experiment)
+    if isinstance(before, dict) and (difference := code_difference(before, of_then)):
         if not accept:
             raise UserError(
                 f"{folder}: your own code has changed since this experiment was last run:\n{indent(difference, '  ')}\n"
@@ -89,13 +115,20 @@ def _check_noted_code(folder: Path, experiment: Experiment, command: str) -> Non
             )
 
 
-def withdraw(folder: Path) -> None:
-    """Takes a fresh claim back: nothing was begun, and a command with other settings may have the folder."""
-    (folder / RECORD).unlink(missing_ok=True)
+def withdraw(folder: Path, before: str | None) -> None:
+    """Takes a claim back: nothing was begun, and a command with other settings may have the folder.
+
+    Args:
+        before: the record as it was before the claim; None where there was none.
+    """
+    if before is None:
+        (folder / RECORD).unlink(missing_ok=True)
+    else:
+        write_whole(folder / RECORD, before)
 
 
-def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
-    """Whether this very experiment has been started in the folder; False where none has.
+def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> tuple[str, ...] | None:
+    """What this experiment has more of than when it was started in the folder, in words; None where none has been.
 
     Where sweep.json is gone, the trials that were begun say whose the folder is.
 
@@ -111,8 +144,7 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
                 "on with the trials there, if their own settings are still the same; or use another --output."
             )
         then = {name: before.get(name) for name in ("experiment", "data_hash")}
-        _refuse_if_different(folder, experiment.name, then, _record(experiment, data_hash))
-        return True
+        return _added(folder, experiment, then, _record(experiment, data_hash))
     trials = {trial.key: trial.experiment for trial in every_trial(experiment)}
     found = map(TrialFolder, sorted(folder.glob("trials/*")))
     begun = [trial for trial in found if trial.config.exists() or trial.ended or any(trial.checkpoints.glob("*"))]
@@ -125,24 +157,41 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> bool:
                 "another --output, or remove the trial's folder to run it anew."
             )
         now = {"experiment": trials[key].model_dump(mode="json")}
-        _refuse_if_different(folder, experiment.name, {"experiment": then}, now)
-    return bool(begun)
+        _added(folder, trials[key], {"experiment": then}, now)
+    return () if begun else None
 
 
 def _record(experiment: Experiment, data_hash: str) -> dict[str, Any]:
     return {"experiment": experiment.model_dump(mode="json"), "data_hash": data_hash}
 
 
-def _refuse_if_different(folder: Path, name: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
+    """What the experiment `now` has more of than `before`; refused where it is another, or cannot grow so."""
     old, new = _BEFORE | _flat(before), _BEFORE | _flat(now)
-    different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and f not in _WITHOUT_EFFECT]
-    if different:
-        lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]
+    different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and not _is_without_effect(f)]
+    if not different:
+        return ()
+    then = parsed(before["experiment"]) if all(map(may_grow, different)) else None
+    found = growth(then, experiment) if then else None
+    if found is not None and not found.problems:
+        return found.added
+    if found is not None:
         raise UserError(
-            f"{folder}: holds another experiment of the name {name!r}:\n" + "\n".join(lines) + "\n"
-            "Give this one another name (--set name=...) or another --output, or remove that folder"
-            f"{_THERE_TOO.format(folder.name)}."
+            f"{folder}: holds this experiment, which cannot grow in this way:\n"
+            + "\n".join(f"  {problem}." for problem in found.problems)
+            + "\nOr give this one another name (--set name=...) or another --output."
         )
+    lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]
+    raise UserError(
+        f"{folder}: holds another experiment of the name {experiment.name!r}:\n" + "\n".join(lines) + "\n"
+        "Give this one another name (--set name=...) or another --output, or remove that folder"
+        f"{_THERE_TOO.format(folder.name)}. To a sweep that is there, seeds, arms, values of its grid and draws can be "
+        "added, and steps where training.schedule is constant."
+    )
+
+
+def _is_without_effect(field: str) -> bool:
+    return any(field == each or field.startswith(f"{each}.") for each in _WITHOUT_EFFECT)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

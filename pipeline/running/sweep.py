@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.continued import close_again, is_left, open_again
 from pipeline.records.lock import folder_lock
 from pipeline.records.pruned import settle
 from pipeline.records.state import State, state_of
-from pipeline.records.sweep_record import sweep_id
+from pipeline.records.sweep_record import RECORD, sweep_id
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.claim import claim, withdraw
 from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
@@ -87,12 +89,16 @@ def run_sweep(
     places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
     progress = [Progress(trial, place) for trial, place in zip(trials, places, strict=True)]
     session = uuid.uuid4().hex[:12]
-    left = [p for p in progress if not p.folder.ended]
+    left = [p for p in progress if is_left(p.folder, p.steps)]
     if address is None:
         for one in left:
             fit(one.trial.experiment.workers, (local_resources(),), 1)
     with folder_lock(folder), Interrupts() as interrupts:
-        fresh = claim(folder, experiment, prepared.manifest.data_hash, resume, command, accept_changed_code, bool(left))
+        before = (folder / RECORD).read_text(encoding="utf-8") if (folder / RECORD).exists() else None
+        data_hash = prepared.manifest.data_hash
+        tell = partial(say, console)
+        claim(folder, experiment, data_hash, resume, command, accept_changed_code, bool(left), tell)
+        opened = [p for p in left if open_again(p.folder, p.steps)]
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
         remember(folder, destination, tags)
@@ -114,8 +120,9 @@ def run_sweep(
                 shared.begin(session)
         except UserError:  # of the cluster, before any trial: as if the command had not been given
             courier.let_go()
-            if fresh:
-                withdraw(folder)
+            withdraw(folder, before)
+            for one in opened:
+                close_again(one.folder)
             raise
         finally:
             states = _settled(progress, session, interrupts.signal)

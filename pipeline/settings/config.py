@@ -330,9 +330,10 @@ class Experiment(Settings):
     def digest(self) -> str:
         """Sixteen hex digits that change with any setting that training at a given step depends on.
 
-        With a constant schedule that is not the number of steps: what was trained for fewer can go on for more.
+        That is not the description, nor, with a constant schedule, the number of steps: what was trained for fewer can
+        go on for more.
         """
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json", exclude={"description", "scales", "study"})
         if values["training"]["schedule"] == "constant":
             del values["training"]["steps"]
         else:  # as it was before there was another

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.colours import arm_colour
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.mlflow_run import DataInput, Description, flat_params
+from pipeline.tracking.mlflow_run import CONTINUED, GROWN, STEPS, DataInput, Description, flat_params
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
 SWEEP_ID = "sweep_id"  # the tag that tells a sweep from another of the same name; sweeps from before it have none
@@ -47,10 +50,20 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
     return Description(_trial_name(trial), tags, params, experiment.model_dump(mode="json"), data)
 
 
-def describe_summary(experiment: Experiment, sweep_id: str | None = None) -> Description:
-    """The one run of a sweep that holds its report."""
+def params_of(run: "Run") -> dict[str, str]:
+    """A run's settings: its params, and what has been said of them since."""
+    found = dict(run.data.params)
+    if STEPS in found:
+        found[STEPS] = run.data.tags.get(CONTINUED, found[STEPS])
+        found.setdefault("training.schedule", "linear")  # of runs from before there was another
+    return found
+
+
+def describe_summary(experiment: Experiment, sweep_id: str | None = None, grown: str = "") -> Description:
+    """The one run of a sweep that holds its report; `grown` is what the sweep has come to have more of."""
     tags = {
         **({SWEEP_ID: sweep_id} if sweep_id else {}),
+        **({GROWN: grown} if grown else {}),
         SWEEP: experiment.name,
         ROLE: "summary",
         "mlflow.runColor": "#222222",

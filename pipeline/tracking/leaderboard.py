@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
-from pipeline.tracking.describe import SWEEP, SWEEP_ID
+from pipeline.tracking.describe import SWEEP, SWEEP_ID, params_of
 from pipeline.tracking.shipping import FIGURE
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     apart = [*([SWEEP] if len(names) > 1 else []), *([SWEEP_ID] if len(sweeps) > len(names) else [])]
     recorded = {name for run in runs for name in run.data.metrics}
     arms = view_state(sorted(layers) or [0], apart, recorded, _varied(runs))
-    steps = [int(run.data.params.get("training.steps", 0)) for run in runs]  # the newest first
+    steps = [int(params_of(run).get("training.steps", 0)) for run in runs]  # the newest first
     prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
     for key, view in ((_ARMS, arms), (_DENSITY, density_view(arms, recorded)), (_PROTOTYPES, prototypes)):
         state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
@@ -203,7 +203,7 @@ def _varied(runs: "Sequence[Run]") -> list[str]:
     sweeps: dict[tuple[str, str], list[dict[str, str]]] = {}
     for run in runs:
         place = (run.data.tags.get(SWEEP, ""), run.data.tags.get(SWEEP_ID, ""))
-        sweeps.setdefault(place, []).append(run.data.params)
+        sweeps.setdefault(place, []).append(params_of(run))
     names = sorted({name for trials in sweeps.values() for params in trials for name in params} - _NOT_A_CELL)
     varied = [n for n in names if any(len({params.get(n) for params in trials}) > 1 for trials in sweeps.values())]
     return varied[:_MOST_VARIED]

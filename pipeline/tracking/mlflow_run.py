@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+STEPS, CONTINUED = "training.steps", "continued_to_steps"  # the param, which stays, and the tag that outdates it
+GROWN = "grown"  # the tag: what a sweep has come to have more of since it was begun
 _CREATION = "creation_key"  # tag and memory by which a run is known even if the answer to its creation was lost
 _PARAMS_PER_CALL = 100  # MLflow's limit
 _LONGEST_PARAM = 6000
@@ -78,6 +80,7 @@ def begin_run(
         run_id = str(found.info.run_id)
         client.update_run(run_id, status="RUNNING")
         _note_new_commit(client, found, description)
+        _note_growth(client, found, description)
     if known.get("described") != run_id:
         _describe(client, run_id, description)
         write_memory(memory, {_CREATION: known[_CREATION], "run_id": run_id, "described": run_id})
@@ -121,6 +124,20 @@ def _describe(client: "MlflowClient", run_id: str, description: Description) -> 
         source = json.dumps({"name": data.name})
         entity = Dataset(data.name, data.digest, source_type="local", source=source, profile=data.profile)
         client.log_inputs(run_id, datasets=[DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+
+def _note_growth(client: "MlflowClient", run: "Run", description: Description) -> None:
+    """A param cannot change: that the run goes on for more steps, or its sweep has grown, stands in tags."""
+    tags, then = {}, run.data.params.get(STEPS)
+    now = description.params.get(STEPS, then)
+    if then is not None and now is not None and now != run.data.tags.get(CONTINUED, then):
+        tags[CONTINUED] = now
+    if description.tags.get(GROWN, "") != run.data.tags.get(GROWN, ""):
+        tags[GROWN] = description.tags.get(GROWN, "")
+    for name, value in tags.items():
+        client.set_tag(run.info.run_id, name, value)
+    if tags and description.config:
+        client.log_dict(run.info.run_id, description.config, "config.json")
 
 
 def _note_new_commit(client: "MlflowClient", run: "Run", description: Description) -> None:

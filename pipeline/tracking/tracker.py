@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
-from pipeline.records.sweep_record import sweep_id
+from pipeline.records.sweep_record import grown, sweep_id
 from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
@@ -111,7 +111,7 @@ class Tracker:
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         """Begins, or takes up, the sweep's summary run; returns its id, "" if still to come."""
         self._summary = _summary_memory(sweep_folder)
-        description = describe_summary(experiment, sweep_id(sweep_folder))
+        description = describe_summary(experiment, sweep_id(sweep_folder), grown(sweep_folder))
         return self._start(OpenRun(self._summary, description, None))
 
     def end_summary(self, status: str, artifacts: Sequence[Path]) -> None:

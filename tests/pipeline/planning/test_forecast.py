@@ -196,7 +196,7 @@ def test_the_command_without_calibration(config: Path, tmp_path: Path) -> None:
     (done / "config.json").write_text(none.experiment.model_dump_json())
     assert json.loads(CliRunner().invoke(main, words).stdout)["ended_before"] == 1
     for change, message in (
-        ("training.steps=77", "holds another experiment of the name 'look':\n  training.steps: there "),
+        ("training.steps=77", "holds this experiment, which cannot grow in this way:\n  training.steps: there "),
         ("workers.cpus=999", "workers.cpus: a trial asks for 999 CPUs"),
         ("workers.gpus=64", "workers.gpus: a trial asks for 64 GPUs"),
         ("model.hiden=8", "did you mean 'model.hidden'?"),

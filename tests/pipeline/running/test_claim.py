@@ -33,10 +33,10 @@ COMMAND = "tiny-onn ablate toy.yaml"
 
 def test_another_experiment_of_the_same_name_is_refused_with_the_difference(tmp_path: Path) -> None:
     claim(tmp_path, toy_experiment(), "aa", False, COMMAND)
-    other = toy_experiment(training=TrainingConfig(steps=4, warmup_steps=1, batch_tokens=64))
+    other = toy_experiment(training=TrainingConfig(steps=3, warmup_steps=2, batch_tokens=64))
     with pytest.raises(UserError) as refused:
         claim(tmp_path, other, "aa", True, COMMAND)
-    assert "  training.steps: there 3, now 4\n" in str(refused.value)
+    assert "  training.warmup_steps: there 1, now 2\n" in str(refused.value)
     assert "training.seed" not in str(refused.value)
     assert f"remove that folder (with --storage, sweeps/{tmp_path.name} in it too" in str(refused.value)
 
