@@ -160,7 +160,8 @@ def predict(run: str, file: Path, submission: Path | None, output: Path, trackin
     made = api.predict(run, file, submission, output, tracking_uri=tracking_uri)
     if submission is None:
         click.echo(json.dumps(made.submission))
-    told = f"{len(made.submission)} tasks, {made.pairs} test pairs"
+    tasks = len(made.submission)
+    told = f"{tasks} task{'s' * (tasks != 1)}, {made.pairs} test pair{'s' * (made.pairs != 1)}"
     told += f"; {made.too_long} too long for the model, answered with [[0]]" if made.too_long else ""
     told += f"; {made.without_grid} without a grid drawn, answered with [[0]]" if made.without_grid else ""
     click.echo(f"{told}{f'. Written: {submission}' if submission else ''}", err=True)

@@ -17,7 +17,7 @@ from pipeline.records.continued import is_left
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.secrecy import public
 from pipeline.settings.config import Experiment
-from pipeline.settings.trials import Trial
+from pipeline.settings.trials import Trial, arms_setting
 from pipeline.submission.on_cluster import SUBMITTED_AS
 from pipeline.terminal import lasting_output
 from pipeline.tracking.destination import EXPERIMENT, Destination
@@ -103,7 +103,7 @@ def run(
     sweep = where.sweep(experiment.name)
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
         left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
-        for warning in check_start(left, output, address):
+        for warning in check_start(left, output, address, arms_setting(experiment)):
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         for line in opening_words(experiment, left, len(trials) - len(left), output, address):
             console.print(line, highlight=False, markup=False, soft_wrap=True)

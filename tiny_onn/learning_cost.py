@@ -67,7 +67,7 @@ def per_token(
 def relative(grad_output: Float[Tensor, "n o"], x: Float[Tensor, "n i"], weight: WeightState) -> Float[Tensor, "n o"]:
     """`per_token` / (||W[o,:]||_2 + EPS): the gradient as a fraction of the weight that it would change.
 
-    Unlike `per_token` it does not cancel against relevance in Goodness (DESIGN, fact 5).
+    Unlike `per_token` it does not cancel against relevance in Goodness (docs/decision-record.md).
     """
     sizes = torch.linalg.vector_norm(weight.weight, dim=-1).to(x.dtype)
     return per_token(grad_output, x) / (sizes + EPS)

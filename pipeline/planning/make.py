@@ -20,7 +20,7 @@ from pipeline.records.continued import is_left
 from pipeline.running.claim import check_claim
 from pipeline.running.cluster import connect, local_resources
 from pipeline.settings.config import Experiment
-from pipeline.settings.trials import Trial
+from pipeline.settings.trials import Trial, arms_setting
 from pipeline.storage.storage import location
 
 
@@ -42,7 +42,7 @@ def forecast(
     where, console = Output(output), console or Console()
     folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
     left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
-    for warning in check_start(left, where.root, address):
+    for warning in check_start(left, where.root, address, arms_setting(experiment)):
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     nodes: tuple[Any, ...] = (local_resources(),)
     memory, whose = memories.machine_memory(), "this machine"

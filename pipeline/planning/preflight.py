@@ -26,8 +26,13 @@ _EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
 _SPARE_BYTES = 100e6  # for data, metrics, figures and logs
 
 
-def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> tuple[str, ...]:
+def check_start(
+    trials: Sequence[Trial], output: Path, address: str | None, arms: str = "training.arm"
+) -> tuple[str, ...]:
     """Arms of one's own can be imported, the trials fit the machine, the cluster answers, the disk has room.
+
+    Args:
+        arms: the setting that names the arms.
 
     Returns:
         what a user should know before the trials start, a sentence each.
@@ -37,7 +42,7 @@ def check_start(trials: Sequence[Trial], output: Path, address: str | None) -> t
     """
     experiments = [trial.experiment for trial in trials]
     for experiment in {_of_the_arm(experiment): experiment for experiment in experiments}.values():
-        _check_arm(experiment)
+        _check_arm(experiment, arms)
     if address is None:
         here = local_resources()
         for experiment in experiments:
@@ -113,7 +118,7 @@ def _disguised(experiments: Sequence[Experiment]) -> Iterator[str]:
             )
 
 
-def _check_arm(experiment: Experiment) -> None:
+def _check_arm(experiment: Experiment, place: str) -> None:
     training = experiment.training
     try:
         found = arm_of(training)
@@ -123,10 +128,10 @@ def _check_arm(experiment: Experiment) -> None:
             ". Expected package.module:attribute, an Arm, a TokenCost or a LayerCost, which the workers can import "
             "too: `pip install -e` its package, or name its folder in PYTHONPATH."
         )
-        text = f"training.arm: {training.arm!r} cannot be used ({error})" + ("" if imported else how)
+        text = f"{place}: {training.arm!r} cannot be used ({error})" + ("" if imported else how)
         raise UserError(text) from error
     if problem := found.problem(experiment.model.density):
-        raise UserError(f"training.arm: {training.arm!r} {problem} (model.density: {experiment.model.density})")
+        raise UserError(f"{place}: {training.arm!r} {problem} (model.density: {experiment.model.density})")
     if found.measures_layers:
         for field, value, needed in (("engine", training.engine, "fused"), ("compile", training.compile, "blocks")):
             if value == needed:

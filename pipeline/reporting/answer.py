@@ -7,7 +7,7 @@ from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.frontier import density_of
 from pipeline.reporting.report import Report, seeds_of
 from pipeline.reporting.results import Row
-from pipeline.reporting.statistics import mean
+from pipeline.reporting.statistics import mean, signed
 
 _NAMED = 6
 _CONVENTIONAL = 0.05
@@ -28,7 +28,7 @@ def _at_equal_density(report: Report) -> str:
     if not found:
         return "No arm could be compared with the baselines at equal density."
     best = sorted(found, key=found.__getitem__)
-    listed = ", ".join(f"{_name(rows[place])} {found[place]:+.3f}" for place in best[:_NAMED])
+    listed = ", ".join(f"{_name(rows[place])} {signed(found[place], 3)}" for place in best[:_NAMED])
     more = f" and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
     return (
         "At equal density the held-out loss lies above (+) or below (-) the best baseline's by, in nats: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline import measures
 from pipeline.reporting.frontier import excesses
 from pipeline.reporting.results import Results, Row, Trial
-from pipeline.reporting.statistics import mean
+from pipeline.reporting.statistics import mean, signed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class Column:
         """The number in the column's unit; – for NaN."""
         if not math.isfinite(value):
             return "–" if math.isnan(value) else ("∞" if value > 0 else "-∞")
-        return f"{value * self.scale:{'+' if sign else ''}.{self.digits}f}"
+        text = signed(value * self.scale, self.digits)
+        return text if sign else text.removeprefix("+")
 
 
 def _activation(place: Callable[[list[int]], int]) -> Callable[[Trial], float]:

@@ -7,7 +7,7 @@ from pipeline.reporting.baselines import is_baseline
 from pipeline.reporting.comparisons import OVER_BASELINES, Comparison, Differences, Key, Primary
 from pipeline.reporting.frontier import density_of, envelopes, equally_dense, group_of
 from pipeline.reporting.results import Results, Row
-from pipeline.reporting.statistics import Difference
+from pipeline.reporting.statistics import Difference, signed
 
 _ENVELOPE = "the lowest loss that any baseline of the same seed reaches with as few experts active (95 % intervals)"
 _NAMED = 8
@@ -31,7 +31,7 @@ def primary_words(
     found = differences.get(place, {}).get(key)
     if found is None or not math.isfinite(found.mean):
         return f"{head}it cannot be made: a value is missing or not finite, or there is nothing to compare with."
-    text = f"{head}{found.mean:+.4f}{_interval(found)}, the mean and its 95 % interval"
+    text = f"{head}{signed(found.mean, 4)}{_interval(found)}, the mean and its 95 % interval"
     tested = comparisons.get(primary.key)
     text += f", p = {tested.p:.3g} by the sign-flip test over {found.seeds} seeds, without correction" if tested else ""
     row = results.rows[place]
@@ -89,7 +89,7 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
 
 
 def _one(results: Results, row: Row, found: Difference) -> str:
-    text = f"{found.mean:+.4f}{_interval(found)} at {_percent(density_of(row))} active"
+    text = f"{signed(found.mean, 4)}{_interval(found)} at {_percent(density_of(row))} active"
     if found.seeds < len(row.trials):
         text += f", in {found.seeds} of {len(row.trials)} seeds"
     curves = envelopes(results)
@@ -109,4 +109,4 @@ def _one(results: Results, row: Row, found: Difference) -> str:
 def _interval(found: Difference) -> str:
     if found.interval is None:
         return " (1 seed)"
-    return f" [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}]"
+    return f" [{signed(found.interval[0], 4)}, {signed(found.interval[1], 4)}]"

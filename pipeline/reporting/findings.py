@@ -7,7 +7,7 @@ from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.equal_density import at_density
 from pipeline.reporting.results import NOT_SET, Results, Row, Trial
-from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference
+from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference, signed
 from tiny_onn.arms import GRANULARITY
 
 _SPARSE = 0.1  # a layer with a smaller part of its experts active counts as sparse
@@ -107,7 +107,7 @@ def loss(row: Row, reference: Row) -> str:
     text = f"The held-out loss of {row.arm} {differs} nats per token, {at_density(row, reference)}"
     if found.interval is None:
         return f"{text}, in the one seed that both have, which tells nothing of chance."
-    text += f" (95 % interval {found.interval[0]:+.4f} to {found.interval[1]:+.4f}"
+    text += f" (95 % interval {signed(found.interval[0], 4)} to {signed(found.interval[1], 4)}"
     return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
 
 
@@ -166,7 +166,7 @@ def ranking(row: Row) -> str:
     if not known:
         return ""
     strongest = max(known, key=lambda word: abs(known[word]))
-    listed = ", ".join(f"{word} {value:+.2f}" for word, value in known.items())
+    listed = ", ".join(f"{word} {signed(value, 2)}" for word, value in known.items())
     # Where all tokens share one Goodness, all experts are ranked by it, once. Of an arm of one's own it is not known.
     ranked = "active experts" if GRANULARITY.get(row.arm) == "token" else "experts"
     return f"Goodness in {row.arm} ranks {ranked} most like their {strongest} (rank correlations: {listed})."

@@ -119,3 +119,8 @@ def holm(p_values: list[float]) -> list[float]:
 def seeds_needed(comparisons: int, level: float = 0.05) -> int:
     """From how many seeds on the sign-flip test, corrected by Holm for so many comparisons, can get below `level`."""
     return max(2, math.ceil(1 + math.log2(max(1, comparisons) / level)))
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign; what rounds to zero is +0, never -0."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

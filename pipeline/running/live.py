@@ -110,7 +110,9 @@ class LiveView:
         table.add_column("step", no_wrap=True)
         for heading in ("loss", "active: first" if wide else "first", "middle" if wide else "mid", "last", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
-        caption = "loss: of training" if wide else "loss: of training; first, mid, last: active experts of that layer"
+        caption = (
+            "loss: training loss" if wide else "loss: training loss; first, mid, last: active experts of that layer"
+        )
         table.caption, table.caption_justify = caption, "left"
         shown = self._shown()
         for trial in shown:

@@ -59,6 +59,11 @@ def every_trial(experiment: Experiment, source: str = "sweep") -> tuple[Trial, .
     return (Trial(key=trial_key(training.arm, training.seed), experiment=experiment),)
 
 
+def arms_setting(experiment: Experiment) -> str:
+    """The setting that names the arms of its trials."""
+    return "training.arm" if experiment.sweep is None else "sweep.arms"
+
+
 def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
     """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
     try:

@@ -5,11 +5,13 @@ import json
 import re
 import zlib
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
-from pipeline.tracking.describe import SWEEP, SWEEP_ID, params_of
+from pipeline.tracking.describe import SEED, SWEEP, SWEEP_ID, params_of
 from pipeline.tracking.shipping import FIGURE
+from pipeline.tracking.store import plain
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 _ARMS, _DENSITY, _PROTOTYPES = "arms", "density", "prototypes"  # the keys of the shared views
 _MOST_VARIED = 4  # settings by which runs are grouped besides their arm; of a wide search only the first of them
+_IMAGES = 10  # runs of which MLflow's page shows images
+_MOST_SWEEPS = 20  # that have views of prototypes
+_QUOTABLE = re.compile(r"[A-Za-z0-9._-]+")
 _NOT_A_CELL = {"arm", "seed", "training.arm", "training.seed", "name", "description"}
 _LOSSES = (
     measures.HELD_OUT_LOSS,
@@ -28,8 +33,8 @@ _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 
 def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     """Stores three views with the experiment: runs grouped by arm and cell of the grid, with the columns that matter
-    and their charts; every run's held-out loss over its density; and the prototype distributions of all arms side by
-    side, of the lowest seed.
+    and their charts; every run's held-out loss over its density; and the prototype distributions of a sweep's arms side
+    by side, of its lowest seed, in as many views as `prototype_pages` says.
 
     MLflow does not document this view state (tried with 3.17). Where a later version does not know it, the links still
     open the runs, only without the columns.
@@ -38,13 +43,12 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     layers = {int(m[1]) for run in runs for m in map(_LAYER.fullmatch, run.data.metrics) if m}
     sweeps = {(run.data.tags.get(SWEEP), run.data.tags.get(SWEEP_ID, "")) for run in runs}
     names = {name for name, _ in sweeps}
-    seeds = [int(run.data.tags["seed"]) for run in runs if run.data.tags.get("seed", "").isdecimal()]
     apart = [*([SWEEP] if len(names) > 1 else []), *([SWEEP_ID] if len(sweeps) > len(names) else [])]
     recorded = {name for run in runs for name in run.data.metrics}
     arms = view_state(sorted(layers) or [0], apart, recorded, _varied(runs))
-    steps = [int(params_of(run).get("training.steps", 0)) for run in runs]  # the newest first
-    prototypes = prototypes_view(arms, min(seeds, default=0), next(iter(steps), 0))
-    for key, view in ((_ARMS, arms), (_DENSITY, density_view(arms, recorded)), (_PROTOTYPES, prototypes)):
+    views = {_ARMS: arms, _DENSITY: density_view(arms, recorded)}
+    views |= {page.key: prototypes_view(arms, page) for page in prototype_pages(runs)}
+    for key, view in views.items():
         state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(state))
 
@@ -58,6 +62,54 @@ def links(address: str, experiment_id: str) -> dict[str, str]:
         "held-out loss over active experts": f"{page}{_DENSITY}&compareRunsMode=CHART",
         "prototypes, step by step": f"{page}{_PROTOTYPES}&compareRunsMode=CHART",
     }
+
+
+def prototype_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
+    """The addresses of the prototype views after the first, which `links` has: of other sweeps, and of further arms."""
+    runs = client.search_runs([experiment_id], filter_string="tags.role = 'trial'", max_results=1000)
+    page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+    return {each.title: f"{page}{each.key}&compareRunsMode=CHART" for each in prototype_pages(runs)[1:]}
+
+
+@dataclass(frozen=True)
+class PrototypePage:
+    """One view of prototypes: its key and title, the runs that it shows, and the step that it opens at."""
+
+    key: str
+    title: str
+    search: str
+    step: int
+
+
+def prototype_pages(runs: "Sequence[Run]") -> list[PrototypePage]:
+    """The views that show all prototypes of each sweep's lowest seed, the newest sweep first.
+
+    MLflow's chart of images shows ten runs and no more (seen with 3.17): a sweep of more arms and cells has several.
+
+    Args:
+        runs: trials, the newest first.
+    """
+    sweeps: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        sweeps.setdefault((run.data.tags.get(SWEEP, ""), run.data.tags.get(SWEEP_ID, "")), []).append(run)
+    pages: list[PrototypePage] = []
+    for (sweep, sweep_id), mine in list(sweeps.items())[:_MOST_SWEEPS]:
+        seeds = [int(run.data.tags[SEED]) for run in mine if run.data.tags.get(SEED, "").isdecimal()]
+        shown = [run for run in mine if run.data.tags.get(SEED) == str(min(seeds, default=0))]
+        shown.sort(key=lambda run: run.info.start_time)
+        groups = [shown[start : start + _IMAGES] for start in range(0, len(shown), _IMAGES)]
+        for number, group in enumerate(groups, start=1):
+            key = f"{_PROTOTYPES}-{len(pages)}" if pages else _PROTOTYPES
+            title = f"prototypes of {plain(sweep)}" + (f", {number} of {len(groups)}" if len(groups) > 1 else "")
+            if sum(name == sweep for name, _ in sweeps) > 1:
+                title += f" ({plain(sweep_id) or 'without an id'})"
+            search = f"tags.role = 'trial' and tags.{SWEEP} = '{sweep}' and tags.{SEED} = '{shown[0].data.tags[SEED]}'"
+            search += f" and tags.{SWEEP_ID} = '{sweep_id}'" if sweep_id else ""
+            if len(groups) > 1 or not _QUOTABLE.fullmatch(f"{sweep}{sweep_id}"):
+                search = f"attributes.run_id IN ({', '.join(repr(run.info.run_id) for run in group)})"
+            steps = max(int(params_of(run).get("training.steps", 0)) for run in group)
+            pages.append(PrototypePage(key, title, search, steps))
+    return pages
 
 
 def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
@@ -146,8 +198,8 @@ def density_view(arms: dict[str, Any], recorded: Collection[str] = ()) -> dict[s
     }
 
 
-def prototypes_view(arms: dict[str, Any], seed: int, step: int) -> dict[str, Any]:
-    """The view of the arms made into one of a seed's runs with nothing but their prototypes, at first those of `step`.
+def prototypes_view(arms: dict[str, Any], page: PrototypePage) -> dict[str, Any]:
+    """The view of the arms made into one of a page's runs with nothing but their prototypes, at first of its step.
 
     The runs are not grouped: a group has no images.
     """
@@ -156,14 +208,14 @@ def prototypes_view(arms: dict[str, Any], seed: int, step: int) -> dict[str, Any
         "type": "IMAGE",
         "metricSectionId": "prototypes",
         "imageKeys": [FIGURE],
-        "step": step,
+        "step": page.step,
         "showRunParams": False,
         "deleted": False,
         "isGenerated": False,
     }
     return {
         **arms,
-        "searchFilter": f"tags.role = 'trial' and tags.seed = '{seed}'",
+        "searchFilter": page.search,
         "groupBy": None,
         "useGroupedValuesInCharts": False,
         "compareRunSections": [

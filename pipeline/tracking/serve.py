@@ -8,7 +8,7 @@ import click
 
 from pipeline.interrupts import Interrupts
 from pipeline.secrecy import mask, public
-from pipeline.tracking.leaderboard import links, report_links, share_leaderboard
+from pipeline.tracking.leaderboard import links, prototype_links, report_links, share_leaderboard
 from pipeline.tracking.mlflow_process import LOOPBACK, mlflow_server, own_names, watch
 from pipeline.tracking.store import SERVERS_OWN, find_experiment, open_store
 
@@ -76,6 +76,10 @@ def _is_loopback(host: str) -> bool:
 
 
 def _print_links(client: "MlflowClient", address: str, experiment_id: str) -> None:
-    everything = {**links(address, experiment_id), **report_links(client, address, experiment_id)}
+    everything = {
+        **links(address, experiment_id),
+        **prototype_links(client, address, experiment_id),
+        **report_links(client, address, experiment_id),
+    }
     for name, link in everything.items():
         click.echo(f"{name}:\n  {link}")

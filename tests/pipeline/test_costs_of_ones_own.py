@@ -41,13 +41,13 @@ def test_an_arm_that_is_no_learning_cost_is_refused_before_anything_starts(
     words = [command, str(config), "--output", str(tmp_path / "out"), "--set", f"sweep.arms=[per_token, '{arm}']"]
     ran = CliRunner().invoke(main, words)
     assert ran.exit_code == 2, (ran.output, ran.exception)
-    assert f"training.arm: '{arm}' cannot be used" in ran.output
+    assert f"sweep.arms: '{arm}' cannot be used" in ran.output  # the setting that names it
     assert message in ran.output
     assert not (tmp_path / "out" / "data").exists()
 
 
 def test_so_it_is_from_a_notebook(config: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="returned negative values"):
+    with pytest.raises(UserError, match=r"training\.arm: .*returned negative values"):
         api.train(config, {"training.arm": "costs_that_are_none:NEGATIVE"}, tmp_path / "out")
 
 

@@ -57,7 +57,7 @@ def test_relative_and_fisher_by_hand() -> None:
 
 
 def test_unlike_per_token_relative_and_fisher_tell_experts_apart() -> None:
-    """C / |g| is the same for all experts of a token in per_token (DESIGN, fact 5), and is not in the others."""
+    """C / |g| is the same for all experts of a token in per_token (docs/decision-record.md), not in the others."""
     torch.manual_seed(0)
     g, x = torch.randn(3, 4).double(), torch.randn(3, 5).double()
     weight = WeightState(torch.randn(4, 5).double(), torch.rand(4, 5).double())

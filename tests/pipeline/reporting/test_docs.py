@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline import measures
 from pipeline.layout import Output
+from pipeline.reporting.columns import COLUMNS
 from pipeline.reporting.frontier import envelope
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.tracking.destination import EXPERIMENT
@@ -59,6 +61,16 @@ def test_the_program_prints_the_means(folder: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     said = _run([sys.executable, "-c", program], folder)
     assert re.search(r"aggregated +1\.1\d* +1\.01666", said)
+
+
+def test_each_quantity_has_the_name_that_tables_data_and_mlflow_have() -> None:
+    rows = re.findall(r"^\| ([^|]+) \| `([a-z_]+/[a-z_]+)` \| (?:`([a-z_]+)`|–) \|", TEXT, re.MULTILINE)
+    assert len(rows) == 8
+    titles = {column.key: column.title for column in COLUMNS}
+    recorded = {value for value in vars(measures).values() if isinstance(value, str)}
+    for name, metric, key in rows:
+        assert metric in recorded
+        assert not key or titles[key] == name
 
 
 def test_the_config_is_one_and_the_example_is_right() -> None:

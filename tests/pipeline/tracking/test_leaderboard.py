@@ -9,9 +9,12 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.tracking.leaderboard import (
+    PrototypePage,
     density_view,
     leaderboard_metrics,
     links,
+    prototype_links,
+    prototype_pages,
     prototypes_view,
     report_links,
     share_leaderboard,
@@ -20,6 +23,8 @@ from pipeline.tracking.leaderboard import (
 from pipeline.tracking.serve import serve
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool
+
+OF_SAMPLE = "tags.role = 'trial' and tags.sweep = 'sample' and tags.seed = '0'"
 
 
 def test_the_columns_are_few_and_of_the_first_middle_and_last_layer():
@@ -93,7 +98,7 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     arms = view_state([0, 1, 2], recorded=recorded)
     for key, view in (
         *(("arms", arms), ("density", density_view(arms, recorded))),
-        ("prototypes", prototypes_view(arms, 0, 20)),
+        ("prototypes", prototypes_view(arms, PrototypePage("prototypes", "", OF_SAMPLE, 20))),
     ):
         tag = json.loads(tracker._client.get_experiment(tracker.experiment_id).tags[f"mlflow.sharedViewState.{key}"])
         kind, _, packed = tag["state"].partition(";")
@@ -107,3 +112,38 @@ def test_the_shared_view_is_stored_with_the_experiment_as_the_page_reads_it(tmp_
     assert f"/runs/{summary}?" in report[1]
     with pytest.raises(UserError, match="no experiment 'nosuch'"):
         serve(output.tracking_uri, "nosuch", output.artifacts, None)
+
+
+def test_the_prototypes_of_all_arms_and_sweeps_are_shown_ten_at_a_time(tmp_path):
+    """The page of MLflow shows images of ten runs; each view has at most so many, and together they have all."""
+    output = Output(tmp_path)
+    tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
+    few = experiment("few", arms=("per_token", "aggregated"), seeds=(2, 1))
+    many = experiment(
+        "many", arms=("per_token",), seeds=(0, 1), grid={"model.gain": tuple(0.5 * n for n in range(1, 13))}
+    )
+    for sample in (few, many):
+        for trial, folder in trials(output, sample):
+            tracker.start_trial(folder, trial, sample.name, EXTRA)
+    tracker.close("FINISHED")
+    client, experiment_id = tracker._client, tracker.experiment_id
+    runs = client.search_runs([experiment_id])
+    pages = prototype_pages(runs)
+    assert [page.key for page in pages] == ["prototypes", "prototypes-1", "prototypes-2"]
+    assert [page.title for page in pages] == [
+        "prototypes of many, 1 of 2",
+        "prototypes of many, 2 of 2",
+        "prototypes of few",
+    ]
+    shown = [client.search_runs([experiment_id], page.search) for page in pages]
+    assert [len(each) for each in shown] == [10, 2, 2]
+    assert {(run.data.tags["sweep"], run.data.tags["seed"]) for each in shown for run in each} == {
+        ("many", "0"),
+        ("few", "1"),
+    }
+    assert len({run.info.run_id for each in shown for run in each}) == 14
+    share_leaderboard(client, experiment_id)
+    tags = client.get_experiment(experiment_id).tags
+    assert all(f"mlflow.sharedViewState.{page.key}" in tags for page in pages)
+    assert list(prototype_links(client, "http://127.0.0.1:1", experiment_id)) == [page.title for page in pages[1:]]
+    assert prototype_pages([]) == []
