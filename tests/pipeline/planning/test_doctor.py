@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,15 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+import pipeline.running.nodes
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.planning import doctor_checks, doctor_services
 from pipeline.planning.doctor import Finding, Verdict, checks_of, examine, good, note, print_findings, stops
 from pipeline.running.cluster import Resources
+from pipeline.tracking.mlflow_process import free_port
+from tests.pipeline.ray_nodes import ROOT
+from tests.pipeline.running.test_ray_process import head
 from tests.test_environment_table import DECISIONS
 
 STOPS, NOTE, GOOD = Verdict.STOPS, Verdict.NOTE, Verdict.GOOD
@@ -204,6 +210,38 @@ def test_a_cluster_and_a_tracker_that_do_not_answer(tmp_path: Path) -> None:
     assert f"stops a run tracker: tracking URI http://127.0.0.1:{port}: cannot be used" in done.output
     assert "Fix: Expected the head of a running Ray cluster; start it with `ray start --head`" in done.output
     assert "2 problems would stop a run" in done.output
+
+
+@pytest.mark.slow
+def test_a_cluster_that_answers_and_a_node_that_is_not_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head is asked for its token, its versions and the output folder."""
+    port, look_around = free_port("127.0.0.1", None), pipeline.running.nodes.look_around
+    settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def other(mark: str | None) -> dict[str, object]:
+        return {**look_around(mark), "sees": False}
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as short, head(Path(short), port) as address:
+        found = once_it_is_up(address, tmp_path)
+        assert [each.verdict for each in found] == [GOOD, GOOD], found
+        assert found[0].found == f"{address} can be joined: 1 node, 1 CPUs, 0 GPUs"
+        monkeypatch.setattr(pipeline.running.nodes, "look_around", other)
+        found = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, tmp_path))]))
+        assert [each.verdict for each in found] == [GOOD, STOPS]
+        assert f"does not see {tmp_path}" in f"{found[1].found} {found[1].fix}"
+
+
+def once_it_is_up(address: str, output: Path, seconds: float = 180.0) -> list[Finding]:
+    """The findings about a cluster, which lets nobody in for a while after its port answers."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, output))]))
+        if found[0].verdict is GOOD or time.monotonic() > deadline:
+            return found
+        time.sleep(1)
 
 
 def test_ray_starts_here(tmp_path: Path) -> None:
