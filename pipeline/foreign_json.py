@@ -9,7 +9,9 @@ from typing import Any
 from pipeline.errors import UserError
 
 MOST_BYTES = 64 * 2**20
+MOST_MEMORY = 2**30  # bytes that the value of a text may take, as `memory_of` estimates them
 DEEPEST = 32
+_OF_OBJECT, _OF_LIST, _OF_VALUE, _OF_QUOTE = 240, 64, 16, 32  # bytes
 _LARGEST_INTEGER = 2**63 - 1
 _LONGEST_NUMBER = 400  # characters: what Python writes for a float is much shorter
 _FEW_NUMBERS = 20  # digits; a longer integer is out of range, and slow to convert
@@ -22,9 +24,9 @@ class DamagedJson(UserError):
 def parse_json(data: bytes | bytearray | str, source: object, most_bytes: int = MOST_BYTES) -> Any:
     """The value in `data`, which came from `source` (a path or a storage's file, only named in errors).
 
-    Refused besides malformed text: more than `most_bytes`, more than DEEPEST levels, a key that stands twice in one
-    object, NaN and infinities (also as 1e999), integers of more than 64 bits, and lone surrogates, which cannot be
-    written again.
+    Refused besides malformed text: more than `most_bytes`, a value of more than MOST_MEMORY, more than DEEPEST levels,
+    a key that stands twice in one object, NaN and infinities (also as 1e999), integers of more than 64 bits, and lone
+    surrogates, which cannot be written again.
 
     Raises:
         DamagedJson: as above.
@@ -34,6 +36,8 @@ def parse_json(data: bytes | bytearray | str, source: object, most_bytes: int = 
     try:
         text = data if isinstance(data, str) else bytes(data).decode("utf-8")
         text.encode("utf-8")
+        if (memory := memory_of(text)) > MOST_MEMORY:
+            raise ValueError(f"it would take {memory:,} bytes of memory; at most {MOST_MEMORY:,} are read")
         value = _DECODER.decode(text)
         if text.count("[") + text.count("{") > DEEPEST:
             _check_depth(value)
@@ -42,6 +46,13 @@ def parse_json(data: bytes | bytearray | str, source: object, most_bytes: int = 
     except (ValueError, RecursionError, OverflowError, MemoryError) as error:
         raise DamagedJson(f"{source}: is not valid JSON ({_brief(error)})") from None
     return value
+
+
+def memory_of(text: str) -> int:
+    """About how many bytes the value of a JSON text takes: many times the text's own where it is made of little but
+    brackets or short texts, ten times in ARC's grids."""
+    signs = ((_OF_OBJECT, "{"), (_OF_LIST, "["), (_OF_VALUE, ","), (_OF_QUOTE, '"'))
+    return len(text) + sum(bytes_each * text.count(sign) for bytes_each, sign in signs)
 
 
 def parse_object(data: bytes | bytearray | str, source: object, most_bytes: int = MOST_BYTES) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.storage.storage import Place, patiently
 
 _READERS = 8  # of a storage, at a time
-_FOOTERS = 64  # of shards in a storage, kept: a footer may be larger than what is read of the shard
+_FOOTERS = 64  # of shards, kept: a footer may be larger than what is read of the shard, and takes as long to read
 
 
 class Loader:
@@ -93,16 +93,14 @@ class Loader:
         groups = sorted({group for group, _ in wanted})
         rows: dict[Address, Sequence] = {}
         with ThreadPoolExecutor(1 if self._here else _READERS) as pool:  # a storage answers late, but many at a time
-            if not self._here:
-                list(pool.map(self._footer, {self._groups[group][0] for group in groups}))
+            list(pool.map(self._footer, {self._groups[group][0] for group in groups}))
             for group, sequences in zip(groups, pool.map(self._read_group, groups), strict=True):
                 rows |= {(group, row): each for row, each in enumerate(sequences) if (group, row) in wanted}
         return rows
 
     def _read_group(self, group: int) -> list[Sequence]:
         path, index = self._groups[group]
-        footer = None if self._here else self._footer(path)
-        sequences = patiently(partial(read_group, path, index, footer))
+        sequences = patiently(partial(read_group, path, index, self._footer(path)))
         if [len(sequence) for sequence in sequences] != self._lengths[group].tolist():
             raise UserError(f"{path}, row group {index}: its rows are not as long as was planned with.")
         return sequences

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest import MANIFEST, SPLITS, Prepared, Split
-from pipeline.data.rows import read_by_arrow, read_lengths
+from pipeline.data.parquet_pages import footer_of, read_of
+from pipeline.data.rows import MOST_LENGTHS_BYTES, read_by_arrow, read_lengths
 from pipeline.data.shards import open_prepared
 from pipeline.errors import UserError
-from pipeline.storage.storage import Place, Storage, parquet_source
+from pipeline.storage.storage import Place, Storage
 
 Progress = Callable[[int, int], None]
 _COLUMNS = pa.schema([pa.field(name, pa.int32(), nullable=False) for name in ("shard", "group", "length")])
@@ -85,11 +86,10 @@ def _written(prepared: Prepared, split: Split) -> bytes:
 
 def _read(file: Storage, shards: int) -> list[list[np.ndarray]]:
     """By shard, by row group."""
-    with (
-        read_by_arrow(file, f"{file}: lengths cannot be read"),
-        pq.ParquetFile(**parquet_source(file), page_checksum_verification=True) as parquet,
-    ):
-        shard, group, length = (column.to_numpy() for column in parquet.read(columns=_COLUMNS.names).columns)
+    with read_by_arrow(file, f"{file}: lengths cannot be read"):
+        footer = footer_of(file)
+        table = read_of(file, footer, range(len(footer.rows)), _COLUMNS.names, MOST_LENGTHS_BYTES)
+        shard, group, length = (table[name].to_numpy() for name in _COLUMNS.names)
     starts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(group) != 0)) + 1
     found: list[list[np.ndarray]] = [[] for _ in range(shards)]
     for start, lengths in zip((0, *starts), np.split(length, starts), strict=True):

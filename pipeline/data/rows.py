@@ -8,12 +8,12 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.augment import View
+from pipeline.data.parquet_pages import Footer, footer_of, read_of
 from pipeline.data.tokens import COORDINATE_RANGE, VOCABULARY_SIZE, Sequence
 from pipeline.errors import UserError
-from pipeline.storage.storage import Place, Storage, StorageError, parquet_source
+from pipeline.storage.storage import Place, StorageError
 
 SCHEMA = pa.schema(
     [
@@ -34,6 +34,9 @@ SCHEMA = pa.schema(
     ]
 )
 _LIMITS = {"tokens": VOCABULARY_SIZE, "rows": COORDINATE_RANGE, "columns": COORDINATE_RANGE}
+MOST_GROUP_BYTES = 2**30  # that a row group may take in memory; one of 16 rows of 512 tokens takes 700 KB
+MEMORY_OF_TOKEN = 80  # bytes: Parquet's numbers of 4, three and a flag, each with its place in a list, and packed
+MOST_LENGTHS_BYTES = 2**31  # that the lengths of a file's rows may take as they are read: of some 100 million rows
 _MEND = "Delete the folder and prepare the data again with `tiny-onn prepare`."
 
 
@@ -65,13 +68,13 @@ def table_of(rows: Iterable[Row]) -> pa.Table:
     )
 
 
-def read_footer(path: Place) -> pq.FileMetaData:
+def read_footer(path: Place) -> Footer:
     """Where in a file its row groups are; errors as `read_group`."""
-    with read_by_arrow(path, f"{path}: cannot be read"), pq.ParquetFile(**parquet_source(path)) as file:
-        return file.metadata
+    with read_by_arrow(path, f"{path}: cannot be read"):
+        return footer_of(path)
 
 
-def read_group(path: Place, group: int, footer: pq.FileMetaData | None = None) -> list[Sequence]:
+def read_group(path: Place, group: int, footer: Footer | None = None) -> list[Sequence]:
     """The sequences of one row group, its page checksums verified and every value in its range.
 
     `footer` is the file's own, so that it is not read again.
@@ -81,13 +84,13 @@ def read_group(path: Place, group: int, footer: pq.FileMetaData | None = None) -
         StorageError: the storage that it lies in is away.
     """
     where = f"{path}, row group {group}"
-    with (
-        read_by_arrow(path, f"{where}: cannot be read"),
-        pq.ParquetFile(**parquet_source(path), metadata=footer, page_checksum_verification=True) as file,
-    ):
-        table = file.read_row_group(group).combine_chunks()
-    if not table.schema.equals(SCHEMA):
-        raise UserError(f"{where}: {_schema_difference(table.schema)}. {_MEND}")
+    footer = read_footer(path) if footer is None else footer
+    with read_by_arrow(path, f"{where}: cannot be read"):
+        schema = footer.schema
+    if not schema.equals(SCHEMA):
+        raise UserError(f"{where}: {_schema_difference(schema)}. {_MEND}")
+    with read_by_arrow(path, f"{where}: cannot be read"):
+        table = read_of(path, footer, [group], None, MOST_GROUP_BYTES).combine_chunks()
     lengths = table["length"].to_numpy()
     tokens, rows, columns, labelled = (
         _lists(table, name, lengths, where) for name in ("tokens", "rows", "columns", "labelled")
@@ -106,13 +109,10 @@ def read_lengths(path: Place) -> list[np.ndarray]:
     Raises:
         UserError: the file is damaged.
     """
-    what = f"{path}: lengths cannot be read"
-    with (
-        read_by_arrow(path, what),
-        pq.ParquetFile(**parquet_source(path), page_checksum_verification=True) as file,
-    ):
-        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        lengths = file.read(columns=["length"])["length"].to_numpy()
+    with read_by_arrow(path, f"{path}: lengths cannot be read"):
+        footer = footer_of(path)
+        sizes = footer.rows
+        lengths = read_of(path, footer, range(len(sizes)), ["length"], MOST_LENGTHS_BYTES)["length"].to_numpy()
     return np.split(lengths, np.cumsum(sizes)[:-1])
 
 
@@ -124,9 +124,10 @@ def check_file(path: Place, rows: int, row_groups: int, values: bool = True) -> 
     Raises:
         UserError: names file, what was found and what was expected.
     """
-    with read_by_arrow(path, f"{path}: is no readable Parquet file"), pq.ParquetFile(**parquet_source(path)) as file:
-        schema, found = file.schema_arrow, (file.metadata.num_rows, file.metadata.num_row_groups)
-        worst = _largest(file) if values and schema.equals(SCHEMA) else {}
+    with read_by_arrow(path, f"{path}: is no readable Parquet file"):
+        footer = footer_of(path)
+        schema, found = footer.schema, (sum(footer.rows), len(footer.rows))
+        worst = _largest(path, footer) if values and schema.equals(SCHEMA) else {}
     if not schema.equals(SCHEMA):
         raise UserError(f"{path}: {_schema_difference(schema)}. {_MEND}")
     if found != (rows, row_groups):
@@ -144,22 +145,23 @@ def read_by_arrow(path: Place, what: str) -> Iterator[None]:
 
     Raises:
         UserError: the file is damaged.
-        StorageError: the storage that it lies in is away, as far as Arrow's words tell.
+        StorageError: the storage that it lies in is away.
     """
     try:
         yield
+    except StorageError:
+        raise
     except Exception as error:
-        if isinstance(path, Storage) and isinstance(error, OSError) and "CRC" not in str(error):
-            raise StorageError(f"{what} ({' '.join(str(error).split())})") from error
         raise UserError(f"{what} ({' '.join(str(error).split())}); the file is damaged. {_MEND}") from error
 
 
-def _largest(file: pq.ParquetFile) -> dict[str, int]:
+def _largest(path: Place, footer: Footer) -> dict[str, int]:
     """The largest value of each limited column."""
     worst = dict.fromkeys(_LIMITS, 0)
-    for batch in file.iter_batches(columns=list(_LIMITS)):
+    for group in range(len(footer.rows)):
+        table = read_of(path, footer, [group], list(_LIMITS), MOST_GROUP_BYTES)
         for name in _LIMITS:
-            worst[name] = max(worst[name], pc.max(pc.list_flatten(batch[name])).as_py() or 0)
+            worst[name] = max(worst[name], pc.max(pc.list_flatten(table[name])).as_py() or 0)
     return worst
 
 

@@ -23,7 +23,7 @@ from pipeline.data.manifest import (
 )
 from pipeline.data.randomness import generator
 from pipeline.data.related import leakage
-from pipeline.data.rows import SCHEMA, Row, table_of
+from pipeline.data.rows import MEMORY_OF_TOKEN, MOST_GROUP_BYTES, SCHEMA, Row, table_of
 from pipeline.data.split import hold_out
 from pipeline.data.task import Task
 from pipeline.data.tokens import WHOLE, encode_task, encoded_length
@@ -109,6 +109,11 @@ def _write_split(
         groups = 0
         with pq.ParquetWriter(file, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
             for table in _tables(part, config.rows_per_group):
+                if (size := MEMORY_OF_TOKEN * sum(table["length"].to_pylist())) > MOST_GROUP_BYTES:
+                    raise UserError(
+                        f"data.rows_per_group={config.rows_per_group}: {table.num_rows} rows take {size:,} bytes in "
+                        f"memory; at most {MOST_GROUP_BYTES:,} are read. Use smaller row groups."
+                    )
                 writer.write_table(table)
                 groups += 1
                 tokens += sum(table["length"].to_pylist())

@@ -21,12 +21,12 @@ from pipeline.data.manifest import (
     file_hash,
     write_manifest,
 )
-from pipeline.data.rows import check_file, read_group
+from pipeline.data.rows import check_file, read_footer, read_group
 from pipeline.data.shard_writer import Progress, write_data_set
 from pipeline.data.tokens import Sequence
 from pipeline.errors import UserError
 from pipeline.files import append_to
-from pipeline.foreign_json import DamagedJson, parse_object
+from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_object, read_bounded
 from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Place, Storage, StorageError
 
@@ -80,10 +80,10 @@ def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text() if isinstance(path, Storage) else path.read_text(encoding="utf-8")
+        text = path.read_text() if isinstance(path, Storage) else read_bounded(path, MOST_BYTES).decode("utf-8")
     except StorageError:
         raise
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, DamagedJson) as error:
         raise UserError(f"{path}: cannot be read ({error}). Expected a data set made by `tiny-onn prepare`.") from error
     manifest = _parse_manifest(text, path)
     prepared = Prepared(folder, manifest)
@@ -106,12 +106,13 @@ def read_rows(prepared: Prepared, split: Split) -> list[Sequence]:
     Raises:
         UserError: a shard is damaged.
     """
-    return [
-        sequence
-        for shard in prepared.shards(split)
-        for group in range(shard.row_groups)
-        for sequence in read_group(prepared.path(shard), group)
-    ]
+    rows: list[Sequence] = []
+    for shard in prepared.shards(split):
+        path = prepared.path(shard)
+        footer = read_footer(path)
+        for group in range(shard.row_groups):
+            rows += read_group(path, group, footer)
+    return rows
 
 
 def _with_reasons(prepared: Prepared, corpus: Corpus) -> Prepared:

@@ -2,13 +2,24 @@
 
 import json
 import os
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.files import read_json
-from pipeline.foreign_json import DEEPEST, DamagedJson, integer, parse_json, parse_object, read_json_file, text
+from pipeline.foreign_json import (
+    DEEPEST,
+    MOST_MEMORY,
+    DamagedJson,
+    integer,
+    memory_of,
+    parse_json,
+    parse_object,
+    read_json_file,
+    text,
+)
 
 PLAIN = st.recursive(
     st.none()
@@ -92,3 +103,34 @@ def test_numbers_and_text_in_their_range():
     for wrong in ("abcd", 1, None):
         with pytest.raises(ValueError, match="at most 3 characters"):
             text(wrong, 3)
+
+
+DENSE = {
+    "lists": "[" + "[]," * 20_000 + "1]",
+    "objects": "[" + '{"a":1},' * 20_000 + "1]",
+    "numbers": "[" + "1.5," * 20_000 + "1]",
+    "texts": "[" + ",".join(f'"{n}"' for n in range(20_000)) + "]",
+    "keys": "{" + ",".join(f'"{n}":1' for n in range(20_000)) + "}",
+    "a grid": json.dumps([[n % 10 for n in range(20)]] * 2_000),
+}
+
+
+@pytest.mark.parametrize("what", DENSE)
+def test_what_a_value_takes_is_known_from_its_text(what):
+    """Within a factor of two from below, which is what protects the memory, and of six from above."""
+    tracemalloc.start()
+    value = parse_json(DENSE[what], "x")
+    took = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert value
+    assert 0.5 < memory_of(DENSE[what]) / took < 6
+
+
+def test_a_text_of_little_but_brackets_is_refused_before_it_is_read():
+    """45 MB, which gzip makes 45 KB of, took 1.1 GB."""
+    hostile = "[" + "[]," * (MOST_MEMORY // 70) + "1]"
+    tracemalloc.start()
+    with pytest.raises(DamagedJson, match=r"x: is not valid JSON \(it would take [0-9,]+ bytes of memory"):
+        parse_json(hostile, "x")
+    assert tracemalloc.get_traced_memory()[1] < 2 * len(hostile)
+    tracemalloc.stop()

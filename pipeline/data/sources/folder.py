@@ -15,6 +15,7 @@ from pipeline.data.sources.walk import files_below
 from pipeline.data.task import Task
 
 _NAMED = 5  # of many, in a note
+_MOST_MEMORY = 2**32  # bytes that the values in all files together may take: of some 500 MB of JSON
 _READ_KEYS = {"train", "test", "id", "task_id", "name"}
 
 
@@ -49,6 +50,7 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
 
     Raises:
         OSError: the folder cannot be read.
+        RefusedTask: all files together would take more than 4 GiB of memory.
     """
     found = Tasks()
     files = list(files_below(root, found.refused))
@@ -56,6 +58,7 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
     parents = {folder[:-1] for folder in trained}
     contents: list[tuple[File, LearnedSplit, Content]] = []
     aside: Counter[str] = Counter()
+    memory = 0
     for file in files:
         split = _split_of(file.parts, parents)
         if split is None and trained and len(file.parts) > 1:
@@ -66,6 +69,11 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
         except RefusedTask as error:
             found.refused.append(str(error))
             continue
+        if (memory := memory + content.memory) > _MOST_MEMORY:
+            raise RefusedTask(
+                f"{file.place}: with the files before it, it would take {memory:,} bytes of memory; at most "
+                f"{_MOST_MEMORY:,} are read; name a folder with fewer files"
+            )
         if content.ignored:
             found.notes.append(f"ignored: {'/'.join(file.parts)} ({content.ignored})")
         contents.append((file, split or "train", content))

@@ -36,11 +36,13 @@ class Raw:
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds. `solutions` are the answers of test pairs by task; `ignored` says why nothing is used."""
+    """What a file holds. `solutions` are the answers of test pairs by task; `ignored` says why nothing is used;
+    `memory` is about how many bytes all of it takes."""
 
     tasks: tuple[Raw, ...] = ()
     solutions: Mapping[str, Any] = field(default_factory=dict)
     ignored: str = ""
+    memory: int = 0
 
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".gz", ".zip", ".parquet")

@@ -3,21 +3,24 @@
 from typing import Any
 
 from pipeline.data.arc_json import RefusedTask
-from pipeline.foreign_json import DamagedJson, parse_json
+from pipeline.foreign_json import MOST_MEMORY, DamagedJson, memory_of, parse_json
 
 
-def read_json(data: bytes, place: str) -> Any:
-    """The value of a JSON text, or the list of values of JSON lines; a byte-order mark may come first.
+def read_json(data: bytes, place: str) -> tuple[Any, int]:
+    """The value of a JSON text, or the list of values of JSON lines, and about how many bytes of memory it takes. A
+    byte-order mark may come first.
 
     Raises:
-        RefusedTask: it is neither.
+        RefusedTask: it is neither, or would take more than MOST_MEMORY.
     """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RefusedTask(f"{place}: not valid JSON ({error})") from error
+    if (memory := memory_of(text)) > MOST_MEMORY:
+        raise RefusedTask(f"{place}: would take {memory:,} bytes of memory; at most {MOST_MEMORY:,} are read")
     try:
-        return parse_json(text, place, len(data))
+        return parse_json(text, place, len(data)), memory
     except DamagedJson as error:
         lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if len(lines) < 2 or not _is_value(lines[0][1]):
@@ -28,7 +31,7 @@ def read_json(data: bytes, place: str) -> Any:
             values.append(parse_json(line, f"{place}: line {number}", len(data)))
         except DamagedJson as error:
             raise RefusedTask(str(error).replace(": is not valid", " is not valid", 1)) from error
-    return values
+    return values, memory
 
 
 def _is_value(line: str) -> bool:

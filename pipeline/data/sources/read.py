@@ -1,5 +1,7 @@
 """One file's content, whichever of the formats it is in."""
 
+from dataclasses import replace
+
 from pipeline.data.arc_json import RefusedTask
 from pipeline.data.sources.found import Content
 from pipeline.data.sources.json_text import read_json
@@ -18,5 +20,5 @@ def read_content(data: bytes, stem: str, place: str, pairs_per_task: int | None 
         data = gunzip(data, place)
     if is_gzip(data) or is_zip(data):
         raise RefusedTask(f"{place}: an archive in an archive; expected JSON, JSON lines or Parquet in it")
-    value = read_parquet(data, place) if is_parquet(data) else read_json(data, place)
-    return content_of(value, stem, place, pairs_per_task, seed)
+    value, memory = read_parquet(data, place) if is_parquet(data) else read_json(data, place)
+    return replace(content_of(value, stem, place, pairs_per_task, seed), memory=memory)

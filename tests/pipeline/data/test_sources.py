@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.data.arc import load_corpus
 from pipeline.data.shards import prepare
-from pipeline.data.sources import packed
+from pipeline.data.sources import folder, json_text, packed
 from pipeline.data.sources.folder import notes_on, read_tasks
 from pipeline.data.split import hold_out
 from pipeline.data.task import Task
@@ -217,6 +217,19 @@ def test_what_is_packed_small_and_is_large_is_refused(tmp_path: Path, monkeypatc
     assert "more than 3000 bytes when unpacked" in refusal(tmp_path / "3", "x.zip", many)
     monkeypatch.setattr(packed, "_MOST_FILES", 3)
     assert "holds 4 files; at most 3" in refusal(tmp_path / "4", "x.zip", many)
+
+
+def test_what_is_small_and_takes_much_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_text, "MOST_MEMORY", 100_000)
+    lists = b"[" + b"[]," * 2_000 + b"[]]"
+    for number, data in enumerate((gzip.compress(lists), gzip.compress(lists[:1000] + b"[]]\n" + lists))):
+        assert "would take 1" in refusal(tmp_path / str(number), "x.json.gz", data)
+    monkeypatch.setattr(folder, "_MOST_MEMORY", 20_000)
+    many = put(tmp_path / "many" / "a.zip", zipped({f"{n}.json": json.dumps(A).encode() for n in range(9)}))
+    with pytest.raises(
+        UserError, match=r"many cannot be read \(.*a\.zip/\d\.json: with the files before it, .* 20,000"
+    ):
+        load_corpus(DataConfig(dataset="folder", folder=str(many)))
 
 
 def test_an_archive_that_lies_about_the_size_of_a_file_is_read_no_further(
