@@ -14,6 +14,7 @@ from pipeline.extra import require_pipeline
 
 require_pipeline("pipeline.api")
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,15 +200,16 @@ def report(
 
     Args:
         file: also files it on the sweep's summary run in MLflow, in the place of an older one.
+        sweep: its name; or its id, or NAME@ID, where others have the name. An id's first digits will do.
         sweep_id: of several sweeps of that name, which ("none": that whose runs have no id). By default the one whose
             record lies in the output folder, or beside the store; without a record, the only one that there is.
 
     Raises:
-        UserError: the store cannot be used, has no trial of the sweep, or has several sweeps of that name.
+        UserError: the store cannot be used, has no trial of the sweep, or has several sweeps of that name or id.
     """
     from pipeline.run import file_report
 
-    uri, wanted = _find_sweep(sweep, output, tracking_uri, sweep_id)
+    uri, sweep, wanted = _find_sweep(sweep, output, tracking_uri, mlflow_experiment, sweep_id)
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console, wanted)
     if file:
         from pipeline.tracking.filing import file_on_summary
@@ -286,6 +288,9 @@ def compare(
 ) -> "DataFrame":
     """Compares two sweeps seed by seed, as yesterday's code and today's: prints and writes `second` less `first`.
 
+    Args:
+        first, second: a sweep's name; or its id, or NAME@ID, where both have one name. An id's first digits will do.
+
     Returns:
         A row for each pair of trials: arm, what varies, seed, and of every column KEY_first, KEY_second and
         KEY_difference. The same is written as less-FIRST.csv, with a table of means, to the second's report folder.
@@ -296,10 +301,23 @@ def compare(
     from rich.console import Console as Screen
 
     from pipeline.reporting import two_sweeps
+    from pipeline.reporting.results import read_results
+    from pipeline.tracking.find_runs import WITHOUT_ID
 
-    read = [_read_results(name, output, tracking_uri, mlflow_experiment, None) for name in (first, second)]
+    meant = [_find_sweep(word, output, tracking_uri, mlflow_experiment, None) for word in (first, second)]
+    if meant[0] == meant[1]:
+        raise UserError(
+            f"report: {first} and {second} are the same sweep; expected two. Of several of one name, say which by "
+            "NAME@ID."
+        )
+    read = [read_results(uri, mlflow_experiment, name, known) for uri, name, known in meant]
+    if meant[0][1] == meant[1][1]:
+        read = [
+            dataclasses.replace(each, sweep=f"{name}@{(known or WITHOUT_ID)[:8]}")
+            for each, (_, name, known) in zip(read, meant, strict=True)
+        ]
     found = two_sweeps.compare_sweeps(*read)
-    console, folder = console or Screen(), Output(Path(output)).sweep(second) / "report"
+    console, folder = console or Screen(), Output(Path(output)).sweep(meant[1][1]) / "report"
     two_sweeps.print_comparison(found, console)
     try:
         paths = two_sweeps.write_comparison(found, folder)
@@ -348,21 +366,21 @@ def _read_results(
 ) -> "Results":
     from pipeline.reporting.results import read_results
 
-    uri, wanted = _find_sweep(sweep, output, tracking_uri, sweep_id)
+    uri, sweep, wanted = _find_sweep(sweep, output, tracking_uri, mlflow_experiment, sweep_id)
     return read_results(uri, mlflow_experiment, sweep, wanted)
 
 
 def _find_sweep(
-    sweep: str, output: str | Path, tracking_uri: str | None, sweep_id: str | None
-) -> tuple[str, str | None]:
-    """The store that a sweep is in, and its id there, where one is named or recorded."""
+    sweep: str, output: str | Path, tracking_uri: str | None, mlflow_experiment: str, sweep_id: str | None
+) -> tuple[str, str, str | None]:
+    """The store that a sweep is in, its name, and its id there, where one is named or recorded."""
     from pipeline.settings.config import check_name
-    from pipeline.tracking.find_runs import WITHOUT_ID, recorded_id
+    from pipeline.tracking.find_runs import find_sweep, recorded_id
 
-    check_name(sweep, "SWEEP")
+    check_name(sweep.partition("@")[0], "SWEEP")
     uri = tracking_uri or local_store(Path(output), sweep)
-    named = "" if sweep_id == WITHOUT_ID else sweep_id
-    return uri, recorded_id(Output(Path(output)), uri, sweep) if named is None else named
+    name, known = find_sweep(uri, mlflow_experiment, sweep, sweep_id)
+    return uri, name, recorded_id(Output(Path(output)), uri, name) if known is None else known
 
 
 def _run(

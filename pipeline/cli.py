@@ -224,24 +224,26 @@ def report(
     no_file: bool,
     sweep_id: str | None,
 ) -> None:
-    """Make the report of SWEEP, a sweep's name, from MLflow alone, and write it to the output folder.
+    """Make the report of SWEEP, a sweep's name or id, from MLflow alone, and write it to the output folder.
 
     report.html is one page with all figures in it, for any browser; report.md and results.json say the same, and
     results.csv, results.parquet and results.tex hold the numbers for other programs. All are also filed on the sweep's
     summary run in MLflow.
 
-    With SECOND, another sweep's name, the two are compared instead: SECOND less SWEEP, paired by arm, setting and seed,
-    for example what an arm came to with yesterday's code and with today's. The result is written to SECOND's report
-    folder.
+    With SECOND, another sweep's name or id, the two are compared instead: SECOND less SWEEP, paired by arm, setting and
+    seed, for example what an arm came to with yesterday's code and with today's. The result is written to SECOND's
+    report folder.
 
     A sweep has an id of its own, so that another of the same name is never mixed with it. Where MLflow has several and
-    no record says which is meant, they are listed, and --sweep-id names one.
+    no record says which is meant, they are listed; NAME@ID names one, or ID alone, or --sweep-id. The first four digits
+    of an id will do.
 
     \b
     Examples:
       tiny-onn report ablation
       tiny-onn report ablation --tracking-uri http://host:5000 --output /tmp/report
       tiny-onn report before after
+      tiny-onn report ablation@3f2a ablation@9c01
     """
     from pipeline import api
 

@@ -11,7 +11,7 @@ from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.reporting.baselines import order_of_arms
 from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL, params_of
-from pipeline.tracking.find_runs import runs_of_sweep
+from pipeline.tracking.find_runs import all_runs, runs_of_sweep
 from pipeline.tracking.mlflow_run import GROWN
 from pipeline.tracking.store import find_experiment, open_store, plain, store_errors
 
@@ -147,7 +147,7 @@ def read_results(uri: str, experiment_name: str, sweep: str, sweep_id: str | Non
 
 def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: str | None) -> Results:
     experiment_id = find_experiment(client, experiment_name)
-    everything = _all_runs(client, experiment_id)
+    everything = all_runs(client, experiment_id)
     runs = [r for r in everything if r.data.tags.get(ROLE) == "trial"]
     of_sweep = runs_of_sweep(everything, sweep, sweep_id)
     mine = [run for run in of_sweep if run.data.tags.get(ROLE) == "trial"]
@@ -174,17 +174,6 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     finished = [run for run in newest.values() if _status(run) == "FINISHED"]
     about, data = _about(summaries), tuple(dict.fromkeys(each for run in finished for each in _data(run)))
     return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data, own)
-
-
-def _all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
 
 
 def _data(run: "Run") -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The runs of one sweep among all those of its name: two sweeps are never mixed because they are called alike."""
 
+import re
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,11 +9,13 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.records.sweep_record import sweep_id
 from pipeline.tracking.describe import ROLE, SWEEP, SWEEP_ID, TRIAL
-from pipeline.tracking.store import plain, sqlite_file
+from pipeline.tracking.store import find_experiment, open_store, plain, sqlite_file, store_errors
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_ID = re.compile(r"[0-9a-f]{4,32}")  # or its first digits
 WITHOUT_ID = "none"  # how a user names the sweep whose runs are from before there were ids
 
 
@@ -26,6 +29,62 @@ def recorded_id(output: Output, uri: str, sweep: str) -> str | None:
     if found is None and database is not None:
         found = sweep_id(Output(database.parent).sweep(sweep))
     return found
+
+
+def find_sweep(uri: str, experiment_name: str, word: str, sweep_id: str | None = None) -> tuple[str, str | None]:
+    """The name and the id of the sweep that a user means: by its name, by its id, or by NAME@ID where others have that
+    name. The first four digits of an id or more will do. The id is None where none is named.
+
+    Args:
+        sweep_id: the same as what comes after `@`; "none", or "": the sweep of that name whose runs have no id.
+
+    Raises:
+        UserError: no sweep of the store is meant, or several are; names those there are. Or the store cannot be used.
+    """
+    name, at, begin = word.partition("@")
+    begin, named = (sweep_id, True) if sweep_id is not None else (begin, bool(at))
+    if not named and not _ID.fullmatch(word):
+        return word, None
+    client = open_store(uri, create=False)
+    with store_errors(uri):
+        every = all_runs(client, find_experiment(client, experiment_name))
+    runs = sorted((run for run in every if SWEEP in run.data.tags), key=lambda run: run.info.start_time)
+    of_name = [run for run in runs if run.data.tags[SWEEP] == name]
+    if not named and of_name:
+        return word, None
+    if not named:
+        name, begin, of_name = "", word, runs
+    wanted = "" if begin == WITHOUT_ID else begin
+    known = {(run.data.tags[SWEEP], run.data.tags.get(SWEEP_ID, "")): None for run in of_name}
+    found = [each for each in known if each[1] == wanted]
+    found = found or [each for each in known if len(wanted) >= 4 and each[1].startswith(wanted)]
+    if len(found) == 1:
+        return found[0]
+    listed = _listed(of_name, dict.fromkeys(each for _, each in found or known), with_names=not name)
+    whose = f"{name!r} " if name else ""
+    if found:
+        raise UserError(
+            f"the id {begin} begins those of {len(found)} sweeps {whose}in MLflow:\n{listed}\nGive more of it."
+        )
+    if len(wanted) < 4 and wanted:
+        raise UserError(f"the id {begin!r} is too short; give four of its digits or more. There are:\n{listed}")
+    raise UserError(
+        f"MLflow has no sweep {whose}with "
+        + (f"the id {begin}" if wanted else "runs without an id")
+        + (f"; there are:\n{listed}" if known else f", and none called {name or word!r}")
+    )
+
+
+def all_runs(client: "MlflowClient", experiment_id: str) -> "list[Run]":
+    """Every run of an experiment of MLflow's."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
 
 
 def runs_of_sweep(runs: "Sequence[Run]", sweep: str, wanted: str | None) -> "list[Run]":
@@ -53,12 +112,13 @@ def runs_of_sweep(runs: "Sequence[Run]", sweep: str, wanted: str | None) -> "lis
     return [run for run in mine if wanted is None or run.data.tags.get(SWEEP_ID, "") == wanted]
 
 
-def _listed(runs: "Sequence[Run]", ids: dict[str, None]) -> str:
+def _listed(runs: "Sequence[Run]", ids: dict[str, None], with_names: bool = False) -> str:
     lines = []
     for each in ids:
         here = [run for run in runs if run.data.tags.get(SWEEP_ID, "") == each]
         trials = len({run.data.tags.get(TRIAL, run.info.run_id) for run in here if run.data.tags.get(ROLE) == "trial"})
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(min(run.info.start_time for run in here) / 1000))
         user = plain(here[0].data.tags.get("mlflow.user", "")) or "unknown"
-        lines.append(f"  {plain(each) or WITHOUT_ID}: {trials} trials, begun {began} by {user}")
+        name = f"{plain(here[0].data.tags[SWEEP])}@" if with_names else ""
+        lines.append(f"  {name}{plain(each) or WITHOUT_ID}: {trials} trials, begun {began} by {user}")
     return "\n".join(lines)

@@ -1,10 +1,17 @@
 """Two sweeps of one name are never put together: a sweep's runs are known by its id."""
 
+import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
+import pipeline.running.claim as claiming
+from pipeline import api
+from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.records.sweep_record import sweep_id
@@ -13,7 +20,7 @@ from pipeline.running.claim import claim
 from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import Destination, remember
 from pipeline.tracking.filing import file_on_summary
-from pipeline.tracking.find_runs import recorded_id
+from pipeline.tracking.find_runs import find_sweep, recorded_id
 from pipeline.tracking.leaderboard import report_links, share_leaderboard
 from pipeline.tracking.store import open_store
 from pipeline.tracking.sync import sync
@@ -75,6 +82,56 @@ def test_two_users_of_one_server_each_see_their_own(tmp_path, with_store):
     assert _groups(told) == ["sweep_id", "arm"]
     links = report_links(client, "http://127.0.0.1:1", experiment_id)
     assert set(links) == {f"summary of same ({sweep_id(each.sweep('same'))})" for each in (mine, theirs)}
+
+
+def test_a_sweep_is_known_by_its_id_and_by_the_first_digits_of_it(tmp_path, with_store, monkeypatch):
+    store = with_store(tmp_path / "server")
+    uri, ids = store.tracking_uri, ["abcd1" + "0" * 27, "abcd2" + "0" * 27, "ef01" + "0" * 28]
+    left = iter(ids)
+    monkeypatch.setattr(claiming, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(left))))
+    for folder, name, seeds in (("one", "same", (0, 1)), ("two", "same", (0, 1, 2)), ("three", "cafe", (0,))):
+        run(Output(tmp_path / folder), name, seeds, uri)
+
+    def found(word: str, named: str | None = None) -> tuple[str, str | None]:
+        return find_sweep(uri, HERE.experiment, word, named)
+
+    assert found("same") == ("same", None)  # which, is the record's to say
+    assert found("cafe") == ("cafe", None)  # a name first, though it could be an id
+    assert found("same@abcd2") == found("abcd20") == found("same", "abcd2000") == ("same", ids[1])
+    assert found("ef01") == found("cafe@ef01") == found("cafe", ids[2]) == ("cafe", ids[2])
+    several = (
+        r"begins those of 2 sweeps {}in MLflow:\n  {}abcd10+: 2 trials.*\n  {}abcd20+: 3 trials.*\nGive more of it"
+    )
+    with pytest.raises(UserError, match=several.format("'same' ", "", "")):
+        found("same@abcd")
+    with pytest.raises(UserError, match=several.format("", "same@", "same@")):
+        found("abcd")
+    with pytest.raises(UserError, match=r"no sweep 'same' with the id ef01; there are:\n  abcd1.*\n  abcd2"):
+        found("same@ef01")
+    with pytest.raises(UserError, match=r"no sweep with the id 0123; there are:\n  same@abcd1.*\n.*\n  cafe@ef01"):
+        found("0123")
+    with pytest.raises(UserError, match=r"the id 'ab' is too short.*There are:\n  abcd1"):
+        found("same@ab")
+    with pytest.raises(UserError, match=r"no sweep 'same' with runs without an id; there are:\n  abcd1"):
+        found("same", "none")
+
+    options = ["--output", str(tmp_path / "here"), "--tracking-uri", uri]
+    done = CliRunner().invoke(main, ["report", "same@abcd1", "same@abcd2", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "same@abcd2000 less same@abcd1000, paired by arm, setting and seed." in done.output
+    folder = tmp_path / "here" / "sweeps" / "same" / "report"
+    assert (folder / "less-same@abcd1000.csv").read_text().count("\n") == 3  # a heading, and two seeds that both have
+    for words, said in (
+        (["same@abcd1", "abcd10"], "are the same sweep"),
+        (["same", "cafe"], "2 sweeps of the name 'same'"),
+        (["../x@abcd1"], "SWEEP: found '../x'"),
+    ):
+        refused = CliRunner().invoke(main, ["report", *words, *options])
+        assert refused.exit_code == 2
+        assert said in refused.output
+    made = api.report("abcd2", tmp_path / "here", tracking_uri=uri, console=Console(file=io.StringIO()))
+    assert made.results.finished == 3
+    assert len(api.results("same", tmp_path / "here", tracking_uri=uri, sweep_id="abcd1")) == 2
 
 
 def test_an_old_run_does_not_stand_in_for_a_failed_new_one(output):
