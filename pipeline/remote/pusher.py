@@ -82,6 +82,12 @@ class Pusher:
             raise self._error
 
     def _work(self) -> None:
+        try:
+            self._keep_up()
+        except BaseException as error:  # or training would go on, and nothing be put any more
+            self._error = StorageError(f"what puts files into the storage was ended by an error: {error!r}")
+
+    def _keep_up(self) -> None:
         while self._error is None:
             self._wanted.wait()
             self._wanted.clear()

@@ -63,6 +63,8 @@ def train_remotely(
             stopped = TrainingStopped(f"step {step}: {error}. Resume when it is back, and training goes on from there.")
         except (Overtaken, UserError) as error:
             stopped = TrainingStopped(f"step {step}: {error}")
+        except Exception as error:  # all workers stop, rather than wait for this one
+            stopped = TrainingStopped(f"step {step}: nothing is put into the storage any more ({error!r})")
         agree(stopped, device)
         report(step, loss)
 
@@ -71,7 +73,7 @@ def train_remotely(
             train(scratch, push_and_report)
     except TrainingStopped as error:
         if pusher:
-            with contextlib.suppress(OSError, Overtaken, UserError):
+            with contextlib.suppress(Exception):  # why training stopped is what counts
                 pusher.close()
         place = remote.trial.files / scratch.evidence.name
         if _put_all(scratch.evidence, place):

@@ -76,7 +76,8 @@ class Courier:
     """Takes the trials' states from `see`, and tells the tracker of them until `finish`.
 
     Its own thread goes around all trials, and has as many of them told of at a time as the tracker takes. A trial whose
-    last call is still under way is passed over, so that its calls come in order.
+    last call is still under way is passed over, so that its calls come in order. Should the thread end by an error,
+    training goes on, and `finish` says that nothing was delivered any more.
     """
 
     def __init__(
@@ -148,13 +149,19 @@ class Courier:
             return list(self._problems.values())
 
     def _work(self) -> None:
+        try:
+            self._deliver()
+        except BaseException as error:  # or nobody would know that nothing is delivered any more
+            self._note("courier", mask(f"what delivers to the tracker was ended by an error: {error!r}"))
+
+    def _deliver(self) -> None:
         while not self._closing.wait(_EVERY_S):
             self._round()
         if self._let_go:
             return
         while self._round():  # who was passed over has not had a last call
-            self._crew.wait()
-        self._crew.wait()
+            self._crew_done()
+        self._crew_done()
         if self._experiment.sweep is not None and self._summary_open:
             files = self._attempt("report", self._make_report) if self._make_report else []
             self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
@@ -167,6 +174,13 @@ class Courier:
             self._note(f"close {why}", f"the tracker has not taken all of {names}" + (f" ({why})" if why else ""))
         if undelivered and "report" in self._away:
             self._note("report", "the report, which is made of what the tracker has, comes with the rest")
+
+    def _crew_done(self) -> None:
+        """Waits for all calls under way. What one raises in spite of `_attempt` keeps no other trial from its end."""
+        try:
+            self._crew.wait()
+        except BaseException as error:
+            self._note("crew", mask(f"a call to the tracker was ended by an error: {error!r}"))
 
     def _round(self) -> bool:
         """Has every trial told of that is not still being told of; whether there was one."""
@@ -186,8 +200,10 @@ class Courier:
         return passed_over
 
     def _tell(self, parcel: _Parcel, state: State) -> None:
-        self._attempt(parcel.trial.key, partial(self._ship, parcel, state))
-        parcel.busy = False
+        try:
+            self._attempt(parcel.trial.key, partial(self._ship, parcel, state))
+        finally:
+            parcel.busy = False  # or the end would be waited for for ever
 
     def _ship(self, parcel: _Parcel, state: State) -> None:
         if not parcel.started:

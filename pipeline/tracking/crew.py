@@ -14,7 +14,7 @@ class Crew:
     def __init__(self, size: int, name: str) -> None:
         self._size, self._name = size, name
         self._free = threading.Semaphore(size)
-        self._errors: list[Exception] = []  # appended to by all threads, which lists allow
+        self._errors: list[BaseException] = []  # appended to by all threads, which lists allow
 
     def give(self, call: Callable[[], object]) -> None:
         """Has `call` carried out; returns when a thread has been free to take it up."""
@@ -31,7 +31,7 @@ class Crew:
         """Returns when all that was given has been carried out.
 
         Raises:
-            Exception: the first that a call raised; all others were carried out nevertheless.
+            BaseException: the first that a call raised; all others were carried out nevertheless.
         """
         for _ in range(self._size):
             self._free.acquire()
@@ -43,7 +43,7 @@ class Crew:
     def _do(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:
+        except BaseException as error:
             self._errors.append(error)
         finally:
             self._free.release()

@@ -46,6 +46,22 @@ def test_an_error_comes_in_its_place_and_stays() -> None:
             next(stream)
 
 
+def test_a_thread_that_has_ended_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.ahead._LOOK_S", 0.05)
+    release = threading.Event()
+
+    def dies(items, wanted, fetched):
+        fetched.put(next(items))
+        release.wait(10)
+
+    monkeypatch.setattr("pipeline.data.ahead._fetch", dies)
+    stream = Ahead(iter("ab"))
+    assert next(stream) == "a"
+    threading.Timer(0.2, release.set).start()
+    with pytest.raises(RuntimeError, match="reads batches ahead has ended"):
+        next(stream)
+
+
 def test_the_thread_ends_with_its_iterator() -> None:
     before = set(threading.enumerate())
     stream = Ahead(itertools.count())

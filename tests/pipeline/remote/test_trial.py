@@ -131,6 +131,26 @@ def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, 
     assert state == (whole.checkpoints / "step-000008" / "state.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), SystemExit("as some libraries raise")])
+def test_training_stops_when_the_thread_that_puts_files_has_ended(remote, data, tmp_path, monkeypatch, error):
+    pushers = []
+
+    def known(*arguments):
+        pushers.append(Pusher(*arguments))
+        return pushers[0]
+
+    def report(step, loss):
+        if step == 2:
+            monkeypatch.setattr("pipeline.remote.pusher.push_once", lambda *_: (_ for _ in ()).throw(error))
+        if step == 4:
+            pushers[0]._thread.join(30)
+            assert not pushers[0]._thread.is_alive()
+
+    monkeypatch.setattr("pipeline.remote.worker.Pusher", known)
+    with pytest.raises(TrainingStopped, match=f"step [46]: .*{error}"):
+        run_attempt(remote, TrialFolder(tmp_path / "one"), data, report)
+
+
 def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, monkeypatch):
     pushers = []
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,3 +225,36 @@ def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool)
         ]
     else:  # it was back when the rest was delivered
         assert problems == ["report: http://host: refused. Check the address."]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), SystemExit("as some libraries raise")])
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_what_ends_a_thread_of_the_courier_is_said_and_keeps_nothing_from_its_end(
+    tmp_path: Path, error: BaseException, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that is not the tracker's: in the courier's own thread, or in one that makes a call."""
+    monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
+    tracker = RecordingTracker()
+    tracker.at_once = at_once
+    courier = courier_of(tracker, tmp_path)
+    ship = courier._ship
+
+    def breaks_for_one(parcel: Any, state: State) -> None:
+        if parcel.trial.key == "per_token-s0":
+            raise error
+        ship(parcel, state)
+
+    monkeypatch.setattr(courier, "_ship", breaks_for_one)
+    courier.see({"per_token-s0": State.FINISHED, "task_only-s0": State.FINISHED})
+    problems = courier.finish("FINISHED", None, None)
+    assert any(str(error) in problem for problem in problems)
+    if isinstance(error, Exception) or at_once > 1:
+        assert tracker.ended() == {"task_only-s0": "FINISHED"}
+        assert tracker.calls[-1] == ("close", "FINISHED")
+
+    courier = courier_of(RecordingTracker(), tmp_path)
+    monkeypatch.setattr(courier, "_round", lambda: (_ for _ in ()).throw(error))
+    wait_for(lambda: not courier._thread.is_alive())
+    (problem,) = courier.finish("FINISHED", None, None)
+    assert "what delivers to the tracker was ended by an error" in problem
+    assert str(error) in problem

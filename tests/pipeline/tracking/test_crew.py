@@ -35,6 +35,14 @@ def test_alone_it_works_where_it_is_called() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
+def test_even_what_would_end_its_thread_silently_is_told(size: int) -> None:
+    crew = Crew(size, "crew")
+    crew.give(lambda: sys.exit(3))
+    with pytest.raises(SystemExit):
+        crew.wait()
+
+
+@pytest.mark.parametrize("size", [1, 2])
 def test_an_error_is_told_when_all_is_done(size: int) -> None:
     crew, done = Crew(size, "crew"), []
     for number in range(4):
