@@ -39,6 +39,20 @@ def write_whole_with(path: Path, write: Callable[[BinaryIO], object], mode: int 
     flush(path.parent)
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder of what may hold a secret, that no other user can look into; also of one that is there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(SECRET_FOLDER_MODE, exist_ok=True)
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a link", str(folder))
+    if folder.stat().st_uid == os.geteuid():
+        folder.chmod(SECRET_FOLDER_MODE)
+
+
 def create_alone(path: Path, mode: int = 0o666) -> BinaryIO:
     """Creates a file to write to. What is there, left by a killed process or planted, is removed, not written through.
 

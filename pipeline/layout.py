@@ -128,7 +128,7 @@ class TrialFolder:
 
     @property
     def ray(self) -> Path:
-        """Ray Train's own state."""
+        """Ray Train's own state, which may hold the address of a storage with its password: for its owner alone."""
         return self.root / "ray"
 
 

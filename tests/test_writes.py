@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.files import SECRET_MODE, append_to, write_whole, write_whole_with
+from pipeline.files import SECRET_MODE, append_to, make_private, write_whole, write_whole_with
 from pipeline.layout import TrialFolder
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import small_data, small_experiment
@@ -28,7 +28,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/files.py": {"os.open": WHOLE, "os.fdopen": WHOLE},
     "pipeline/records/spool.py": {"os.truncate": APPENDS},
     "pipeline/training/checkpoint.py": {"write_text": ASIDE, "save_file": ASIDE},
-    "pipeline/training/model_file.py": {"write_text": "flushed before the result, by which alone the model is found"},
+    "pipeline/training/model_file.py": {"write_text": ASIDE},
     "pipeline/training/absent.py": {"write_bytes": STORAGE},
     "pipeline/data/shard_writer.py": {"ParquetWriter": ASIDE, "write_table": ASIDE},
     "pipeline/data/sources/packed.py": {"zipfile.ZipFile": "is read, as is a member of it", "open": "is read"},
@@ -137,12 +137,32 @@ def test_a_trial_leaves_no_file_that_was_written_in_place_or_that_others_can_wri
         for path, flags in ours
         if not any(part.startswith(".") for part in path.parts) and not flags & os.O_APPEND
     }
-    assert {path for path in in_place if not path.startswith("model/")} == set()
+    assert in_place == set()
     assert any(flags & os.O_APPEND for path, flags in ours if path.name == folder.spool.name)
     files = [path for path in folder.root.rglob("*") if path.is_file()]
     assert len(files) > 8
     assert [path for path in files if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH)] == []
-    assert [path for path in files if path.name.startswith(".")] == []  # nothing is left aside
+    assert list(folder.root.rglob(".*")) == []  # nothing is left aside
+
+
+def test_what_may_hold_a_secret_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """Under `ray` lies what Ray pickles of a trial, the address of its storage too; a real sweep's: `test_sweep`."""
+    from pipeline.records.attempts import Attempt, write_attempt
+
+    folder = TrialFolder(tmp_path / "trial")
+    before = os.umask(0)
+    try:
+        folder.ray.mkdir(parents=True)
+        assert stat.S_IMODE(folder.ray.stat().st_mode) == 0o777  # as an earlier version, or somebody else, left it
+        write_attempt(folder, Attempt(1, "x"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.ray.stat().st_mode) == 0o700
+    (folder.root / "link").symlink_to(tmp_path)
+    mode = tmp_path.stat().st_mode
+    with pytest.raises(OSError, match="link"):
+        make_private(folder.root / "link")
+    assert tmp_path.stat().st_mode == mode
 
 
 @pytest.mark.parametrize("mode", [0o666, SECRET_MODE])

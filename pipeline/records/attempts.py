@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.files import read_json, write_whole
+from pipeline.files import make_private, read_json, write_whole
 from pipeline.foreign_json import DamagedJson, integer, parse_object, read_bounded, text
 from pipeline.layout import TrialFolder
 
@@ -55,4 +55,5 @@ def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
 
 def write_attempt(folder: TrialFolder, attempt: Attempt) -> None:
     """Says that a trial is taken up."""
+    make_private(folder.ray)
     write_whole(folder.ray / "attempt.json", json.dumps({"attempt": attempt.number, "session": attempt.session}))

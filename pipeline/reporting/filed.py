@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.arc_json import RefusedTask, parse_task
-from pipeline.foreign_json import DamagedJson, parse_json
+from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_json, read_bounded
 from pipeline.reporting.results import Results
 from pipeline.tracking.store import open_store, plain, store_errors
 from pipeline.training.distributions import FOLDER, Distributions, last_distributions, last_piece
@@ -61,8 +61,8 @@ def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(client.download_artifacts(run_id, name, aside)).read_text(encoding="utf-8")
-    except (MlflowException, OSError, ValueError):  # a report is made of what there is
+        return read_bounded(Path(client.download_artifacts(run_id, name, aside)), MOST_BYTES).decode("utf-8")
+    except (MlflowException, OSError, ValueError, DamagedJson):  # a report is made of what there is
         return ""
 
 

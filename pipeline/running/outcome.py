@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from pipeline.escaping import shown
-from pipeline.files import read_json
+from pipeline.records.result import read_reason, read_result
 from pipeline.records.state import State
 from pipeline.running.progress import Progress
 from pipeline.running.provenance import with_other_code
@@ -58,7 +58,7 @@ class SweepOutcome:
 
 def outcome_of(progress: Sequence[Progress], stopped_by: int | None, taken_by: str | None = None) -> SweepOutcome:
     """What the trials' states, now settled, come to."""
-    failures = {p.trial.key: p.folder.failure.read_text() for p in progress if p.state is State.FAILED}
+    failures = {p.trial.key: read_reason(p.folder.failure) for p in progress if p.state is State.FAILED}
     count = {state: sum(p.state is state for p in progress) for state in State}
     return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED], taken_by)
 
@@ -92,9 +92,8 @@ def tell_end(
         return
     for trial in ran:
         for survived in trial.folder.survived_files():
-            say(console, f"{trial.trial.key} was taken up again after: {_first_line(survived.read_text())}", "yellow")
-        result = read_json(trial.folder.result) or {}
-        for bad in result.get("checkpoint_problems", []):
+            say(console, f"{trial.trial.key} was taken up again after: {_first_line(read_reason(survived))}", "yellow")
+        for bad in read_result(trial.folder).checkpoint_problems:
             say(console, f"{trial.trial.key} went on from an older checkpoint: {bad}", "yellow")
     folders = {p.trial.key: p.folder for p in progress}
     for key, reason in outcome.failures.items():

@@ -2,11 +2,12 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, TOKENS_PER_SECOND, by_layer
-from pipeline.records.spool import DamagedSpool, Line, read_spool
+from pipeline.records.spool import DamagedSpool, Line, spool_lines
 from pipeline.records.state import State
 from pipeline.settings.trials import Trial
 
@@ -55,8 +56,9 @@ class Progress:
             self._began, self._first = now, None
         if changed and state not in (State.WAITING, State.RUNNING) and self._began is not None:
             self.seconds = self.seconds or now - self._began
-        lines = self._new_lines()
-        for line in lines:
+        told = False
+        for line in self._new_lines():
+            told = True
             self.step = max(self.step, line.step)
             self.loss = line.metrics.get(TASK_LOSS, self.loss)
             self.tokens_per_second = line.metrics.get(TOKENS_PER_SECOND, self.tokens_per_second)
@@ -64,7 +66,7 @@ class Progress:
                 rate = line.metrics.get(by_layer(ACTIVATION_RATE, layer))
                 if rate is not None:
                     self.activation[layer] = rate
-        if state is State.RUNNING and lines and self._first is None:
+        if state is State.RUNNING and told and self._first is None:
             self._first = (now, self.step)
         if state is State.FINISHED:
             self.step = self.steps
@@ -77,15 +79,16 @@ class Progress:
             return False
         return now - self._began > _STARTING_S and not self.folder.placement.exists()
 
-    def _new_lines(self) -> list[Line]:
-        """What the spool has said since; of one that is damaged, what comes before."""
+    def _new_lines(self) -> Iterator[Line]:
+        """What the spool has said since, line by line; of one that is damaged, what comes before."""
         if self._damaged:
-            return []
+            return
         try:
-            lines, self._offset = read_spool(self.folder.spool, self._offset)
-        except DamagedSpool as error:  # the tracker tells of it; a view must not end a sweep
-            lines, self._damaged = error.before, True
-        return lines
+            for line in spool_lines(self.folder.spool, self._offset):
+                self._offset = line.end
+                yield line
+        except DamagedSpool:  # the tracker tells of it; a view must not end a sweep
+            self._damaged = True
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Of a running trial, by the pace of its steps in this attempt; None while that is not known."""

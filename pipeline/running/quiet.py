@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pipeline.files import SECRET_MODE
 from pipeline.terminal import LastingStream
 
 
@@ -34,7 +35,7 @@ def chatter_to(path: Path, console: Console) -> Iterator[None]:
     sys.stderr.flush()
     kept = {number: os.dup(number) for number in (1, 2)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, SECRET_MODE)
     with os.fdopen(os.dup(descriptor), "w", encoding=getattr(screen, "encoding", "utf-8"), buffering=1) as own:
         console.file = LastingStream(own)  # type: ignore[assignment]
         os.dup2(log, 1)

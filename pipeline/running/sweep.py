@@ -16,6 +16,7 @@ from rich.console import Console
 
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
+from pipeline.files import make_private
 from pipeline.interrupts import Interrupts
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.continued import close_again, is_left, open_again
@@ -107,6 +108,7 @@ def run_sweep(
         left = [p for p in left if not p.folder.ended]
         look(progress, session)
         pairs = list(zip(trials, places, strict=True))
+        make_private(folder / "ray")  # what Ray keeps there may hold the address of a storage with its password
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
         trials_at = location(shared.storage / "trials") if shared else None
         data, spread = location(prepared.folder), address is not None and shared is None

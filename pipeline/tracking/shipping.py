@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.drawing import own_style
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
 from pipeline.records.memories import shipped_memory
 from pipeline.records.pruned import pruned_at
-from pipeline.records.spool import DamagedSpool, Line, read_spool
+from pipeline.records.result import read_result
+from pipeline.records.spool import DamagedSpool, Line, read_spool, spool_lines
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
 from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.registry import MODEL, register_model
@@ -117,7 +117,7 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     codes = dict.fromkeys(str(each.get("user_code", "")) for each in noted_attempts(folder))
     if told := ", ".join(filter(None, codes)):
         client.set_tag(run_id, USER_CODE, told)
-    for name, value in ((read_json(folder.result) or {}).get("environment") or {}).items():
+    for name, value in read_result(folder).environment.items():
         client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
     if folder.result.exists() and folder.model.is_dir():
         client.log_artifacts(run_id, str(folder.model), MODEL)
@@ -135,21 +135,20 @@ def has_all(folder: TrialFolder, run_id: str, status: str) -> bool:
     if memory["ended"] != status or not {path.name for path in snapshots(folder)} <= set(memory["figures"]):
         return False
     try:
-        return not read_spool(folder.spool, memory["offset"])[0]
+        return not read_spool(folder.spool, memory["offset"], 1)[0]
     except DamagedSpool:
         return False
 
 
 def lacks(client: "StoreClient", run_id: str, folder: TrialFolder) -> bool:
     """Whether the store has less of the run than the folder holds, by counting: points, and steps of the figure."""
+    steps: dict[str, set[int]] = {}
     try:
-        lines, _ = read_spool(folder.spool)
+        for line in spool_lines(folder.spool):
+            for name in line.metrics:
+                steps.setdefault(name, set()).add(line.step)
     except DamagedSpool:
         return True
-    steps: dict[str, set[int]] = {}
-    for line in lines:
-        for name in line.metrics:
-            steps.setdefault(name, set()).add(line.step)
     if any(not there <= _steps(client, run_id, name) for name, there in steps.items()):
         return True
     drawn = {snapshot_step(path) for path in snapshots(folder)}

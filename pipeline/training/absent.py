@@ -10,6 +10,7 @@ import torch.distributed as dist
 from pipeline.storage.storage import Storage
 from pipeline.training.stopping import RanksAbsent
 
+_MARK = re.compile(r"rank-([0-9]{1,6})")
 _FOR_MARKS_S = 5.0  # by when all whom a timeout has hit will have left theirs
 
 
@@ -45,7 +46,7 @@ def naming_the_absent(marks: Storage) -> Iterator[None]:
 
 
 def _marked(marks: Storage) -> set[int]:
-    return {int(name.removeprefix("rank-")) for name in marks.files() if name.startswith("rank-")}
+    return {int(found[1]) for name in marks.files() if (found := _MARK.fullmatch(name))}
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

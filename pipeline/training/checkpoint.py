@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import flush
-from pipeline.foreign_json import DamagedJson, read_object_file
+from pipeline.foreign_json import DamagedJson, read_bounded, read_object_file
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
@@ -126,7 +126,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
     """
     try:
         if (path / DAMAGE).exists():
-            raise UserError(f"{path}: damaged: {(path / DAMAGE).read_text(encoding='utf-8', errors='replace')[:500]}")
+            raise UserError(f"{path}: damaged: {read_bounded(path / DAMAGE, 500).decode('utf-8', 'replace')}")
         manifest = read_object_file(path / _MANIFEST, _MOST_MANIFEST_BYTES)
         version, step, expected = manifest["schema_version"], manifest["step"], manifest["sha256"][_STATE]
         experiment, sealed = manifest["experiment"], manifest.pop("manifest_sha256", None)

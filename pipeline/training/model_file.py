@@ -68,23 +68,37 @@ class TrainedModel:
 
 
 def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> None:
-    """Writes the folder that `open_model` reads, in the place of one that is there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_tensors(folder / _WEIGHTS, weights)
-    card = {
-        "schema_version": SCHEMA_VERSION,
-        "experiment": experiment.model_dump(mode="json"),
-        "computes_as_adr": _computes_as_adr(model),
-        "sha256": {_WEIGHTS: file_hash(folder / _WEIGHTS)},
-    }
-    (folder / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
-    flavours = {"python_function": {"loader_module": __name__, "data": ".", "python_version": python_version()}}
-    # MLflow reads YAML, of which JSON is a part.
-    (folder / _MLMODEL).write_text(json.dumps({"flavors": flavours}, indent=1), encoding="utf-8")
-    for path in (folder / _WEIGHTS, folder / _CARD, folder / _MLMODEL, folder):  # the result comes after, and stays
-        flush(path)
+    """Writes the folder that `open_model` reads, in the place of one that is there: aside, flushed and renamed, so that
+    no half of it is ever seen under its name.
+
+    Raises:
+        OSError: the disk is full, or will not be written to.
+    """
+    aside = folder.with_name(f".{folder.name}.aside")
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
+    aside.mkdir(parents=True)
+    try:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        write_tensors(aside / _WEIGHTS, weights)
+        card = {
+            "schema_version": SCHEMA_VERSION,
+            "experiment": experiment.model_dump(mode="json"),
+            "computes_as_adr": _computes_as_adr(model),
+            "sha256": {_WEIGHTS: file_hash(aside / _WEIGHTS)},
+        }
+        (aside / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+        flavours = {"python_function": {"loader_module": __name__, "data": ".", "python_version": python_version()}}
+        # MLflow reads YAML, of which JSON is a part.
+        (aside / _MLMODEL).write_text(json.dumps({"flavors": flavours}, indent=1), encoding="utf-8")
+        for path in (aside / _WEIGHTS, aside / _CARD, aside / _MLMODEL, aside):
+            flush(path)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)  # the room is needed
+        raise
+    flush(folder.parent)  # the result comes after, and stays
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:

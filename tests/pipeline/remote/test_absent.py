@@ -14,6 +14,7 @@ from pipeline.remote.index import checkpoints_in
 from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import Report, train_remotely
 from pipeline.storage.opening import open_storage
+from pipeline.training.absent import _marked
 from pipeline.training.stopping import RanksAbsent
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
@@ -53,3 +54,10 @@ def test_a_worker_that_stands_still_is_named(tmp_path: Path) -> None:
         mp.spawn(worker, (tmp_path, data, trials.uri), nprocs=2)
         assert (tmp_path / "told").read_text().startswith("rank 1 did not arrive where the others waited (")
         assert list(checkpoints_in(RemoteTrial(trials, "per_token-s0").index()))[-1] in ("step-000002", "step-000004")
+
+
+def test_marks_of_other_names_are_left_out(tmp_path: Path) -> None:
+    marks = open_storage(str(tmp_path))
+    for name in ("rank-0", "rank-12", "rank-x", "rank-", "rank-1.txt", "rank--3", "other"):
+        (tmp_path / name).touch()
+    assert _marked(marks) == {0, 12}

@@ -4,10 +4,12 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from pipeline.layout import Output
-from pipeline.running.outcome import SweepOutcome, tell_end
+from pipeline.records.state import State
+from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end
 from pipeline.running.progress import Progress
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
@@ -36,3 +38,21 @@ def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path:
         "Go on with:",
         "  tiny-onn ablate x.yaml --resume",
     ]
+
+
+@pytest.mark.parametrize("raw", [b"[1]", b'{"checkpoint_problems": 3}', b'{"checkpoint_problems": [{}]}', b"\xff{"])
+def test_a_damaged_result_or_reason_does_not_end_the_sweep(tmp_path: Path, raw: bytes) -> None:
+    experiment = toy_experiment()
+    progress = [Progress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(experiment)][:2]
+    for one in progress:
+        one.folder.root.mkdir(parents=True)
+    progress[0].folder.result.write_bytes(raw)
+    progress[0].folder.survived(1).write_bytes(raw)
+    progress[1].folder.failure.write_bytes(b"\xff" + b"x" * 2**21)
+    progress[1].read(State.FAILED)
+    outcome = outcome_of(progress, None)
+    assert len(outcome.failures[progress[1].trial.key]) == 2**20 + 1
+    screen = io.StringIO()
+    tell_end(outcome, [], progress, progress, Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
+    assert "went on from an older checkpoint" not in screen.getvalue()
+    assert "1 of 2 trials failed" in screen.getvalue()

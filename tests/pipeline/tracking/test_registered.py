@@ -171,3 +171,30 @@ def test_a_model_saved_before_a_setting_or_a_metric_was_renamed_is_loaded(tmp_pa
     loaded = open_model(tmp_path / "model")
     assert loaded.experiment.training.score_evaluation == "end"
     assert loaded.experiment.sweep.scheduler.asha.metric == "held_out/loss"
+
+
+@pytest.mark.parametrize("place", ["file_hash", "flush", "python_version"])
+def test_a_model_that_is_not_written_whole_takes_no_other_ones_place(tmp_path, monkeypatch, place):
+    experiment = small_experiment()
+    save_model(tmp_path / "model", build_model(experiment, torch.device("cpu")), experiment)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert len(before) == 3
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"pipeline.training.model_file.{place}", full)
+    with pytest.raises(OSError, match="No space"):
+        save_model(tmp_path / "model", build_model(experiment, torch.device("cpu")), experiment)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    (tmp_path / ".model.aside").mkdir()
+    (tmp_path / ".model.aside" / "left.txt").write_text("by a killed process")
+    save_model(tmp_path / "model", build_model(experiment, torch.device("cpu")), experiment)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "MLmodel",
+        "model",
+        "model.json",
+        "weights.safetensors",
+    ]

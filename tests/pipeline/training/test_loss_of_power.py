@@ -36,8 +36,9 @@ def test_a_checkpoint_comes_after_its_metrics_and_the_result_after_its_model(
     assert seen == {step: ends[step] for step in (2, 4, 6, 8)}
     paths = [path for path, _ in flushed]
     result = max(place for place, path in enumerate(paths) if path.name.startswith(".result.json."))
-    for path in (*folder.model.iterdir(), folder.model):
-        assert path in paths[:result]
-        assert (path, path.stat().st_size) in flushed
+    aside = folder.root / ".model.aside"
+    for path in folder.model.iterdir():
+        assert (aside / path.name, path.stat().st_size) in flushed[:result]
+    assert {aside, folder.root} <= {*paths[:result]}
     for snapshot in folder.prototypes.iterdir():
         assert folder.prototypes / f".{snapshot.stem}" in paths
