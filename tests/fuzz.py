@@ -1,4 +1,4 @@
-"""Fuzzes the readers of foreign bytes: python -m tests.fuzz --minutes 10 [--target arc] [--seed 0]
+"""Fuzzes the readers of foreign bytes: python -m tests.fuzz --minutes 10 [--target arc] [--seed 0] [--jobs 2]
 
 Guided by coverage: by atheris where it is installed, else by the lines of `pipeline` that an input leads through. Each
 target runs in a process of its own, so that a crash inside a library is a finding too. Findings are kept, one for each
@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import importlib.util
 import multiprocessing
+import os
 import random
 import resource
 import sys
@@ -16,6 +17,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -28,6 +31,9 @@ NAMES = [
     "yaml",
     "config",
     "shards",
+    "solutions",
+    "parquet",
+    "lengths",
     "json",
     "names",
     "index",
@@ -51,6 +57,11 @@ NAMES = [
     "token",
     "pins",
     "address",
+    "result",
+    "trial_config",
+    "code",
+    "lock",
+    "profile",
 ]
 _CODE = str(ROOT / "pipeline")
 _MEMORY_BYTES = 8 * 2**30
@@ -60,11 +71,12 @@ Edge = tuple[CodeType, int, int]
 
 
 def main() -> int:
-    """Runs the targets one after the other; 1 if there is a finding."""
+    """Runs the targets, a few at a time; 1 if there is a finding."""
     names = NAMES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="for each target; default: 10")
-    parser.add_argument("--target", choices=names, action="append", help="default: all, one after the other")
+    parser.add_argument("--target", choices=names, action="append", help="default: all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at a time; default: one a core")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=["lines", "atheris"], help="default: atheris where it is installed")
     parser.add_argument("--input", type=Path, help="only tries this file on --target")
@@ -74,26 +86,43 @@ def main() -> int:
             _target(asked.target[0], Path(folder)).run(asked.input.read_bytes())
         return 0
     engine = asked.engine or ("atheris" if importlib.util.find_spec("atheris") else "lines")
-    context = multiprocessing.get_context("spawn")
-    failed = 0
-    for name in asked.target or names:
-        found = FINDINGS / name
-        found.mkdir(parents=True, exist_ok=True)
-        before = set(found.glob("finding-*"))
-        run = _atheris if engine == "atheris" else _lines
-        process = context.Process(target=run, args=(name, asked.minutes * 60, asked.seed))
-        process.start()
-        process.join()
-        findings = sorted(set(found.glob("finding-*")) - before)
-        if process.exitcode and not findings:
-            last = found / f"finding-exit{process.exitcode}"
-            last.write_bytes((found / "last").read_bytes())
-            findings = [last]
-            print(f"{name}: the process ended with {process.exitcode}")
-        for path in findings:
-            print(f"{name}: {path}")
-        failed += bool(findings)
+    left, failed = list(asked.target or names), 0
+    running: dict[str, tuple[BaseProcess, set[Path]]] = {}
+    while left or running:
+        while left and len(running) < asked.jobs:
+            name = left.pop(0)
+            running[name] = _started(name, engine, asked.minutes * 60, asked.seed)
+        wait([process.sentinel for process, _ in running.values()])
+        for name, (process, before) in list(running.items()):
+            if not process.is_alive():
+                process.join()
+                del running[name]
+                failed += _tell(name, process.exitcode, before)
     return 1 if failed else 0
+
+
+def _started(name: str, engine: str, seconds: float, seed: int) -> tuple[BaseProcess, set[Path]]:
+    """A target's process, and the findings of earlier ones."""
+    (FINDINGS / name).mkdir(parents=True, exist_ok=True)
+    before = set((FINDINGS / name).glob("finding-*"))
+    run = _atheris if engine == "atheris" else _lines
+    process = multiprocessing.get_context("spawn").Process(target=run, args=(name, seconds, seed))
+    process.start()
+    return process, before
+
+
+def _tell(name: str, code: int | None, before: set[Path]) -> bool:
+    """Names the findings of a target that has ended; whether there are any. An end without one is a finding too."""
+    found = FINDINGS / name
+    findings = sorted(set(found.glob("finding-*")) - before)
+    if code and not findings:
+        last = found / f"finding-exit{code}"
+        last.write_bytes((found / "last").read_bytes() if (found / "last").exists() else b"")
+        findings = [last]
+        print(f"{name}: the process ended with {code}")
+    for path in findings:
+        print(f"{name}: {path}", flush=True)
+    return bool(findings)
 
 
 def explore(

@@ -1,6 +1,7 @@
 """Fuzzed readers of what comes back from a place that others can write to: a storage, a shared folder, a tracker, a
 cluster. See `fuzz_targets`."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,15 +19,20 @@ from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.foreign_names import ForeignName, inside
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import last_attempt, noted_attempts
+from pipeline.records.lock import folder_lock
 from pipeline.records.memories import prune_word, run_memory, shipped_memory
 from pipeline.records.pruned import pruned_at
+from pipeline.records.result import read_reason, read_result
 from pipeline.records.spool import DamagedSpool, Spool, read_spool
 from pipeline.records.sweep_record import read_record, sweep_id
 from pipeline.remote.index import Stored, parse_index, written
 from pipeline.remote.recalled import parse_claim, parse_tracked
 from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import Changed, RemoteTrial, parse_attempt
+from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.filed import _drawn
+from pipeline.reporting.results import Results
+from pipeline.running.claim import check_claim, claim
 from pipeline.running.pins import read_pins
 from pipeline.running.token import find_token
 from pipeline.secrecy import mask, public
@@ -328,6 +334,84 @@ def address(folder: Path) -> Target:
     return Target(_refused(run), (b"http://u:p@h/x?a=b", b"s3://k:s@b?region=eu", b"a;PWD={x;y}"), words)
 
 
+def trial_config(folder: Path) -> Target:
+    """A trial's settings, by which a folder without a record is known."""
+    experiment = small_experiment()
+    place = TrialFolder(folder / "trials" / f"{experiment.training.arm}-s{experiment.training.seed}")
+    place.root.mkdir(parents=True)
+    good = experiment.model_dump_json().encode()
+
+    def run(data: bytes) -> None:
+        place.config.write_bytes(data)
+        assert check_claim(folder, experiment, "hash") is not None
+
+    return Target(_refused(run), (good, b"{}", b"[1]"), _JSON)
+
+
+def code(folder: Path) -> Target:
+    """A sweep's record, with the user's own code: what has changed since is said, or the record is refused."""
+    experiment = small_experiment()
+    claim(folder, experiment, "hash", False, "tiny-onn")
+    record = json.loads((folder / "sweep.json").read_text())
+    seeds = [
+        {**record, "user_code": files}
+        for files in ({}, {"a.py": {"sha256": _HEX * 2, "text": "x\n"}}, {"a.py": None}, {"a.py": 1, "b.py": {}})
+    ]
+
+    def run(data: bytes) -> None:
+        (folder / "sweep.json").write_bytes(data)
+        assert not claim(folder, experiment, "hash", True, "tiny-onn")
+
+    return Target(_refused(run), tuple(json.dumps(seed).encode() for seed in seeds), _JSON)
+
+
+def lock(folder: Path) -> Target:
+    """The lock of a folder that a live process holds, whatever is in it: refused, naming who holds it."""
+    path = folder / "lock"
+    held = path.open("w+b")
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def run(data: bytes) -> bool:
+        held.seek(0)
+        held.truncate()
+        held.write(data)
+        held.flush()
+        try:
+            with folder_lock(folder):
+                raise AssertionError("a lock that is held was taken")
+        except UserError as refusal:
+            str(refusal).encode()
+        assert path.read_bytes() == data
+        return data == good
+
+    good = json.dumps({"pid": 12, "host": "h"}).encode()
+    return Target(run, (good, b"[]", b'{"pid": [1]}'), _JSON)
+
+
+def _results(folder: Path) -> None:
+    found = read_result(TrialFolder(folder))
+    assert all(isinstance(each, str) for pair in found.environment.items() for each in pair)
+    assert all(isinstance(each, str) for each in found.checkpoint_problems)
+    read_reason(folder / "result.json").encode()
+    if not found.environment:
+        raise DamagedJson("no result")
+
+
+def profile(folder: Path) -> Target:
+    """What a run's data set says of itself in the tracker."""
+
+    def run(data: bytes) -> None:
+        raw = data.decode("utf-8", "replace")
+        found = parse_data("data", raw)
+        words = data_words(Results("x", [], {}, 0, [], data=(("data", raw),)))
+        "".join(words).encode()
+        if len(found) < 2:
+            raise DamagedJson("no profile")
+
+    told = {"train": {"tasks": 3, "too_long_tasks": 1}, "held_out": {"tasks": 2}, "source": "f"}
+    return Target(_refused(run), (json.dumps({**told, "leaks": {"number": 1, "first": ["a"]}}).encode(),), _JSON)
+
+
 _JOB = {"submission_id": "x-1", "metadata": {"tiny_onn_name": "x"}, "status": "RUNNING", "message": "m",
         "driver_exit_code": None, "start_time": 1, "end_time": None}  # fmt: skip
 _HOLDER = {"token": "x", "pid": 1, "host": "h", "among": None, "beats": 3}
@@ -361,4 +445,9 @@ STORED: dict[str, Callable[[Path], Target]] = {
         "constraints.txt", lambda folder: read_pins(folder / "constraints.txt"), b"torch==2.13.0\nray==2 # x\n"
     ),
     "address": address,
+    "result": _file("result.json", _results, {"environment": {"torch": "2"}, "checkpoint_problems": ["x"]}),
+    "trial_config": trial_config,
+    "code": code,
+    "lock": lock,
+    "profile": profile,
 }

@@ -14,7 +14,10 @@ import numpy as np
 
 from pipeline.data.given import task_given
 from pipeline.data.manifest import Manifest, Shard, data_hash, file_hash
+from pipeline.data.parquet_pages import footer_of, read_of
+from pipeline.data.published import lengths_of, publish
 from pipeline.data.related import marks
+from pipeline.data.rows import read_by_arrow
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.data.sources.folder import read_tasks
 from pipeline.data.task import Pair, grid_of
@@ -33,6 +36,7 @@ from pipeline.settings.config import DataConfig
 from pipeline.settings.experiment_file import read_experiment, validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.settings.yaml_file import read_yaml
+from pipeline.storage.opening import open_storage
 from tests.fuzz_stored import STORED
 from tests.fuzz_target import Target
 from tests.pipeline.arc_samples import as_json, parquet_of, random_task, write_tasks, zipped
@@ -175,12 +179,82 @@ def shards(folder: Path) -> Target:
     return Target(run, (b"S" + whole, b"M" + manifest), words)
 
 
+def solutions(folder: Path) -> Target:
+    """Kaggle's two files, C and the challenges' bytes or S and the solutions': answers come to their own tasks."""
+    tasks = {name: random_task(name, seed, side=3) for seed, name in enumerate("ab")}
+    asked = {name: as_json(task) for name, task in tasks.items()}
+    answers = {name: [pair.pop("output") for pair in task["test"]] for name, task in asked.items()}
+    files = {
+        b"C": (folder / "x_challenges.json", json.dumps(asked).encode()),
+        b"S": (folder / "x_solutions.json", json.dumps(answers).encode()),
+    }
+
+    def run(data: bytes) -> bool:
+        for kind, (path, whole) in files.items():
+            path.write_bytes(data[1:] if data[:1] == kind else whole)
+        found = read_tasks(folder)
+        "".join((*found.refused, *found.notes)).encode()
+        for task in (*found.train, *found.evaluation):
+            assert all(pair.output is not None for pair in task.test)
+            if data[:1] != b"C":
+                assert [pair.input.tolist() for pair in task.test] == [p["input"] for p in asked[task.task_id]["test"]]
+        return len(found.train) == 2
+
+    words = b'[ ] { } , : [[ ]] [] "a" "b" "test" "output" null true -1 10 1.5 1e999 "\\ud800" \xff'.split()
+    return Target(run, tuple(kind + whole for kind, (_, whole) in files.items()), tuple(words))
+
+
+def parquet(folder: Path) -> Target:
+    """Any Parquet file, within bounds: what it takes is what was allowed, or it is refused."""
+    file, most = folder / "x.parquet", 2**22
+
+    def run(data: bytes) -> bool:
+        file.write_bytes(data)
+        try:
+            with read_by_arrow(file, "x"):
+                footer = footer_of(file)
+                table = read_of(file, footer, range(len(footer.rows)), None, most)
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        assert table.nbytes <= most
+        return True
+
+    tasks = [as_json(random_task("t", i, side=2 + i)) for i in range(3)]
+    zeros = [{"x": [0] * 2_000, "t": "a" * 50, "n": [[], [None]]}] * 4
+    words = (b"\x00", b"\x15\x00", b"\x15\xfe\xff\xff\xff\x0f", b"\xff\xff\xff\xff", b"PAR1", b"\x2c", b"\x19")
+    return Target(run, (parquet_of(tasks), parquet_of(zeros)), words)
+
+
+def lengths(folder: Path) -> Target:
+    """The lengths of a split's rows, as they lie in a storage."""
+    source = write_tasks(folder / "tasks", [random_task(f"t{i}", i) for i in range(6)])
+    settings = DataConfig(dataset="folder", folder=str(source), max_tokens=400, dihedral_views=1, rows_per_group=2)
+    there = publish(prepare(settings, folder / "data"), open_storage(str(folder / "storage")))
+    (path,) = (folder / "storage").glob("*/train-lengths.parquet")
+
+    def run(data: bytes) -> bool:
+        path.write_bytes(data)
+        try:
+            found = lengths_of(there, "train")
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        assert sum(len(each) for _, _, each in found) == there.manifest.counts["train"].rows
+        return True
+
+    return Target(run, (path.read_bytes(),), (b"\x00", b"\xff\xff\xff\xff", b"PAR1", b"\x15\x00"))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "arc": arc,
     "tokens": tokens,
     "yaml": yaml,
     "config": config,
     "shards": shards,
+    "solutions": solutions,
+    "parquet": parquet,
+    "lengths": lengths,
     **STORED,
 }
 

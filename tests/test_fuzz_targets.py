@@ -42,6 +42,8 @@ LENIENT = {
     "token",
     "destination",
     "pins",
+    "code",
+    "result",
 }
 
 
