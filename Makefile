@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz figures notebook docs lint constraints clean
+.PHONY: ablation smoke study settings test test-slow test-oldest test-browser drills fuzz gpu figures notebook docs lint constraints clean
 ablation: .venv/.installed
 	$(BIN)/tiny-onn ablate experiments/ablation.yaml --resume
 
@@ -37,6 +37,12 @@ test-browser: .venv/.installed
 
 drills: .venv/.installed
 	$(BIN)/python -m tests.drills
+
+# On a machine with a GPU; needs torch and jaxtyping, and nothing else of ours. Elsewhere: make gpu DEVICE=cpu
+DEVICE ?= cuda
+gpu:
+	@$(PYTHON) -c 'import torch, jaxtyping' || { echo 'make gpu needs a Python that has torch >= 2.9 and jaxtyping. Name it with: make gpu PYTHON=.venv/bin/python'; exit 1; }
+	$(PYTHON) -m tests.gpu --device $(DEVICE) --output gpu.md
 
 fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz --minutes 10

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch.autograd import DeviceType
 
 from experiments.benchmarks.cli import bench
-from experiments.benchmarks.profile import KINDS, by_kind, kind_of, seconds_of
+from experiments.benchmarks.kinds_of_work import KINDS, by_kind, kind_of, seconds_of
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_variant_that_computes_something_else_is_noticed(monkeypatch: pytest.M
 
 
 def test_what_does_not_fit_is_said_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("experiments.benchmarks.step.free_bytes", lambda _: 10_000)
+    monkeypatch.setattr("experiments.benchmarks.step_times.free_bytes", lambda _: 10_000)
     done = CliRunner().invoke(bench, [*TINY, "--variant", "einsum", "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
     assert "does not fit" in json.loads(done.stdout)["variants"]["einsum"]["not_run"]
@@ -58,7 +58,7 @@ def test_a_variant_that_runs_out_of_memory_is_said_and_the_rest_runs(
         return whole(*arguments)
 
     monkeypatch.setattr(variants, "_whole_einsum", greedy)
-    monkeypatch.setattr("experiments.benchmarks.step.peak_bytes", lambda *_: 1)
+    monkeypatch.setattr("experiments.benchmarks.step_times.peak_bytes", lambda *_: 1)
     chosen = [word for name in ("einsum", "plain_eager", "two_pass") for word in ("--variant", name)]
     done = CliRunner().invoke(bench, [*TINY, *chosen, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
@@ -75,7 +75,7 @@ def test_the_einsum_holds_one_float32_for_each_token_expert_and_input() -> None:
 def test_every_size_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     resets = []
     monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(None))
-    monkeypatch.setattr("experiments.benchmarks.step.peak_bytes", lambda *_: 1)
+    monkeypatch.setattr("experiments.benchmarks.step_times.peak_bytes", lambda *_: 1)
     words = [*TINY, "--hidden", "18", "--variant", "plain_eager", "--output", str(tmp_path)]
     assert CliRunner().invoke(bench, words, catch_exceptions=False).exit_code == 0
     assert len(resets) == 2
