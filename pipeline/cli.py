@@ -25,7 +25,11 @@ from pipeline.terminal import open_standard_streams
 def _running(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that `train` and `ablate` share."""
     for option in (
-        click.option("--resume", is_flag=True, help="Go on with an interrupted run; finished trials are not repeated."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on where it stopped, and run what was added; finished trials are not repeated.",
+        ),
         ADDRESS,
         click.option("--verbose", is_flag=True, help="Let Ray speak."),
         click.option(
@@ -155,13 +159,16 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.
 
-    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped. CONFIG can name code to import, an
-    arm `my_costs:ABSOLUTE`, which then runs with your rights: run nobody's CONFIG without looking at its arms.
+    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped. With --resume seeds, arms, values of
+    the grid and draws may be added, and where training.schedule is constant steps; only what is new is run. CONFIG can
+    name code to import, an arm `my_costs:ABSOLUTE`, which then runs with your rights: run nobody's CONFIG without
+    looking at its arms.
 
     \b
     Examples:
       tiny-onn ablate experiments/smoke.yaml --output /tmp/try
       tiny-onn ablate experiments/ablation.yaml --resume
+      tiny-onn ablate experiments/ablation.yaml --resume --set 'sweep.seeds=[0, 1, 2, 3]'
       tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
       tiny-onn ablate experiments/search.yaml         learning rates drawn from a space, pruned by ASHA
       tiny-onn ablate experiments/ablation.yaml --storage s3://bucket/tiny-onn --resume     on any machine

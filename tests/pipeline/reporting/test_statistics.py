@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.statistics import (
     MOST_EXACT,
     chance_of,
@@ -17,7 +18,21 @@ from pipeline.reporting.statistics import (
     paired_difference,
     seeds_needed,
     sign_flip_p,
+    signed,
 )
+
+
+def test_what_rounds_to_zero_has_no_minus() -> None:
+    assert [signed(value, 2) for value in (-0.004, -0.0, 0.004, -0.006, 1.0)] == [
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "-0.01",
+        "+1.00",
+    ]
+    assert HELD_OUT_LOSS.show(-1e-9) == "0.0000"
+    assert HELD_OUT_LOSS.show(-1e-9, sign=True) == "+0.0000"
+    assert HELD_OUT_LOSS.show(-0.25) == "-0.2500"
 
 
 def test_pairs_by_seed_and_leaves_the_unpaired_out():

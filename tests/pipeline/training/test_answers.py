@@ -137,6 +137,8 @@ def test_a_file_is_answered_and_written_as_a_submission(model: TrainedModel, tmp
             assert attempts == {"attempt_1": grids[0], "attempt_2": grids[-1]}
     printed = CliRunner().invoke(main, ["predict", str(folder), str(file)])
     assert json.loads(printed.stdout) == written
+    file.write_text(json.dumps({"t0": asked["t0"]}))
+    assert "1 task, 1 test pair" in CliRunner().invoke(main, ["predict", str(folder), str(file)]).stderr
 
 
 def test_what_cannot_be_answered_whole_is_refused(model: TrainedModel, tmp_path: Path) -> None:
