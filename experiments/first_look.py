@@ -1,7 +1,8 @@
 # %% [markdown]
 # # A first look
 # The ablation at tiny size, from a notebook: what it would take, running it, its numbers as tables and curves. It needs
-# `pip install 'tiny-onn[notebook]'`, and takes two to three minutes on two cores. The same as a Python file is
+# `pip install 'tiny-onn[notebook]'`, and takes about two minutes on two cores: one worker a trial and one seed, where
+# `tiny-onn ablate smoke` has two of each. The same as a Python file is
 # `experiments/first_look.py`; `make notebook` makes the notebook from it, and runs it.
 
 # %%
@@ -9,7 +10,13 @@ from pipeline.api import ablate, plan, report, train
 from pipeline.reporting.frontier_figure import loss_over_density
 
 CONFIG = "experiments/smoke.yaml"
-CHANGES = {"name": "first-look", "training.steps": 40, "sweep.arms": ["per_token", "aggregated", "task_only"]}
+CHANGES = {
+    "name": "first-look",
+    "training.steps": 40,
+    "workers.count": 1,
+    "sweep.arms": ["per_token", "aggregated", "task_only"],
+    "sweep.seeds": [0],
+}
 OUTPUT = "runs"
 
 # %% [markdown]

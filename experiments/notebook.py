@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).with_name("first_look.py")
 NOTEBOOK = SOURCE.with_suffix(".ipynb")
-_LIMIT_S = 900
+_LIMIT_S = 1800  # a cell
 _TEXT = "# %% [markdown]\n"
 
 

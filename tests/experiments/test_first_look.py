@@ -25,7 +25,7 @@ def test_the_first_look_runs_from_end_to_end(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "3 trials, 2 at once" in ran.stdout or "3 trials, 3 at once" in ran.stdout
     assert "first-look: 3 trials to run" in ran.stdout
-    assert "middle layer, more active than per_token: none" in ran.stdout
+    assert "middle layer, more active than per_token: task" in ran.stdout
     assert "first-look-wide: 1 trial to run" in ran.stdout
     assert "3 of 3 trials finished." in ran.stdout
     assert (tmp_path / "runs" / "first_look.png").stat().st_size > 1000
