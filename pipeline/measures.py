@@ -1,4 +1,17 @@
-"""The names of all metrics: what the workers write, MLflow shows and the report reads."""
+"""All metrics: what each is called, how it is measured and how it is shown. A new one is one entry in METRICS.
+
+The workers write what an entry measures; MLflow, the report, its tables as data and the leaderboard show it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from tiny_onn.dynamics import DynamicsReport
+    from tiny_onn.routing_health import Health
+    from tiny_onn.routing_patterns import RoutingPatterns
 
 # Everything is `group/name`; MLflow draws one section of charts a group.
 TASK_LOSS = "train/task_loss"  # nats per labelled token, global mean
@@ -39,22 +52,8 @@ UNION_OF_CHUNK = "held_out/union_of_8"  # fraction of experts that any of 8 neig
 TASK_INFORMATION = "held_out/task_information"  # RMI: I(task; active expert) in nats
 TASK_DISTANCE = "held_out/task_distance"  # ITJD: Jaccard distance between the patterns of two tasks
 
-# What a study's `primary_metric` may name, and the report's column for it. The excess is the held-out loss less the
-# baselines' at the same density, seed by seed: made by the report, and no worker's metric.
+# The held-out loss less the baselines' at the same density, seed by seed: made by the report, and no worker's metric.
 EXCESS = "excess"
-PRIMARY = {
-    EXCESS: EXCESS,
-    HELD_OUT_LOSS: "held_out_loss",
-    HELD_OUT_TOKEN_ACCURACY: "token_accuracy",
-    EVALUATION_LOSS: "evaluation_loss",
-    DENSITY: "density",
-    TASK_INFORMATION: "task_information",
-    TASK_DISTANCE: "task_distance",
-    UNION_OF_CHUNK: "union_of_8",
-    DEAD_EXPERTS: "dead_experts",
-    "active_middle": "active_middle",
-    "selectivity": "selectivity",
-}
 
 # Routing health, each as `health/L<layer>` and `health.by_module/L<layer>.<projection>`.
 ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
@@ -67,23 +66,177 @@ RANK_CORRELATION_CONTRIBUTION = "rank_correlation_contribution"  # of Goodness w
 RANK_CORRELATION_RELEVANCE = "rank_correlation_relevance"  # of Goodness with |grad_output|
 RANK_CORRELATION_COST = "rank_correlation_cost"  # of Goodness with the learning cost
 
-HEALTH = (
-    ACTIVATION_RATE,
-    FRACTION_GOOD,
-    ROUTED_NOWHERE,
-    NEVER_ACTIVE,
-    EFFECTIVE_EXPERTS,
-    MUTUAL_INFORMATION,
-    RANK_CORRELATION_CONTRIBUTION,
-    RANK_CORRELATION_RELEVANCE,
-    RANK_CORRELATION_COST,
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a pass over the rows of a split came to, over all workers: sums over labelled tokens, and the routing."""
+
+    loss: float
+    right: float
+    labelled: float
+    routed: "RoutingPatterns"
+    patterns: bool  # whether tasks were told apart, as at the end of training
+
+
+def _of_patterns(found: Evaluated, measure: Callable[[], float]) -> float | None:
+    """What tells tasks apart: None where it was not counted, or cannot be, as the distance of one task to another."""
+    value = measure() if found.patterns else math.nan
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column of the report, and of results.csv and results.parquet, where it is called `key`.
+
+    `scale` and `digits` are for people to read. `best` says which end is better, if any; `of_density`: only among arms
+    of equal density. `tested`: differences get a p-value. `place`: of a metric by layer, which layer's value, or the
+    mean over layers. `primary`: a study's `primary_metric` may name it.
+    """
+
+    key: str
+    title: str
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 3
+    best: Literal["lowest", "highest"] | None = None
+    of_density: bool = False
+    tested: bool = True
+    place: Literal["first", "middle", "last", "mean"] | None = None
+    primary: bool = False
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, whole. It is measured by one of `of_step`, `of_module` and `of_split`, or by name elsewhere.
+
+    Attributes:
+        name: `group/name`; of a metric with `by_layer` what stands before /L<layer>.
+        of_step: from a logged training step, the same on all workers.
+        of_module: from the routing health of a SparseProtoLinear in a logged step, sums over all workers. The metric is
+            written for each layer, a mean over its modules, and where the step is evaluated for each module.
+        of_split: from the held-out rows, and by the name that `of_split` gives from the evaluation rows. None where it
+            cannot be measured on these rows, and so is left out.
+        by_layer: whether it is a metric of routing health, by layer and module; with `of_module` it is.
+        of_goodness: whether arms without Goodness lack it.
+        shown: columns of the report; none by default.
+        leaderboard: a column of MLflow's table: always, or where any run has recorded it; of a metric by layer of the
+            middle layer, or of three places.
+    """
+
+    name: str
+    of_step: "Callable[[DynamicsReport], float] | None" = None
+    of_module: "Callable[[Health], float] | None" = None
+    of_split: "Callable[[Evaluated], float | None] | None" = None
+    by_layer: bool = False
+    of_goodness: bool = False
+    shown: tuple[Shown, ...] = ()
+    leaderboard: Literal["always", "recorded", "middle", "places"] | None = None
+
+
+# In the order in which the report shows them.
+METRICS: tuple[Metric, ...] = (
+    Metric(TASK_LOSS, of_step=lambda step: float(step.task_loss)),
+    Metric(META_LOSS, of_step=lambda step: float(step.meta_loss), of_goodness=True),
+    Metric(GRADIENT_NORM, of_step=lambda step: float(step.gradient_norm)),
+    Metric(
+        HELD_OUT_LOSS,
+        of_split=lambda found: found.loss / found.labelled,
+        shown=(Shown("held_out_loss", "held-out loss", "nats", 1, 4, "lowest", of_density=True, primary=True),),
+        leaderboard="always",
+    ),
+    Metric(
+        DENSITY,
+        of_split=lambda found: found.routed.density(),
+        shown=(Shown("density", "active, held-out", "%", 100, 2, primary=True),),
+        leaderboard="recorded",
+    ),
+    Metric(
+        HELD_OUT_TOKEN_ACCURACY,
+        of_split=lambda found: found.right / found.labelled,
+        shown=(Shown("token_accuracy", "token accuracy", "%", 100, 2, "highest", of_density=True, primary=True),),
+        leaderboard="always",
+    ),
+    Metric(
+        EVALUATION_LOSS,
+        shown=(Shown("evaluation_loss", "evaluation loss", "nats", 1, 4, "lowest", of_density=True, primary=True),),
+        leaderboard="recorded",
+    ),
+    Metric(
+        EVALUATION_TOKEN_ACCURACY,
+        shown=(Shown("evaluation_accuracy", "evaluation token accuracy", "%", 100, 2, "highest", of_density=True),),
+        leaderboard="recorded",
+    ),
+    Metric(EVALUATION_TASKS_EXACT, leaderboard="recorded"),
+    Metric(EVALUATION_PASS_AT_2, leaderboard="recorded"),
+    Metric(
+        ACTIVATION_RATE,
+        by_layer=True,
+        shown=(
+            Shown("active_first", "active, first layer", "%", 100, 2, place="first"),
+            Shown("active_middle", "active, middle layer", "%", 100, 2, place="middle", primary=True),
+            Shown("active_last", "active, last layer", "%", 100, 2, place="last"),
+        ),
+        leaderboard="places",
+    ),
+    Metric(
+        FRACTION_GOOD,
+        by_layer=True,
+        of_goodness=True,
+        shown=(Shown("fraction_good", "judged good", "%", 100, 2, place="mean"),),
+        leaderboard="middle",
+    ),
+    Metric(
+        MUTUAL_INFORMATION,
+        by_layer=True,
+        shown=(Shown("selectivity", "selectivity", "nats", 1, 3, place="mean", primary=True),),
+        leaderboard="middle",
+    ),
+    Metric(ROUTED_NOWHERE, by_layer=True),
+    Metric(NEVER_ACTIVE, by_layer=True),
+    Metric(EFFECTIVE_EXPERTS, by_layer=True),
+    Metric(RANK_CORRELATION_CONTRIBUTION, by_layer=True, of_goodness=True),
+    Metric(RANK_CORRELATION_RELEVANCE, by_layer=True, of_goodness=True),
+    Metric(RANK_CORRELATION_COST, by_layer=True, of_goodness=True),
+    Metric(
+        TASK_INFORMATION,
+        of_split=lambda found: _of_patterns(found, found.routed.task_information),
+        shown=(Shown("task_information", "RMI", "nats", 1, 4, primary=True),),
+    ),
+    Metric(
+        TASK_DISTANCE,
+        of_split=lambda found: _of_patterns(found, found.routed.task_distance),
+        shown=(Shown("task_distance", "ITJD", "", 1, 3, primary=True),),
+    ),
+    Metric(
+        UNION_OF_CHUNK,
+        of_split=lambda found: _of_patterns(found, found.routed.union_of_chunk),
+        shown=(Shown("union_of_8", "union of 8 tokens", "%", 100, 2, primary=True),),
+    ),
+    Metric(
+        DEAD_EXPERTS,
+        of_split=lambda found: found.routed.dead_experts(),
+        shown=(Shown("dead_experts", "dead experts", "%", 100, 2, primary=True),),
+    ),
+    Metric(
+        STEP_SECONDS, shown=(Shown("step_seconds", "step time", "ms", 1000, 0, tested=False),), leaderboard="always"
+    ),
+    Metric(TOKENS_PER_SECOND, shown=(Shown("tokens_per_second", "tokens per second", "1/s", 1, 0, tested=False),)),
+    Metric(PEAK_MEMORY_MIB, shown=(Shown("peak_memory", "peak memory", "MiB", 1, 0, tested=False),)),
 )
-OF_GOODNESS = (
-    FRACTION_GOOD,
-    RANK_CORRELATION_CONTRIBUTION,
-    RANK_CORRELATION_RELEVANCE,
-    RANK_CORRELATION_COST,
-)
+
+
+HEALTH = tuple(metric.name for metric in METRICS if metric.by_layer or metric.of_module)  # as <name>/L<layer>
+OF_GOODNESS = tuple(metric.name for metric in METRICS if metric.of_goodness)
+
+
+def primary_metrics() -> dict[str, str]:
+    """What a study's `primary_metric` may name, and the key of the report's column for it."""
+    found = {EXCESS: EXCESS}
+    for metric in METRICS:
+        for shown in metric.shown:
+            if shown.primary:
+                found[shown.key if metric.name in HEALTH else metric.name] = shown.key
+    return found
 
 
 def of_split(split: str, metric: str) -> str:

@@ -6,7 +6,6 @@ averaged: nothing then depends on how the tokens are sharded, and grad_output is
 
 import inspect
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tiny_onn.capture import CaptureError
-from tiny_onn.layers import router_parameters
+from tiny_onn.layers import router_parameters, sparse_layers
 
 
 def sum_over_workers(tensor: Tensor) -> Tensor:
@@ -47,12 +46,10 @@ class Reductions:
         self.passes = 0
 
 
-_of_model: WeakKeyDictionary[nn.Module, Reductions] = WeakKeyDictionary()
-
-
 def reductions(model: nn.Module) -> Reductions:
-    """Of the model that `distribute` was given; none are counted where there is one worker."""
-    return _of_model.get(model) or Reductions()
+    """Of the model that `distribute` was given, whose layers have them; none are counted where there is one worker."""
+    found = (layer.reductions for layer in sparse_layers(model).values() if layer.reductions is not None)
+    return next(found, None) or Reductions()
 
 
 def check_summed(model: nn.Module) -> None:
@@ -100,9 +97,15 @@ def distribute(model: nn.Module, *, router_in_backward: bool, **options: Any) ->
             engine. Otherwise DDP must not wait for them: they are left to the hooks' engine, which reduces them in one
             message.
         options: further ones of DistributedDataParallel, such as static_graph or find_unused_parameters.
+
+    Raises:
+        ValueError: the model has no SparseProtoLinear, by which LearningDynamics knows of the sums.
     """
     if not several_workers():
         return model
+    layers = sparse_layers(model).values()
+    if not layers:
+        raise ValueError("the model has no SparseProtoLinear; for such a model use DistributedDataParallel itself")
     apart = [] if router_in_backward else [p for p in router_parameters(model) if p.requires_grad]
     for parameter in apart:
         parameter.requires_grad_(False)
@@ -112,5 +115,8 @@ def distribute(model: nn.Module, *, router_in_backward: bool, **options: Any) ->
     wrapped = DistributedDataParallel(model, **options)
     for parameter in apart:
         parameter.requires_grad_(True)
-    wrapped.register_comm_hook(_of_model.setdefault(model, Reductions()), _sum_bucket)
+    counted = reductions(model)
+    for layer in layers:
+        layer.reductions = counted
+    wrapped.register_comm_hook(counted, _sum_bucket)
     return wrapped

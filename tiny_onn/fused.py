@@ -53,24 +53,42 @@ class OfTheStep(NamedTuple):
     state: RegulationState | None
 
 
+class Leaves(NamedTuple):
+    """What a call gets gradients for; of `Node.backward`, those gradients.
+
+    `meta_prototypes`, `meta_gates` and `tally` are there for their gradients alone, which autograd adds up over calls:
+    of a router with two teachers, P's and G's own gradients are the task loss's, and the meta ones the meta-loss's.
+    """
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    prototypes: Tensor | None
+    gates: Tensor | None
+    meta_prototypes: Tensor | None
+    meta_gates: Tensor | None
+    tally: Tensor | None
+
+
+class Call(NamedTuple):
+    """What a call's node needs that has no gradient."""
+
+    of_the_step: OfTheStep
+    plan: Plan
+
+
 class Node(torch.autograd.Function):
-    """One call. `tally`, `meta_prototypes` and `meta_gates` are there for their gradients, which autograd adds up: of a
-    router with two teachers, P's and G's own gradients are the task loss's, and the last two get the meta-loss's."""
+    """One call: `Node.apply(call, *leaves)`. Autograd sees a gradient's tensor only as an argument of its own, so
+    `leaves` are unpacked on the way in, and have their names again inside."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        prototypes: Tensor,
-        gates: Tensor | None,
-        meta_prototypes: Tensor | None,
-        meta_gates: Tensor | None,
-        tally: Tensor,
-        of_the_step: OfTheStep,
-        plan: Plan,
-    ) -> Tensor:
+    def forward(ctx: Any, call: Call, *tensors: Tensor | None) -> Tensor:
+        x, weight, bias, prototypes, gates, *_ = Leaves(*tensors)
+        assert x is not None
+        assert weight is not None
+        assert bias is not None
+        assert prototypes is not None
+        of_the_step, plan = call
         kind = x.device.type
         narrows = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # which autocast leaves as it is
         dtype = torch.get_autocast_dtype(kind) if narrows else x.dtype
@@ -87,18 +105,17 @@ class Node(torch.autograd.Function):
             masked_output, chosen = plan.kernels.forward(x, affine, match, gate, threshold, constants)
         ctx.save_for_backward(x, affine, match, gate, chosen, weight, prototypes, gates)
         # Not saved as the tensors above are: a call that checkpointing computes anew keeps the mask that it first had.
-        ctx.of_the_step = of_the_step
-        ctx.plan = plan
+        ctx.call = call
         return masked_output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise CaptureError(WITHOUT_CREATE_GRAPH)
-        plan: Plan = ctx.plan
-        constants = plan.constants
+        call: Call = ctx.call
+        plan, constants = call.plan, call.plan.constants
         x, affine, match, gate, chosen, weight, prototypes, gates = ctx.saved_tensors
-        counts, tokens, labels, second_moment, state = ctx.of_the_step
+        counts, tokens, labels, second_moment, state = call.of_the_step
         known = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
             found = plan.kernels.backward(
@@ -135,16 +152,17 @@ class Node(torch.autograd.Function):
                         router = [None if each is None else each * constants.task for each in router]
                 else:
                     router, meta = meta, [None, None]
-            return (
-                x_gradient.to(x.dtype),
-                (output.T @ narrow).to(weight.dtype),
-                found.output.sum(dim=0).to(weight.dtype),
-                *router,
-                *meta,
-                found.tally,
-                None,
-                None,
+            gradients = Leaves(
+                x=x_gradient.to(x.dtype),
+                weight=(output.T @ narrow).to(weight.dtype),
+                bias=found.output.sum(dim=0).to(weight.dtype),
+                prototypes=router[0],
+                gates=router[1],
+                meta_prototypes=meta[0],
+                meta_gates=meta[1],
+                tally=found.tally,
             )
+            return None, *gradients
 
 
 class LayerPass:
@@ -203,8 +221,8 @@ class LayerPass:
             counts = valid.reshape(-1).to(self.dtype)
         of_the_step = OfTheStep(counts, self.tokens, self.labels, self.second_moment, self.state)
         weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
-        extra = self.meta_prototypes, self.meta_gates, self.tally
-        return Node.apply(flat, *weights, *extra, of_the_step, plan).view(*x.shape[:-1], layer.out_features)
+        leaves = Leaves(flat, *weights, self.meta_prototypes, self.meta_gates, self.tally)
+        return Node.apply(Call(of_the_step, plan), *leaves).view(*x.shape[:-1], layer.out_features)
 
 
 class FusedPass:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from tiny_onn.gates import MAS, Gate, experts_of
 from tiny_onn.regulation import Regulation, RegulationState, first_state
 from tiny_onn.routing import Routing, Rule
+
+if TYPE_CHECKING:
+    from tiny_onn.distributed import Reductions
 
 GateParameter = Literal["off", "zero", "uniform", "scalar"]
 
@@ -64,6 +67,8 @@ class SparseProtoLinear(nn.Module):
     Attributes:
         single_pass: None, or what computes a call's masked output in the stead of `forward` where gradients are wanted;
             see `tiny_onn.fused`.
+        reductions: None, or the count of sums over workers of the model that the layer is in; see
+            `tiny_onn.distributed`.
 
     Raises:
         ValueError: `residual` with I != O, or a density that is not above 0 and at most 1.
@@ -101,6 +106,7 @@ class SparseProtoLinear(nn.Module):
         self.gate_param = None if gate_parameter == "off" else nn.Parameter(torch.zeros(shape))
         self.call_point = CallPoint()
         self.single_pass: Callable[[SparseProtoLinear, Tensor], Tensor] | None = None
+        self.reductions: Reductions | None = None
         nn.init.kaiming_uniform_(self.mu_weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.proto_weight, a=math.sqrt(5))
         if self.gate_param is not None and gate_parameter != "zero":
@@ -178,8 +184,8 @@ class SparseProtoLinear(nn.Module):
         return self.call_point(SparseProtoCall(x, computation_output, masked_output, routing))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without `single_pass`: a copy made while an engine is open is free of it."""
-        return {**self.__dict__, "single_pass": None}
+        """Without `single_pass` and `reductions`: a copy is in no engine, and in no DDP."""
+        return {**self.__dict__, "single_pass": None, "reductions": None}
 
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""

@@ -1,7 +1,6 @@
 """What a sweep would run and what it would take: counted from its settings, timed by a few steps of each kind."""
 
 import heapq
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pipeline.data.manifest import Prepared
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.preflight import checkpoint_bytes, parameters_of
 from pipeline.running.cluster import Resources, fit
+from pipeline.settings import cadence
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 
@@ -68,19 +68,16 @@ class Kind:
         found, training, count = self.measured, self.example.training, self.example.workers.count
         if found is None:
             return None
-        logs, evaluations, checkpoints = (
-            math.ceil(training.steps / every)
-            for every in (training.log_every, training.evaluate_every, training.checkpoint_every)
-        )
-        scored = evaluations if training.score_evaluation == "always" else 1
+        evaluations = cadence.evaluations(training)
+        scored = {"always": evaluations, "end": 1, "never": 0}[training.score_evaluation]
         return TRIAL_START_S + core_share * (
             found.prepare_seconds
             + found.compile_seconds
             + training.steps * found.seconds_per_token * self.tokens_per_step / count
-            + logs * found.observe_seconds
+            + len(cadence.logged_steps(training)) * found.observe_seconds
             + evaluations * found.evaluate_seconds
             + scored * found.evaluation_seconds
-            + checkpoints * found.checkpoint_seconds
+            + cadence.saves(training) * found.checkpoint_seconds
             + found.generate_seconds
         )
 

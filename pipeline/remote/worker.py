@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
@@ -18,10 +16,9 @@ from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import DAMAGE, newest_whole
-from pipeline.training.evidence import agree
 from pipeline.training.stopping import TrainingStopped
 
-Report = Callable[[int, float], None]
+OnLog = Callable[[int], None]
 
 
 def train_remotely(
@@ -29,9 +26,7 @@ def train_remotely(
     remote: RemoteAttempt,
     folder: TrialFolder,
     rank: int,
-    device: torch.device,
-    train: Callable[[TrialFolder, Report], object],
-    report: Report,
+    train: Callable[[TrialFolder, OnLog], object],
 ) -> None:
     """Trains what the storage has of a trial in a folder of this worker's own, and has rank 0 put what it writes back.
 
@@ -39,8 +34,8 @@ def train_remotely(
     the trial is finished.
 
     Args:
-        train: trains in the folder that it is given, calling its second argument on every worker after every log.
-        report: called there in turn.
+        train: trains in the folder that it is given, calling its second argument on every worker with each step that
+            is logged; what that raises stops training on all of them.
 
     Raises:
         TrainingStopped: as `train`, with the evidence put too; or, on all workers in the same step, the storage has
@@ -54,23 +49,22 @@ def train_remotely(
     open_again(scratch, experiment.training.steps)
     pusher = Pusher(remote, scratch) if rank == 0 else None
 
-    def push_and_report(step: int, loss: float) -> None:
-        stopped: TrainingStopped | None = None
+    def push(step: int) -> None:
         try:
             if pusher:
                 pusher.push()
         except OSError as error:
-            stopped = TrainingStopped(f"step {step}: {error}. Resume when it is back, and training goes on from there.")
+            raise TrainingStopped(
+                f"step {step}: {error}. Resume when it is back, and training goes on from there."
+            ) from error
         except (Overtaken, UserError) as error:
-            stopped = TrainingStopped(f"step {step}: {error}")
+            raise TrainingStopped(f"step {step}: {error}") from error
         except Exception as error:  # all workers stop, rather than wait for this one
-            stopped = TrainingStopped(f"step {step}: nothing is put into the storage any more ({error!r})")
-        agree(stopped, device)
-        report(step, loss)
+            raise TrainingStopped(f"step {step}: nothing is put into the storage any more ({error!r})") from error
 
     try:
         with naming_the_absent(remote.marks):
-            train(scratch, push_and_report)
+            train(scratch, push)
     except TrainingStopped as error:
         if pusher:
             with contextlib.suppress(Exception):  # why training stopped is what counts

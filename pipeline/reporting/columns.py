@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline import measures
+from pipeline.measures import Metric, Shown
 from pipeline.reporting.frontier import excesses
 from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import mean, signed
@@ -52,58 +53,36 @@ class Column:
         return text if sign else text.removeprefix("+")
 
 
-def _activation(place: Callable[[list[int]], int]) -> Callable[[Trial], float]:
-    def of(trial: Trial) -> float:
+def _of(metric: Metric, shown: Shown) -> Callable[[Trial], float]:
+    if metric.name in _OWN:
+        return _OWN[metric.name]
+    if shown.place is None:
+        return lambda trial: trial.last(metric.name)
+    if shown.place == "mean":
+        return lambda trial: trial.over_layers(metric.name)
+
+    def of_place(trial: Trial) -> float:
         layers = trial.layers
-        return trial.last(measures.by_layer(measures.ACTIVATION_RATE, place(layers))) if layers else math.nan
+        place = {"first": 0, "middle": len(layers) // 2, "last": -1}[shown.place or "first"]
+        return trial.last(measures.by_layer(metric.name, layers[place])) if layers else math.nan
 
-    return of
-
-
-def _last(metric: str) -> Callable[[Trial], float]:
-    return lambda trial: trial.last(metric)
+    return of_place
 
 
-HELD_OUT_LOSS = Column("held_out_loss", "held-out loss", "nats", lambda t: t.held_out_loss, 1, 4, min, of_density=True)
-DENSITY = Column("density", "active, held-out", "%", lambda t: t.density, 100, 2)
+def _column(metric: Metric, shown: Shown) -> Column:
+    best = {None: None, "lowest": min, "highest": max}[shown.best]
+    looks = shown.scale, shown.digits, best
+    return Column(shown.key, shown.title, shown.unit, _of(metric, shown), *looks, shown.of_density, shown.tested)
+
+
+# What is more than a metric's last value: of older runs, or of the whole run.
+_OWN: dict[str, Callable[[Trial], float]] = {
+    measures.DENSITY: lambda trial: trial.density,
+    measures.STEP_SECONDS: lambda trial: trial.step_seconds,
+}
+COLUMNS = tuple(_column(metric, shown) for metric in measures.METRICS for shown in metric.shown)
+HELD_OUT_LOSS, DENSITY = COLUMNS[:2]
 EXCESS = measures.EXCESS  # the key of the column that compares at equal density; see `pipeline.reporting.frontier`
-COLUMNS = (
-    HELD_OUT_LOSS,
-    DENSITY,
-    Column(
-        "token_accuracy",
-        "token accuracy",
-        "%",
-        _last(measures.HELD_OUT_TOKEN_ACCURACY),
-        100,
-        2,
-        max,
-        of_density=True,
-    ),
-    Column("evaluation_loss", "evaluation loss", "nats", _last(measures.EVALUATION_LOSS), 1, 4, min, of_density=True),
-    Column(
-        "evaluation_accuracy",
-        "evaluation token accuracy",
-        "%",
-        _last(measures.EVALUATION_TOKEN_ACCURACY),
-        100,
-        2,
-        max,
-        of_density=True,
-    ),
-    Column("active_first", "active, first layer", "%", _activation(lambda layers: layers[0]), 100, 2),
-    Column("active_middle", "active, middle layer", "%", _activation(lambda layers: layers[len(layers) // 2]), 100, 2),
-    Column("active_last", "active, last layer", "%", _activation(lambda layers: layers[-1]), 100, 2),
-    Column("fraction_good", "judged good", "%", lambda t: t.over_layers(measures.FRACTION_GOOD), 100, 2),
-    Column("selectivity", "selectivity", "nats", lambda t: t.over_layers(measures.MUTUAL_INFORMATION), 1, 3),
-    Column("task_information", "RMI", "nats", _last(measures.TASK_INFORMATION), 1, 4),
-    Column("task_distance", "ITJD", "", _last(measures.TASK_DISTANCE), 1, 3),
-    Column("union_of_8", "union of 8 tokens", "%", _last(measures.UNION_OF_CHUNK), 100, 2),
-    Column("dead_experts", "dead experts", "%", _last(measures.DEAD_EXPERTS), 100, 2),
-    Column("step_seconds", "step time", "ms", lambda t: t.step_seconds, 1000, 0, tested=False),
-    Column("tokens_per_second", "tokens per second", "1/s", _last(measures.TOKENS_PER_SECOND), 1, 0, tested=False),
-    Column("peak_memory", "peak memory", "MiB", _last(measures.PEAK_MEMORY_MIB), 1, 0, tested=False),
-)
 
 
 def columns_of(results: Results) -> tuple[Column, ...]:

@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import last_attempt
 from pipeline.remote.trial import RemoteTrial
-from pipeline.remote.worker import Report, train_remotely
+from pipeline.remote.worker import OnLog, train_remotely
 from pipeline.settings.config import Experiment
 from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import located, open_storage
@@ -24,7 +24,6 @@ from pipeline.training.worker import run_training
 def train_fn_per_worker(settings: dict[str, Any]) -> None:
     """Ray Train's entry: {"experiment": JSON, "folder": path, "data": place, "attempt": int, "trials": URI or None,
     "user_code": the digest of the user's own code}."""
-    import ray.train
     import ray.train.torch
 
     experiment = Experiment.model_validate_json(settings["experiment"])
@@ -37,9 +36,6 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
     data = located(settings["data"])
     device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
 
-    def report(step: int, loss: float) -> None:
-        ray.train.report({"step": step, "loss": loss})
-
     def check_ours() -> None:
         now = last_attempt(folder)
         if now and now.number != attempt:
@@ -47,14 +43,14 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
 
     if settings["trials"] is None:
         with naming_the_absent(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
-            run_training(experiment, folder, data, device, report, check_ours)
+            run_training(experiment, folder, data, device, check_ours=check_ours)
     else:
         remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name).part(attempt)
 
-        def train(scratch: TrialFolder, push_and_report: Report) -> None:
-            run_training(experiment, scratch, data, device, push_and_report)
+        def train(scratch: TrialFolder, push: OnLog) -> None:
+            run_training(experiment, scratch, data, device, push)
 
-        train_remotely(experiment, remote, folder, dist.get_rank(), device, train, report)
+        train_remotely(experiment, remote, folder, dist.get_rank(), train)
 
 
 def _check_user_code(experiment: Experiment, expected: str | None) -> None:

@@ -163,10 +163,10 @@ class TrainingConfig(Settings):
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
     )
-    log_every: Count = Field(10, description="steps between two logs of the training metrics")
+    log_every: Count = Field(10, description="steps between two log entries; a step that is evaluated or saved has one, too")
     evaluate_every: Count = Field(100, description="steps between two evaluations of the held-out tasks")
     checkpoint_every: Count = Field(100, description="steps between two checkpoints; one more is made at the end")
-    keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay")
+    keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay; the best stays besides")
     check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
     prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
     generate_tasks: NonNegative = Field(
@@ -256,7 +256,7 @@ class StudyConfig(Settings):
         description="the arm that the others are compared with; once named control",
     )
     intervention: str = Field(description="what differs between the arms")
-    primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.PRIMARY))
+    primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.primary_metrics()))
     primary_arm: Arm | None = Field(None, description="the arm of the one comparison that is tested uncorrected")
     primary_cell: dict[str, Any] = Field({}, description="for example {model.density: 0.05}")
     expectation: str = Field(description="what is expected, and by how much; written before the runs")
@@ -270,8 +270,8 @@ class StudyConfig(Settings):
     def _the_primary_comparison_is_whole(self) -> "StudyConfig":
         if self.primary_arm is None and self.primary_cell:
             raise ValueError("primary_cell: needs primary_arm, the arm that is compared in this cell")
-        if self.primary_arm is not None and self.primary_metric not in measures.PRIMARY:
-            known = tuple(measures.PRIMARY)
+        if self.primary_arm is not None and self.primary_metric not in measures.primary_metrics():
+            known = tuple(measures.primary_metrics())
             near = did_you_mean(self.primary_metric, known)
             raise ValueError(f"primary_metric: found {self.primary_metric!r}{near}; expected one of {', '.join(known)}")
         return self

@@ -56,12 +56,10 @@ def check_pruning(asha: AshaConfig, training: "TrainingConfig", source: str) -> 
     Raises:
         UserError: it cannot.
     """
-    every = training.log_every if asha.metric.startswith("train/") else training.evaluate_every
-    # Measured is at the first logged step from each multiple of `every` on.
-    due = max(every, asha.grace_steps // every * every)
-    first = _up_to_a_multiple(due, training.log_every)
-    if first < asha.grace_steps:
-        first = _up_to_a_multiple(due + every, training.log_every)
+    intervals: tuple[int, ...] = (training.evaluate_every,)
+    if asha.metric.startswith("train/"):
+        intervals = (training.log_every, training.evaluate_every, training.checkpoint_every)
+    every, first = min(intervals), min(_up_to_a_multiple(max(asha.grace_steps, 1), each) for each in intervals)
     if first >= training.steps:
         raise UserError(
             f"{source}: sweep.scheduler.asha.grace_steps: found {asha.grace_steps}, but with {asha.metric} measured "

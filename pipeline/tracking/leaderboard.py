@@ -234,20 +234,17 @@ def prototypes_view(arms: dict[str, Any], page: PrototypePage) -> dict[str, Any]
 
 def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> list[str]:
     """The few metrics of the leaderboard, for a model with these layers and runs with these metrics."""
-    middle = layers[len(layers) // 2]
-    return [
-        measures.HELD_OUT_LOSS,
-        *_scored(measures.DENSITY, recorded),
-        measures.HELD_OUT_TOKEN_ACCURACY,
-        *_scored(measures.EVALUATION_LOSS, recorded),
-        *_scored(measures.EVALUATION_TOKEN_ACCURACY, recorded),
-        *_scored(measures.EVALUATION_TASKS_EXACT, recorded),
-        *_scored(measures.EVALUATION_PASS_AT_2, recorded),
-        *(measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)),
-        measures.by_layer(measures.FRACTION_GOOD, middle),
-        measures.by_layer(measures.MUTUAL_INFORMATION, middle),
-        measures.STEP_SECONDS,
-    ]
+    found: list[str] = []
+    for metric in measures.METRICS:
+        if metric.leaderboard == "always":
+            found.append(metric.name)
+        elif metric.leaderboard == "recorded":
+            found += _scored(metric.name, recorded)
+        elif metric.leaderboard == "middle":
+            found.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
+        elif metric.leaderboard == "places":
+            found += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
+    return found
 
 
 def _varied(runs: "Sequence[Run]") -> list[str]:

@@ -3,10 +3,13 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,14 +29,23 @@ _MOST_MANIFEST_BYTES = 2**16
 DAMAGE = "damage.txt"  # in a checkpoint that was damaged where it came from: what was wrong with it
 
 
-def save_checkpoint(folder: Path, step: int, dynamics: LearningDynamics, digest: str, keep: int) -> Path:
-    """Writes folder/step-<step> aside, flushes it to disk and renames it; then removes all but the newest `keep`.
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    dynamics: LearningDynamics,
+    digest: str,
+    keep: int,
+    losses: Mapping[int, float] = MappingProxyType({}),
+) -> Path:
+    """Writes folder/step-<step> aside, flushes it to disk and renames it; then removes all but the newest `keep` and
+    the best.
 
     Whenever it ends, by an error or a kill, what was whole before is whole still. One process at a time calls it: what
     another left half-written is removed. So are checkpoints of later steps: training would not be here, were they good.
 
     Args:
         digest: of the experiment; `load_newest` refuses a checkpoint of another.
+        losses: held-out losses by step; of the checkpoints, the one with the lowest is the best.
 
     Raises:
         OSError: the disk is full, or will not be written to.
@@ -62,10 +74,18 @@ def save_checkpoint(folder: Path, step: int, dynamics: LearningDynamics, digest:
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)  # the room is needed
         raise
-    kept = [path for path in checkpoints(folder) if _step_of(path) <= step][-keep:]
+    usable = [path for path in checkpoints(folder) if _step_of(path) <= step]
+    best = best_step(map(_step_of, usable), losses)
+    kept = [*usable[-keep:], *(path for path in usable if _step_of(path) == best)]
     for old in {*checkpoints(folder), *folder.glob(".step-*")} - {*kept}:
         shutil.rmtree(old)
     return target
+
+
+def best_step(steps: Iterable[int], losses: Mapping[int, float]) -> int | None:
+    """Of `steps`, the first with the lowest held-out loss; None where no loss of them is known and finite."""
+    known = [(losses[step], step) for step in steps if math.isfinite(losses.get(step, math.nan))]
+    return min(known)[1] if known else None
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,7 +1,6 @@
 """How good is a model on tasks that it was not trained on: loss, token accuracy, and grids decoded exactly."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from tiny_onn.model import GridTransformer
 from tiny_onn.routing_patterns import NOT_A_TASK, watch_routing
 
 PATTERN_TASKS = 256  # held-out tasks whose routing patterns are compared: [modules, tasks, experts] have to be held
-_OF_PATTERNS = (measures.UNION_OF_CHUNK, measures.TASK_INFORMATION, measures.TASK_DISTANCE)
 _TELL_EVERY_S = 1.0  # far less than a collective's time limit
 
 
@@ -86,17 +84,9 @@ def evaluate(
     routed.sum_over_workers()
     if not count:
         return {}
-    found = {measures.HELD_OUT_LOSS: loss / count, measures.HELD_OUT_TOKEN_ACCURACY: right / count}
-    found |= {measures.DENSITY: routed.density(), measures.DEAD_EXPERTS: routed.dead_experts()}
-    if patterns:
-        found[measures.UNION_OF_CHUNK] = routed.union_of_chunk()
-        found[measures.TASK_INFORMATION] = routed.task_information()
-        found[measures.TASK_DISTANCE] = routed.task_distance()
-    return {
-        measures.of_split(split, name): value
-        for name, value in found.items()
-        if name not in _OF_PATTERNS or math.isfinite(value)
-    }
+    found = measures.Evaluated(loss, right, count, routed, patterns)
+    values = {m.name: m.of_split(found) for m in measures.METRICS if m.of_split is not None}
+    return {measures.of_split(split, name): value for name, value in values.items() if value is not None}
 
 
 def predict(

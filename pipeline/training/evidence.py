@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from pipeline.data.batch import Batch
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.training.agreement import gather_json
 from pipeline.training.checkpoint import newest_whole, save_checkpoint
 from pipeline.training.replicas import ReplicasDiffer
 from pipeline.training.step import batch_loss
 from pipeline.training.stopping import TrainingStopped
 from tiny_onn.capture import CaptureError
-from tiny_onn.distributed import gather_over_workers
 from tiny_onn.dynamics import LearningDynamics, NonFiniteStep
 from tiny_onn.layers import CallPoint
 
@@ -81,23 +81,6 @@ def disk_errors(folder: TrialFolder, doing: str, digest: str) -> Iterator[None]:
             f"{folder.root}: {doing} failed: {error}. {kept}: make room on the disk and resume, and it goes on from "
             f"{'the start' if last is None else 'there'}."
         ) from error
-
-
-def agree(stopped: TrainingStopped | None, device: torch.device) -> None:
-    """Raises on every worker what one of them has to say; every worker calls it, and so waits for all others here."""
-    problem = next(filter(None, gather_json(str(stopped) if stopped else "", device)), None)
-    if problem:
-        raise stopped or TrainingStopped(problem)
-
-
-def gather_json(value: Any, device: torch.device) -> list[Any]:
-    """Every worker's value, by rank, sent as JSON."""
-    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
-    sizes = gather_over_workers(torch.tensor([len(text)], device=device)).flatten().tolist()
-    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=device)
-    padded[: len(text)] = text
-    rows = gather_over_workers(padded).cpu()
-    return [json.loads(bytes(row[:size].tolist())) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _explain(error: Exception, everyone: list[dict[str, Any]]) -> str:

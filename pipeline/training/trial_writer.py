@@ -1,110 +1,123 @@
-"""What rank 0 alone writes of a trial, and the metrics of a step."""
+"""What rank 0 alone writes of a trial."""
 
 import json
 import math
-import statistics
+import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from pipeline import measures
 from pipeline.files import flush, write_whole
-from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, spool_lines
-from pipeline.settings.config import TrainingConfig
-from pipeline.training.checkpoint import write_tensors
+from pipeline.settings.cadence import is_saved, is_snapshot
+from pipeline.training.build import compiling
+from pipeline.training.checkpoint import save_checkpoint, write_tensors
 from pipeline.training.distributions import DistributionPieces
-from pipeline.training.step import StepReport
-from tiny_onn.dynamics import LearningDynamics
+from pipeline.training.evidence import disk_errors
+from pipeline.training.machine import environment
+from pipeline.training.measuring import place_of
+from pipeline.training.model_file import save_model
+from pipeline.training.trial import Entry, Trial
 from tiny_onn.layers import sparse_layers
 from tiny_onn.routing_health import Health
 
 
 @dataclass(frozen=True)
 class TrialWriter:
-    """Writes the spool, prototype snapshots and the result. `problems` are the checkpoints that could not be used."""
+    """Writes a trial's entries and its result; see `open_writer`.
 
-    folder: TrialFolder
+    `logged` is what was logged at the step that the trial goes on from, and `losses` the held-out losses by step, those
+    of earlier attempts too. Every method raises TrainingStopped where the disk refuses.
+    """
+
+    trial: Trial
     spool: Spool
-    problems: list[str]
+    logged: dict[str, float]
+    losses: dict[int, float]
 
-    def prototypes(self, step: int, dynamics: LearningDynamics, health: dict[str, Health] | None) -> None:
+    def begin(self) -> None:
+        """At the start of a trial: the prototypes as they were initialised."""
+        if self.trial.first == 0 and self.trial.training.prototype_snapshots:
+            with disk_errors(self.trial.folder, "writing the first prototypes", self.trial.digest):
+                self._prototypes(0, None)
+
+    def write(self, entry: Entry) -> None:
+        """Writes a logged step, and what is due with it; the checkpoint last, for it says that the rest is there."""
+        trial, training, health = self.trial, self.trial.training, entry.report.dynamics.health
+        with disk_errors(trial.folder, f"writing what step {entry.step} came to", trial.digest):
+            if entry.predictions:
+                found = json.dumps([each.as_dict() for each in entry.predictions])
+                write_whole(trial.folder.predictions, found)
+            self.spool.write(entry.step, entry.metrics)
+            if entry.evaluated:
+                self._distributions(entry.step, health)
+                self.losses[entry.step] = entry.metrics.get(measures.HELD_OUT_LOSS, math.nan)
+            if is_snapshot(training, entry.step):
+                self._prototypes(entry.step, health)
+            if is_saved(training, entry.step):
+                self.spool.flush()  # or, after a loss of power, a run could go on from past its own metrics
+                place, keep = trial.folder.checkpoints, training.keep_checkpoints
+                save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses)
+
+    def result(self, metrics: dict[str, float]) -> None:
+        """The model, and the result, which is written last: with it, the trial is finished."""
+        trial = self.trial
+        with disk_errors(trial.folder, "writing the result", trial.digest):
+            save_model(trial.folder.model, trial.model, trial.experiment)
+            result = {
+                "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
+                "steps": trial.training.steps,
+                "seconds": time.monotonic() - trial.started,
+                "parameters": sum(p.numel() for p in trial.model.parameters()),
+                "engine": trial.dynamics.engine,
+                "compiled": compiling(trial.training, trial.device),
+                "skipped_steps": trial.skipped.steps,
+                "environment": environment(trial.device),
+                "checkpoint_problems": trial.problems,
+            }
+            write_whole(trial.folder.result, json.dumps(result, indent=1))
+
+    def _prototypes(self, step: int, health: dict[str, Health] | None) -> None:
         """A snapshot of all prototypes and of how each expert was judged."""
         tensors = {}
-        for name, layer in sparse_layers(dynamics.model).items():
+        for name, layer in sparse_layers(self.trial.model).items():
             title = "L{}.{}".format(*place_of(name))
             tensors[f"{title}/prototypes"] = layer.proto_weight.detach().float().cpu().contiguous()
             if health:
                 seen = health[name]
                 tensors[f"{title}/activation"] = (seen.active / seen.scalars[0]).float().cpu()
-                if dynamics.cost is not None:
+                if self.trial.dynamics.cost is not None:
                     tensors[f"{title}/good"] = (seen.good / seen.scalars[3]).float().cpu()
             else:  # nothing has been routed yet: all experts stand as they were initialised
                 tensors[f"{title}/activation"] = torch.zeros(layer.out_features)
-        self.folder.prototypes.mkdir(parents=True, exist_ok=True)
-        aside = self.folder.prototypes / f".step-{step:06d}"
+        folder = self.trial.folder.prototypes
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f".step-{step:06d}"
         write_tensors(aside, tensors)
         flush(aside)
-        aside.rename(self.folder.prototypes / f"step-{step:06d}.safetensors")
+        aside.rename(folder / f"step-{step:06d}.safetensors")
 
     @cached_property
     def _pieces(self) -> DistributionPieces:
-        return DistributionPieces(self.folder.distributions)
+        return DistributionPieces(self.trial.folder.distributions)
 
-    def distributions(self, step: int, health: dict[str, Health] | None) -> None:
+    def _distributions(self, step: int, health: dict[str, Health] | None) -> None:
         """Adds the step's histograms of learning cost and Goodness, by layer."""
         layers: dict[int, list[Health]] = {}
         for name, seen in (health or {}).items():
             layers.setdefault(place_of(name)[0], []).append(seen)
         self._pieces.add(step, layers)
 
-    def result(self, metrics: dict[str, float], facts: dict[str, Any]) -> None:
-        """Written last: with it, the trial is finished."""
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        result = {"metrics": finite, **facts, "checkpoint_problems": self.problems}
-        write_whole(self.folder.result, json.dumps(result, indent=1))
 
-
-def place_of(name: str) -> tuple[int, str]:
-    """(layer, projection) of a module of GridTransformer: (3, "q") of "blocks.3.attention.q"."""
-    _, layer, _, projection = name.split(".")
-    return int(layer), projection
-
-
-def is_snapshot(done: int, training: TrainingConfig) -> bool:
-    """Whether this logged step is among the evenly spaced ones of which prototypes are kept, the last step included."""
-    wanted = training.prototype_snapshots
-    evenly = (math.ceil(k * training.steps / wanted) for k in range(1, wanted + 1))
-    return any(0 <= done - step < training.log_every for step in evenly)
-
-
-def metrics_at(folder: TrialFolder, step: int) -> dict[str, float]:
-    """What was logged at `step`, for a run that goes on from there."""
-    return next((line.metrics for line in spool_lines(folder.spool) if line.step == step), {})
-
-
-def step_metrics(outcome: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:
-    """The step's metrics; those of single modules, most of all there are, only where asked for.
-
-    What came to nothing in this step is NaN, or what an earlier step came to would pass for the last. What an arm
-    without Goodness never has is left out.
-    """
-    metrics = {
-        measures.TASK_LOSS: float(outcome.task_loss),
-        measures.META_LOSS: float(outcome.dynamics.meta_loss),
-        measures.GRADIENT_NORM: float(outcome.dynamics.gradient_norm),
-    }
-    layers: dict[tuple[str, int], list[float]] = {}
-    for name, health in (outcome.dynamics.health or {}).items():
-        layer, projection = place_of(name)
-        for measure, value in health.measures().items():
-            if by_module:
-                metrics[measures.by_module(measure, layer, projection)] = value
-            layers.setdefault((measure, layer), []).append(value)
-    for (measure, layer), values in layers.items():
-        known = [value for value in values if math.isfinite(value)]
-        metrics[measures.by_layer(measure, layer)] = statistics.fmean(known) if known else math.nan
-    lacking = () if has_goodness else (measures.META_LOSS, *measures.OF_GOODNESS)
-    return {name: value for name, value in metrics.items() if not name.startswith(lacking)}
+def open_writer(trial: Trial) -> TrialWriter:
+    """The writer of a trial, with what earlier attempts have logged; the count of skipped steps goes on from there."""
+    spool, logged, losses = Spool(trial.folder.spool), dict[str, float](), dict[int, float]()
+    for line in spool_lines(trial.folder.spool):
+        if line.step == trial.first:
+            logged = line.metrics
+        if measures.HELD_OUT_LOSS in line.metrics:
+            losses[line.step] = line.metrics[measures.HELD_OUT_LOSS]
+    trial.skipped.steps = int(logged.get(measures.SKIPPED_STEPS, 0))
+    return TrialWriter(trial, spool, logged, losses)

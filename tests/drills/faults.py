@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import pipeline.training.step
+import pipeline.training.trial
 import pipeline.training.worker
 from pipeline.layout import TrialFolder
 from pipeline.running.entry import train_fn_per_worker
@@ -31,7 +32,8 @@ class Fault:
     """What is done, when, by which rank (None: by all), in which step (from 1), and how often at most.
 
     Moments: entry (of the train function), step (before it), forward (between forward and backward pass), report
-    (after it). `value` is the seconds of a sleep, the bytes of a hoard, the steps between two measurements.
+    (after the workers have agreed on a log entry). `value` is the seconds of a sleep, the bytes of a hoard, the steps
+    between two measurements.
     """
 
     do: Deed
@@ -50,16 +52,7 @@ def plant(output: Path, *faults: Fault) -> None:
 
 def train_with_faults(settings: dict[str, Any]) -> None:
     """`train_fn_per_worker`, with the planted faults in its way."""
-    import ray.train
-
     way = Way(TrialFolder(Path(settings["folder"])).root.parents[3] / "faults")
-    report = ray.train.report
-
-    def report_first(*arguments: Any, **options: Any) -> None:
-        report(*arguments, **options)
-        way.meet("report")
-
-    ray.train.report = report_first
     way.lie_in_wait()
     way.meet("entry")
     train_fn_per_worker(settings)
@@ -79,10 +72,11 @@ class Way:
 
     def lie_in_wait(self) -> None:
         """Changes this process's train function, for good, so that it meets the faults."""
-        build, set_rates, forward = (
-            pipeline.training.worker.build_model,
-            pipeline.training.worker.set_learning_rates,
+        build, set_rates, forward, agree = (
+            pipeline.training.trial.build_model,
+            pipeline.training.trial.set_learning_rates,
             pipeline.training.step.batch_loss,
+            pipeline.training.worker.is_to_end,
         )
 
         def build_and_watch(*arguments: Any) -> Any:
@@ -100,9 +94,15 @@ class Way:
             self.meet("forward")
             return loss
 
-        pipeline.training.worker.build_model = build_and_watch
-        pipeline.training.worker.set_learning_rates = meet_and_set_rates
+        def agree_and_meet(*arguments: Any) -> bool:
+            ends = agree(*arguments)
+            self.meet("report")
+            return ends
+
+        pipeline.training.trial.build_model = build_and_watch
+        pipeline.training.trial.set_learning_rates = meet_and_set_rates
         pipeline.training.step.batch_loss = forward_and_meet
+        pipeline.training.worker.is_to_end = agree_and_meet
 
     def meet(self, moment: Moment) -> None:
         for number, fault in enumerate(self._planted()):

@@ -12,7 +12,7 @@ from tests.tiny_onn.helpers import Chain, all_gradients, batch, loss_sum, new_dy
 from tiny_onn.arm import arm as find_arm
 from tiny_onn.arm import configure
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
-from tiny_onn.fused import Node, OfTheStep, Plan, constants_of
+from tiny_onn.fused import Call, Leaves, Node, OfTheStep, Plan, constants_of
 from tiny_onn.kernels import Kernels
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 
@@ -187,17 +187,17 @@ def test_its_backward_is_the_derivative_of_its_forward(inputs: int, outputs: int
     tally, counts = torch.zeros(2, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     configure(layer, find_arm(arm))
     plan = Plan(constants_of(layer, find_arm(arm)), Kernels(), lambda: None, None)
-    step = None, None, tally, OfTheStep(counts, three, three, None, None), plan
+    call, rest = Call(OfTheStep(counts, three, three, None, None), plan), (None, None, tally)
     weights = [p.detach().requires_grad_(arm == "none") for p in (layer.proto_weight, layer.gate_param)]
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return Node.apply(x, weight, bias, *weights, *step)
+        return Node.apply(call, *Leaves(x, weight, bias, *weights, *rest))
 
     assert torch.autograd.gradcheck(forward, (x, layer.mu_weight, layer.mu_bias))
     if arm == "none":
 
         def router(prototypes: Tensor, gates: Tensor) -> Tensor:
-            return Node.apply(x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, *step)
+            return Node.apply(call, *Leaves(x.detach(), layer.mu_weight, layer.mu_bias, prototypes, gates, *rest))
 
         assert torch.autograd.gradcheck(router, tuple(weights))
 

@@ -104,6 +104,18 @@ def test_the_time_of_a_trial_and_of_all(data: Prepared) -> None:
     assert pair.seconds == pytest.approx(25)  # each of two workers has half of the tokens
 
 
+@pytest.mark.parametrize("when", ["end", "always", "never"])
+def test_of_logs_evaluations_and_checkpoints_those_are_counted_that_happen(data: Prepared, when: str) -> None:
+    every = {"log_every": 7, "evaluate_every": 5, "checkpoint_every": 3, "score_evaluation": when}
+    changed = {**SMALL, "training": {**SMALL["training"], **every}}  # type: ignore[dict-item]
+    kind = kinds_of(every_trial(validate_experiment(changed, "t")), data)[0]
+    measured = replace(MEASURED, evaluation_seconds=7.0)
+    scored = {"end": 1, "always": 2, "never": 0}[when]
+    # of 8 steps 3, 5, 6, 7 and 8 are logged, 5 and 8 evaluated, and 3, 6 and 8 saved
+    found = replace(kind, measured=measured, tokens_per_step=500.0).seconds
+    assert found == pytest.approx(6 + 5 + 8 * 0.5 + 5 * 0.5 + 2 * 2 + scored * 7 + 3 * 0.25 + 3)
+
+
 def test_how_many_run_at_once() -> None:
     trials = trials_of(swept(count=2, cpus=0.5))
     assert at_once(trials, (Resources(2),), None) == 2

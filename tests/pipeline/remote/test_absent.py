@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 from pipeline.layout import TrialFolder
 from pipeline.remote.index import checkpoints_in
 from pipeline.remote.trial import RemoteTrial
-from pipeline.remote.worker import Report, train_remotely
+from pipeline.remote.worker import OnLog, train_remotely
 from pipeline.storage.opening import open_storage
 from pipeline.training.absent import _marked
 from pipeline.training.stopping import RanksAbsent
@@ -29,17 +29,21 @@ def worker(rank: int, root: Path, data: Path, uri: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=2, timeout=limit)
     experiment, told = small_experiment(), root / "told"
 
-    def stand_still(step: int, loss: float) -> None:
+    def stand_still(step: int) -> None:
         deadline = time.monotonic() + 60
         while rank == 1 and step == 4 and not told.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def train(scratch: TrialFolder, report: Report) -> None:
-        run_training(experiment, scratch, data, CPU, report)
+    def train(scratch: TrialFolder, push: OnLog) -> None:
+        def on_log(step: int) -> None:
+            push(step)
+            stand_still(step)
+
+        run_training(experiment, scratch, data, CPU, on_log)
 
     remote = RemoteTrial(open_storage(uri), "per_token-s0").part(1)
     try:
-        train_remotely(experiment, remote, TrialFolder(root / "trial"), rank, CPU, train, stand_still)
+        train_remotely(experiment, remote, TrialFolder(root / "trial"), rank, train)
     except RanksAbsent as absent:
         if rank == 0:
             told.write_text(str(absent))

@@ -16,7 +16,7 @@ from tests.pipeline.samples import small_experiment
 
 
 def test_an_overtaken_attempt_puts_no_more_and_stops(remote, data, tmp_path):
-    def report(step, loss):
+    def report(step):
         if step == 4:
             until_put(remote, 4)
             remote.put_attempt(2, "later")

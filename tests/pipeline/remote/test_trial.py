@@ -46,7 +46,7 @@ def test_a_worker_killed_in_mid_run_is_taken_up_elsewhere_bit_equal(remote, data
     assert list(checkpoints_in(index)) == ["step-000002", "step-000004", "step-000006"]
     assert not has_ended(index)
     seen = []
-    run_attempt(remote, TrialFolder(tmp_path / "trial"), data, lambda step, loss: seen.append(step), attempt=2)
+    run_attempt(remote, TrialFolder(tmp_path / "trial"), data, lambda step: seen.append(step), attempt=2)
     assert seen == [8]
     assert list((tmp_path / "trial").iterdir()) == []  # all of it is in the storage
     assert remote.part(1).index() is None
@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_in_the_storage_is_passed_over(remote, data, whole,
     newest = remote.part(1).files / "checkpoints/step-000006/state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1] + b"?")
     seen = []
-    run_attempt(remote, TrialFolder(tmp_path / "other"), data, lambda step, loss: seen.append(step), attempt=2)
+    run_attempt(remote, TrialFolder(tmp_path / "other"), data, lambda step: seen.append(step), attempt=2)
     assert seen == [6, 8]
     driver = TrialFolder(tmp_path / "driver")
     taken_in(remote, driver)
@@ -100,7 +100,7 @@ def test_the_newest_checkpoint_is_that_of_the_last_step_however_many_digits_it_h
 
 
 def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_path):
-    def report(step, loss):
+    def report(step):
         if step == 2:
             remote.prune_file.write_bytes(b'{"step": 2}')
         time.sleep(1.0)
@@ -119,7 +119,7 @@ def test_training_goes_on_while_the_storage_is_away_and_catches_up(data, whole, 
     with object_store() as store:
         remote = RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
 
-        def report(step, loss):
+        def report(step):
             if step == 2:
                 store.stop()
             if step == 8:
@@ -169,7 +169,7 @@ def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, mo
     with object_store() as store:
         remote = RemoteTrial(store.storage() / tmp_path.name, "per_token-s0")
 
-        def report(step, loss):
+        def report(step):
             if step == 2:
                 store.stop()
             if step == 4:

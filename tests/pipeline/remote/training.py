@@ -14,15 +14,19 @@ from tests.pipeline.samples import small_experiment
 CPU = torch.device("cpu")
 
 
-def run_attempt(remote, folder, data, report=lambda step, loss: None, attempt=1):
+def run_attempt(remote, folder, data, report=lambda step: None, attempt=1):
     """As one attempt of the trial `remote`, in the trial's folder `folder`."""
     experiment = small_experiment()
 
-    def train(scratch, push_and_report):
-        run_training(experiment, scratch, data.folder, CPU, push_and_report)
+    def train(scratch, push):
+        def on_log(step):
+            push(step)
+            report(step)
+
+        run_training(experiment, scratch, data.folder, CPU, on_log)
 
     remote.put_attempt(attempt, "now")
-    train_remotely(experiment, remote.part(attempt), folder, 0, CPU, train, report)
+    train_remotely(experiment, remote.part(attempt), folder, 0, train)
 
 
 def taken_in(remote, folder, have=None):
@@ -39,7 +43,7 @@ def until_put(remote, step):
 
 
 def die_at(step, remote):
-    def report(done, loss):
+    def report(done):
         if done == step:
             until_put(remote, step)
             raise KeyboardInterrupt

@@ -180,7 +180,7 @@ def test_workers_that_are_told_end_at_the_next_logged_step(tmp_path: Path) -> No
     folder = TrialFolder(tmp_path / "trial")
     folder.root.mkdir()
 
-    def tell(step: int, _: float) -> None:
+    def tell(step: int) -> None:
         if step == 4:
             folder.prune.write_text("{}")
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline import measures
 from pipeline.errors import UserError
+from pipeline.settings.cadence import is_evaluated, is_logged
 from pipeline.settings.config import StudyConfig, TrainingConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.search import AshaConfig, Domain, SearchConfig, draw
@@ -232,10 +233,10 @@ def test_a_sweep_that_cannot_be_is_refused(change: dict[str, Any], message: str)
 def test_pruning_is_possible_where_a_step_measures_what_it_compares(
     log: int, every: int, grace: int, steps: int, of_training: bool
 ) -> None:
-    """As `run_training` measures: at the first logged step of each `evaluate_every`."""
-    training = TrainingConfig(steps=steps, warmup_steps=1, log_every=log, evaluate_every=every)
+    training = TrainingConfig(steps=steps, warmup_steps=1, log_every=log, evaluate_every=every, checkpoint_every=37)
     asha = AshaConfig(metric="train/task_loss" if of_training else "held_out/loss", grace_steps=grace)
-    measured = [step for step in range(log, steps, log) if of_training or step % every < log]
+    wanted = is_logged if of_training else is_evaluated
+    measured = [step for step in range(1, steps) if wanted(training, step)]
     try:
         check_pruning(asha, training, "t")
         possible = True

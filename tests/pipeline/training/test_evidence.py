@@ -1,6 +1,7 @@
 """Two gloo processes that have to stop, or to skip, together; and what they leave behind."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from pipeline.settings.experiment_file import validate_experiment
 from pipeline.storage.opening import open_storage
 from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import read_checkpoint
-from pipeline.training.worker import MOST_SKIPPED_IN_A_ROW, run_training
+from pipeline.training.trial import MOST_SKIPPED_IN_A_ROW
+from pipeline.training.worker import run_training
 from tests.drills.faults import EVERY, Fault, Way, plant
 from tests.pipeline.samples import SMALL
 
@@ -71,6 +73,7 @@ def worker(rank: int, root: str, data: str) -> None:
         except Exception as error:
             ended[name] = f"{type(error).__name__}: {error}"
     (Path(root) / f"ended-{rank}.json").write_text(json.dumps(ended))
+    os._exit(0)  # the last scene leaves the group unusable: its threads may abort the process where it is torn down
 
 
 @dataclass(frozen=True)

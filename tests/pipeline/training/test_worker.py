@@ -21,11 +21,12 @@ from pipeline.settings.trials import trials_of
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate, exact_match, predict
+from pipeline.training.measuring import step_metrics
 from pipeline.training.model_file import open_model
 from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
-from pipeline.training.trial_writer import step_metrics
-from pipeline.training.worker import run_training
+from pipeline.training.trial import Entry, Trial, open_trial
+from pipeline.training.worker import run_training, train
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.samples import SMALL, small_data, small_experiment
 from tiny_onn.dynamics import DynamicsReport
@@ -72,6 +73,19 @@ def test_a_run_leaves_what_the_driver_reads(data: Prepared, whole: TrialFolder) 
     predictions = json.loads(whole.predictions.read_text())
     assert {each["task_id"] for each in predictions} <= {row.task_id for row in read_rows(data, "held_out")}
     assert predictions
+
+
+def test_what_is_due_between_two_logs_is_done_then_and_logged(
+    data: Prepared, whole: TrialFolder, tmp_path: Path
+) -> None:
+    folder = TrialFolder(tmp_path)
+    run_training(small_experiment(log_every=7, evaluate_every=5, checkpoint_every=3), folder, data.folder, CPU)
+    metrics = metrics_of(folder)
+    assert list(metrics) == [3, 5, 6, 7, 8]
+    assert [step for step in metrics if measures.HELD_OUT_LOSS in metrics[step]] == [5, 8]
+    assert [p.name for p in checkpoints(folder.checkpoints)] == ["step-000003", "step-000006", "step-000008"]
+    last = [path.checkpoints / "step-000008" / "state.safetensors" for path in (folder, whole)]
+    assert last[0].read_bytes() == last[1].read_bytes()  # when it is logged changes nothing that is trained
 
 
 @pytest.mark.parametrize(("when", "steps"), [("end", [8]), ("always", [4, 8]), ("never", [])])
@@ -155,6 +169,34 @@ def test_a_worker_whose_trial_was_taken_up_by_another_writes_no_more(data: Prepa
     assert asked == [0, 1, 2]
     assert list(metrics_of(folder)) == [2, 4]
     assert not folder.result.exists()
+
+
+def test_the_loop_takes_what_it_measures_and_records_from_its_caller(data: Prepared, tmp_path: Path) -> None:
+    """With a measure and records of one's own, and nothing else: no file is written, and a record stops it."""
+    trial = open_trial(small_experiment(), TrialFolder(tmp_path / "trial"), data.folder, CPU)
+    seen: list[tuple[int, float]] = []
+
+    def loss(_: Trial, entry: Entry) -> None:
+        entry.metrics["loss"] = float(entry.report.task_loss)
+
+    def record(entry: Entry) -> None:
+        seen.append((entry.step, entry.metrics["loss"]))
+        if entry.step == 6:
+            raise TrainingStopped("enough")
+
+    with pytest.raises(TrainingStopped, match="enough"):
+        train(trial, measures=[loss], records=[record], prunes=lambda entry: False)
+    assert [step for step, _ in seen] == [2, 4, 6]
+    assert all(0 < value < 10 for _, value in seen)
+    entry = train(
+        open_trial(small_experiment(), TrialFolder(tmp_path / "trial"), data.folder, CPU),
+        measures=[loss],
+        records=[],
+        prunes=lambda entry: entry.step == 4,
+    )
+    assert entry is not None
+    assert (entry.step, entry.metrics["loss"]) == seen[1]
+    assert not (tmp_path / "trial").exists()
 
 
 def test_arms_of_a_seed_start_alike_and_see_the_same_batches(data: Prepared) -> None:

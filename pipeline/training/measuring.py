@@ -1,0 +1,107 @@
+"""What is measured of a logged step, by functions that each add their part to its entry.
+
+What a training step, routing health or a pass over held-out rows is measured by stands in `pipeline.measures`.
+"""
+
+import math
+import statistics
+
+from pipeline import measures
+from pipeline.data.manifest import Split
+from pipeline.data.tokens import Sequence
+from pipeline.training.agreement import gather_json
+from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together, voting_views
+from pipeline.training.machine import peak_memory_mib
+from pipeline.training.step import StepReport
+from pipeline.training.trial import Entry, Measure, Trial
+
+
+def speed(trial: Trial, entry: Entry) -> None:
+    """Times and throughput since the last entry, and the memory used so far."""
+    entry.metrics |= trial.window.read()
+    if (memory := peak_memory_mib(trial.device)) is not None:
+        entry.metrics[measures.PEAK_MEMORY_MIB] = memory
+
+
+def progress(trial: Trial, entry: Entry) -> None:
+    """How far training is, and at which rates."""
+    entry.metrics[measures.EPOCH] = float(entry.epoch)
+    entry.metrics[measures.LEARNING_RATE], entry.metrics[measures.ROUTER_LEARNING_RATE] = entry.rates
+    if trial.training.on_nonfinite == "skip":
+        entry.metrics[measures.SKIPPED_STEPS] = float(trial.skipped.steps)
+
+
+def training_step(trial: Trial, entry: Entry) -> None:
+    """The step's losses, gradient norm and routing health."""
+    entry.metrics |= step_metrics(entry.report, entry.evaluated, trial.dynamics.cost is not None)
+
+
+def scores(trial: Trial, entry: Entry) -> None:
+    """The held-out tasks where the step is evaluated; the evaluation tasks then or at the end, as is set."""
+    if entry.evaluated:
+        entry.metrics |= _scores(trial, trial.held_out, "held_out", patterns=entry.last)
+    if trial.evaluation and (entry.last or (entry.evaluated and trial.training.score_evaluation == "always")):
+        entry.metrics |= _scores(trial, trial.evaluation, "evaluation")
+
+
+def decoded(trial: Trial, entry: Entry) -> None:
+    """At the end, the grids that are decoded greedily: how many are right, and those of held-out tasks themselves."""
+    if entry.last:
+        entry.predictions = _predict(trial, trial.held_out)
+        entry.metrics |= exact_match(entry.predictions)
+        entry.metrics |= exact_match(_predict(trial, trial.evaluation), "evaluation")
+
+
+MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, decoded)
+
+
+def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:
+    """The step's metrics; those of single modules, most of all there are, only where asked for.
+
+    What came to nothing in this step is NaN, or what an earlier step came to would pass for the last. What an arm
+    without Goodness never has is left out.
+    """
+    there = [metric for metric in measures.METRICS if has_goodness or not metric.of_goodness]
+    metrics = {metric.name: metric.of_step(report.dynamics) for metric in there if metric.of_step is not None}
+    layers: dict[tuple[str, int], list[float]] = {}
+    for name, health in (report.dynamics.health or {}).items():
+        layer, projection = place_of(name)
+        known = health.measures()
+        for metric in there:
+            if metric.name not in known and metric.of_module is None:
+                continue
+            value = known[metric.name] if metric.of_module is None else metric.of_module(health)
+            if by_module:
+                metrics[measures.by_module(metric.name, layer, projection)] = value
+            layers.setdefault((metric.name, layer), []).append(value)
+    for (measure, layer), values in layers.items():
+        finite = [value for value in values if math.isfinite(value)]
+        metrics[measures.by_layer(measure, layer)] = statistics.fmean(finite) if finite else math.nan
+    return metrics
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """(layer, projection) of a module of GridTransformer: (3, "q") of "blocks.3.attention.q"."""
+    _, layer, _, projection = name.split(".")
+    return int(layer), projection
+
+
+def _scores(trial: Trial, rows: list[Sequence], split: Split, patterns: bool = False) -> dict[str, float]:
+    budget, place = trial.loader.budget, (trial.rank, trial.world_size)
+    return evaluate(trial.model, rows, budget, *place, autocast=trial.autocast, patterns=patterns, split=split)
+
+
+def _predict(trial: Trial, judged: list[Sequence]) -> list[Prediction]:
+    """Decodes the first `generate_tasks` of the tasks, which are the same for every trial on this data.
+
+    Every worker takes its share, and gets all.
+    """
+    experiment, world_size = trial.experiment, trial.world_size
+    wanted = trial.training.generate_tasks
+    tasks = set(list(dict.fromkeys(row.task_id for row in judged))[:wanted])
+    rows = [row for row in judged if row.task_id in tasks]
+    with together(trial.device) as alive:
+        share = rows[trial.rank :: world_size]
+        mine = predict(trial.model, share, experiment.data.max_tokens, voting_views(experiment), alive)
+    shares = gather_json([each.as_dict() for each in mine], trial.device)
+    return [Prediction(**shares[place % world_size][place // world_size]) for place in range(len(rows))]
