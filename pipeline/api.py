@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from pipeline.settings.config import Experiment
     from pipeline.settings.trials import Trial
     from pipeline.training.answers import Answers
+    from pipeline.training.kept import Step
+    from pipeline.training.model_file import TrainedModel
 
 Changes = Mapping[str, Any]
 
@@ -231,11 +233,12 @@ def predict(
     output: str | Path = "runs",
     *,
     tracking_uri: str | None = None,
+    step: "Step" = "last",
 ) -> "Answers":
     """Draws two attempts at each test pair of the tasks in a file, in any of the formats that `data.folder` takes.
 
     Args:
-        run: the id of a finished run in MLflow, or the path of a model's folder.
+        run, step: as in `load_model`.
         submission: where to write them in the format of Kaggle's ARC competitions; nowhere by default.
 
     Raises:
@@ -243,16 +246,44 @@ def predict(
     """
     import torch
 
-    from pipeline.tracking.registered import load_model
     from pipeline.training.answers import answer_file
-    from pipeline.training.model_file import open_model
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if Path(run).is_dir():
-        model = open_model(Path(run), device)
-    else:
-        model = load_model(str(run), tracking_uri or local_store(Path(output), f"run {run}"), device)
+    model = load_model(run, output, tracking_uri=tracking_uri, step=step, device=device)
     return answer_file(model, Path(file), None if submission is None else Path(submission))
+
+
+def load_model(
+    run: str | Path,
+    output: str | Path = "runs",
+    *,
+    tracking_uri: str | None = None,
+    step: "Step" = "last",
+    device: str = "cpu",
+) -> "TrainedModel":
+    """The model of a run: as it ended, at its best by held-out loss, or at any step whose checkpoint is kept.
+
+    Args:
+        run: the id of a finished run in MLflow; or the path of a trial's folder, or of a model's.
+        output: where the run's checkpoints lie, for steps that MLflow does not have.
+        step: "last", "best", or a number.
+
+    Raises:
+        UserError: there is no such run, or no model of this step; names the steps that there are.
+    """
+    from pipeline.layout import TrialFolder
+    from pipeline.tracking import registered
+    from pipeline.training.kept import open_step
+    from pipeline.training.model_file import is_model, open_model
+
+    if not Path(run).is_dir():
+        uri = tracking_uri or local_store(Path(output), f"run {run}")
+        return registered.load_model(str(run), uri, device, step=step, output=output)
+    if not is_model(Path(run)):
+        return open_step(TrialFolder(Path(run)), step, device)
+    if step != "last":
+        raise UserError(f"RUN {run}: is the folder of one model. Expected a run's id or a trial's folder with a step.")
+    return open_model(Path(run), device)
 
 
 def results(

@@ -3,9 +3,11 @@
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import click
 
+from pipeline.errors import UserError
 from pipeline.options import EXPERIMENT, OUTPUT, URI
 
 
@@ -139,25 +141,36 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     metavar="FILE",
     help="Write the answers there, in the format of Kaggle's ARC competitions. Default: print them.",
 )
+@click.option(
+    "--step",
+    default="last",
+    show_default=True,
+    metavar="STEP",
+    help="Which model of the run: last, best (the lowest held-out loss of its checkpoints), or a step that was saved.",
+)
 @OUTPUT
 @URI
-def predict(run: str, file: Path, submission: Path | None, output: Path, tracking_uri: str | None) -> None:
+def predict(run: str, file: Path, submission: Path | None, step: str, output: Path, tracking_uri: str | None) -> None:
     """Draw the answers to the tasks in FILE with the model of RUN.
 
-    RUN is the id of a finished run, which `train` prints and results.json of a report holds, or the folder of a model.
+    RUN is the id of a finished run, which `train` prints and results.json of a report holds, or the folder of a trial
+    or of a model.
     FILE may be in any format that data.folder takes, Kaggle's *_test_challenges.json among them; answers in it are not
     looked at. Several views of a task vote for two attempts at each of its test pairs.
 
     \b
     Examples:
       tiny-onn predict 0123abcd0123abcd0123abcd0123abcd test_challenges.json --submission submission.json
-      tiny-onn predict runs/sweeps/ablation/trials/per_token-s0/model my_task.json
+      tiny-onn predict runs/sweeps/ablation/trials/per_token-s0 my_task.json --step best
     """
     import json
 
     from pipeline import api
 
-    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri)
+    if step not in ("last", "best") and not step.isdecimal():
+        raise UserError(f"--step: found {step!r}; expected last, best or the number of a step")
+    wanted: Any = int(step) if step.isdecimal() else step
+    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri, step=wanted)
     if submission is None:
         click.echo(json.dumps(made.submission))
     tasks = len(made.submission)

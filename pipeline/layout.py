@@ -122,6 +122,11 @@ class TrialFolder:
         return self.root / "model"
 
     @property
+    def best_model(self) -> Path:
+        """The same at the checkpoint with the lowest held-out loss; not there where that is the last one."""
+        return self.root / "best_model"
+
+    @property
     def placement(self) -> Path:
         """Where the last attempt's workers ran, as JSON: [{"rank": int, "node": address, "interface": name}, ...]."""
         return self.root / "placement.json"

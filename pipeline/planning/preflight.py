@@ -90,9 +90,10 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:
-    """What the checkpoints of one trial take at most: parameters and Adam's two moments, one more than are kept."""
+    """What the checkpoints of one trial take at most: parameters and Adam's two moments, of the newest that are kept,
+    of the best, and of the one that is being written."""
     width = torch.finfo(DTYPES[experiment.training.precision]).bits // 8
-    return parameters_of(experiment) * width * 3 * (experiment.training.keep_checkpoints + 1)
+    return parameters_of(experiment) * width * 3 * (experiment.training.keep_checkpoints + 2)
 
 
 def parameters_of(experiment: Experiment) -> int:

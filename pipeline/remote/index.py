@@ -29,6 +29,7 @@ _SHAPES: dict[str, tuple[re.Pattern[str], int]] = {
         ("prototypes", r"prototypes/step-[0-9]{6,12}\.safetensors", 64 * 1024 * MIB),
         ("distributions", r"distributions/step-[0-9]{6,12}\.json", 64 * MIB),
         ("model", r"model/(weights\.safetensors|model\.json|MLmodel)", TIB),
+        ("best_model", r"best_model/(weights\.safetensors|model\.json|MLmodel)", TIB),
         *((f"{name}.json", rf"{name}\.json", 16 * MIB) for name in ("result", "pruned", "config", "placement")),
         *((f"{name}.json", rf"{name}\.json", 1024 * MIB) for name in ("predictions", "distributions")),
     )

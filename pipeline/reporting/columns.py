@@ -81,7 +81,7 @@ _OWN: dict[str, Callable[[Trial], float]] = {
     measures.STEP_SECONDS: lambda trial: trial.step_seconds,
 }
 COLUMNS = tuple(_column(metric, shown) for metric in measures.METRICS for shown in metric.shown)
-HELD_OUT_LOSS, DENSITY = COLUMNS[:2]
+HELD_OUT_LOSS, DENSITY = (next(c for c in COLUMNS if c.key == key) for key in ("held_out_loss", "density"))
 EXCESS = measures.EXCESS  # the key of the column that compares at equal density; see `pipeline.reporting.frontier`
 
 
@@ -94,5 +94,6 @@ def columns_of(results: Results) -> tuple[Column, ...]:
     title = "excess over the baselines at this density"
     excess = Column(EXCESS, title, "nats", lambda t: found.get(t.run_id, math.nan), 1, 4, partial=True)
     trials = [trial for row in results.rows for trial in row.trials.values()]
-    every = (*COLUMNS[:2], *([excess] if any(map(math.isfinite, found.values())) else []), *COLUMNS[2:])
+    there = any(map(math.isfinite, found.values()))
+    every = [each for c in COLUMNS for each in ((c, excess) if c is DENSITY and there else (c,))]
     return tuple(column for column in every if any(not math.isnan(column.of(trial)) for trial in trials))

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
-from pipeline.reporting.columns import COLUMNS, EXCESS, Column, columns_of
+from pipeline.reporting.columns import COLUMNS, DENSITY, EXCESS, Column, columns_of
 from pipeline.reporting.results import NOT_SET, Results
 from pipeline.settings.wrong_settings import did_you_mean
 
@@ -65,10 +65,9 @@ def curves_frame(spools: Mapping[str, Path], metric: str) -> pd.DataFrame:
 def _every_column(results: Results) -> dict[str, Column | None]:
     """The same columns for every sweep, measured or not: a program that reads them finds them all."""
     excess = next((column for column in columns_of(results) if column.key == EXCESS), None)
-    first, second, *others = ({column.key: column} for column in COLUMNS)
-    found: dict[str, Column | None] = {**first, **second, EXCESS: excess}
-    for each in others:
-        found |= each
+    found: dict[str, Column | None] = {}
+    for column in COLUMNS:
+        found |= {column.key: column} | ({EXCESS: excess} if column is DENSITY else {})
     return found
 
 

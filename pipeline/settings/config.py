@@ -163,7 +163,7 @@ class TrainingConfig(Settings):
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
     )
-    log_every: Count = Field(10, description="steps between two log entries; a step that is evaluated or saved has one, too")
+    log_every: Count = Field(10, description="steps between two log entries; evaluated and saved steps have one, too")
     evaluate_every: Count = Field(100, description="steps between two evaluations of the held-out tasks")
     checkpoint_every: Count = Field(100, description="steps between two checkpoints; one more is made at the end")
     keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay; the best stays besides")

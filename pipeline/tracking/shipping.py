@@ -17,7 +17,7 @@ from pipeline.records.result import read_result
 from pipeline.records.spool import DamagedSpool, Line, read_spool, spool_lines
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
 from pipeline.tracking.mlflow_run import read_memory, write_memory
-from pipeline.tracking.registry import MODEL, register_model
+from pipeline.tracking.registry import BEST_MODEL, MODEL, register_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -121,6 +121,8 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
         client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
     if folder.result.exists() and folder.model.is_dir():
         client.log_artifacts(run_id, str(folder.model), MODEL)
+        if folder.best_model.is_dir():
+            client.log_artifacts(run_id, str(folder.best_model), BEST_MODEL)
         register_model(client, run_id)
     if last := snapshots(folder)[-1:]:
         try:

@@ -1,11 +1,13 @@
 """A trained model as a folder: safetensors and JSON, no pickle.
 
-It holds `weights.safetensors`, `model.json` (the experiment, and the sha256 of the weights) and `MLmodel`, by which
-`mlflow.pyfunc.load_model` finds `_load_pyfunc` below. That function of MLflow's imports whatever module an `MLmodel`
-names: it is for stores whose writers are trusted to run code here. Our own `load_model` never reads `MLmodel`.
+It holds `weights.safetensors`, `model.json` (the experiment, the step, the held-out loss there, the sha256 of the
+weights) and `MLmodel`, by which `mlflow.pyfunc.load_model` finds `_load_pyfunc` below. That function of MLflow imports
+whatever module an `MLmodel` names: it is for stores whose writers are trusted to run code here. Our own `load_model`
+never reads `MLmodel`.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +18,14 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline.data.given import task_given
 from pipeline.data.manifest import file_hash
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
-from pipeline.foreign_json import DamagedJson, read_object_file
+from pipeline.foreign_json import DamagedJson, integer, read_object_file
 from pipeline.settings.config import Experiment, PartsConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
@@ -35,14 +38,22 @@ from tiny_onn.model import GridTransformer
 SCHEMA_VERSION = 1
 _WEIGHTS, _CARD, _MLMODEL = "weights.safetensors", "model.json", "MLmodel"
 _MOST_CARD_BYTES = 2**20
+_LAST_STEP = 2**53
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """A model, ready to draw, and the experiment that it was trained by."""
+    """A model, ready to draw, and the experiment that it was trained by.
+
+    `step` is how far it was trained, and `held_out_loss` what was measured then, in nats per labelled token; None where
+    that is not known, as of models from before it was noted. `is_best`: no kept checkpoint of its run has a lower loss.
+    """
 
     model: GridTransformer
     experiment: Experiment
+    step: int | None = None
+    held_out_loss: float | None = None
+    is_best: bool = False
 
     def predict(self, task: Any, pair: int = 0) -> Grid | None:
         """The grid that the model draws for a test pair of an ARC task, or None where what it draws is no grid.
@@ -67,9 +78,22 @@ class TrainedModel:
         return draw(self.model, [prompt], limit)[0]
 
 
-def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> None:
+def save_model(
+    folder: Path,
+    model: GridTransformer,
+    experiment: Experiment,
+    *,
+    step: int | None = None,
+    held_out_loss: float | None = None,
+    is_best: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes the folder that `open_model` reads, in the place of one that is there: aside, flushed and renamed, so that
     no half of it is ever seen under its name.
+
+    Args:
+        step, held_out_loss, is_best: see TrainedModel; a loss that is not finite is none.
+        weights: to write in place of the model's own, as of an earlier step.
 
     Raises:
         OSError: the disk is full, or will not be written to.
@@ -78,12 +102,16 @@ def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> 
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     aside.mkdir(parents=True)
     try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        found = model.state_dict() if weights is None else weights
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
         write_tensors(aside / _WEIGHTS, weights)
         card = {
             "schema_version": SCHEMA_VERSION,
             "experiment": experiment.model_dump(mode="json"),
             "computes_as_adr": _computes_as_adr(model),
+            "step": step,
+            "held_out_loss": held_out_loss if held_out_loss is not None and math.isfinite(held_out_loss) else None,
+            "is_best": is_best,
             "sha256": {_WEIGHTS: file_hash(aside / _WEIGHTS)},
         }
         (aside / _CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
@@ -99,6 +127,11 @@ def save_model(folder: Path, model: GridTransformer, experiment: Experiment) -> 
         shutil.rmtree(aside, ignore_errors=True)  # the room is needed
         raise
     flush(folder.parent)  # the result comes after, and stays
+
+
+def is_model(folder: Path) -> bool:
+    """Whether `save_model` wrote this folder."""
+    return (folder / _CARD).is_file()
 
 
 def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
@@ -119,9 +152,11 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         weights = load_file(folder / _WEIGHTS)
         model = build_model(_to_compute(experiment, card, weights, str(folder)))
         model.load_state_dict(weights)
+        step, loss = card.get("step"), card.get("held_out_loss")
+        facts = None if step is None else integer(step, most=_LAST_STEP), None if loss is None else float(loss)
     except (OSError, DamagedJson, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: not a readable model ({type(error).__name__}: {error})") from error
-    return TrainedModel(model.to(device).eval(), experiment)
+    return TrainedModel(model.to(device).eval(), experiment, *facts, is_best=card.get("is_best") is True)
 
 
 def _computes_as_adr(model: GridTransformer) -> bool:

@@ -2,20 +2,23 @@
 
 import json
 import math
+import shutil
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
 from pipeline import measures
+from pipeline.errors import UserError
 from pipeline.files import flush, write_whole
 from pipeline.records.spool import Spool, spool_lines
 from pipeline.settings.cadence import is_saved, is_snapshot
 from pipeline.training.build import compiling
-from pipeline.training.checkpoint import save_checkpoint, write_tensors
+from pipeline.training.checkpoint import best_step, checkpoints, read_checkpoint, save_checkpoint, write_tensors
 from pipeline.training.distributions import DistributionPieces
 from pipeline.training.evidence import disk_errors
+from pipeline.training.kept import held_out_losses, model_of
 from pipeline.training.machine import environment
 from pipeline.training.measuring import place_of
 from pipeline.training.model_file import save_model
@@ -62,10 +65,10 @@ class TrialWriter:
                 save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses)
 
     def result(self, metrics: dict[str, float]) -> None:
-        """The model, and the result, which is written last: with it, the trial is finished."""
+        """The models, and the result, which is written last: with it, the trial is finished."""
         trial = self.trial
         with disk_errors(trial.folder, "writing the result", trial.digest):
-            save_model(trial.folder.model, trial.model, trial.experiment)
+            problem = self._models()
             result = {
                 "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
                 "steps": trial.training.steps,
@@ -75,9 +78,26 @@ class TrialWriter:
                 "compiled": compiling(trial.training, trial.device),
                 "skipped_steps": trial.skipped.steps,
                 "environment": environment(trial.device),
-                "checkpoint_problems": trial.problems,
+                "checkpoint_problems": [*trial.problems, *problem],
             }
             write_whole(trial.folder.result, json.dumps(result, indent=1))
+
+    def _models(self) -> list[str]:
+        """Writes the model as it is, and at its best where that was earlier; what is wrong with that checkpoint."""
+        trial, last = self.trial, self.trial.training.steps
+        kept = {int(path.name.removeprefix("step-")): path for path in checkpoints(trial.folder.checkpoints)}
+        best, problem = best_step(kept, self.losses), list[str]()
+        shutil.rmtree(trial.folder.best_model, ignore_errors=True)
+        save = partial(save_model, model=trial.model, experiment=trial.experiment)
+        if best is not None and best != last:
+            try:
+                weights = model_of(read_checkpoint(kept[best], trial.digest)[1])
+                loss = self.losses[best]
+                save(trial.folder.best_model, step=best, held_out_loss=loss, is_best=True, weights=weights)
+            except UserError as error:
+                problem.append(str(error))
+        save(trial.folder.model, step=last, held_out_loss=self.losses.get(last), is_best=best == last)
+        return problem
 
     def _prototypes(self, step: int, health: dict[str, Health] | None) -> None:
         """A snapshot of all prototypes and of how each expert was judged."""
@@ -113,11 +133,8 @@ class TrialWriter:
 
 def open_writer(trial: Trial) -> TrialWriter:
     """The writer of a trial, with what earlier attempts have logged; the count of skipped steps goes on from there."""
-    spool, logged, losses = Spool(trial.folder.spool), dict[str, float](), dict[int, float]()
-    for line in spool_lines(trial.folder.spool):
-        if line.step == trial.first:
-            logged = line.metrics
-        if measures.HELD_OUT_LOSS in line.metrics:
-            losses[line.step] = line.metrics[measures.HELD_OUT_LOSS]
+    spool = Spool(trial.folder.spool)
+    logged = next((line.metrics for line in spool_lines(trial.folder.spool) if line.step == trial.first), {})
+    losses = held_out_losses(trial.folder)
     trial.skipped.steps = int(logged.get(measures.SKIPPED_STEPS, 0))
     return TrialWriter(trial, spool, logged, losses)
