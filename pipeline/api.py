@@ -25,6 +25,7 @@ from pipeline.settings.changes import check_changes, command_words
 from pipeline.tracking.destination import EXPERIMENT
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
     from rich.console import Console
 
@@ -249,7 +250,7 @@ def predict(
     from pipeline.training.answers import answer_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(run, output, tracking_uri=tracking_uri, step=step, device=device)
+    model = _model_of(run, output, tracking_uri, step, device)
     return answer_file(model, Path(file), None if submission is None else Path(submission))
 
 
@@ -271,6 +272,12 @@ def load_model(
     Raises:
         UserError: there is no such run, or no model of this step; names the steps that there are.
     """
+    return _model_of(run, output, tracking_uri, step, device)
+
+
+def _model_of(
+    run: str | Path, output: str | Path, tracking_uri: str | None, step: "Step", device: str
+) -> "TrainedModel":
     from pipeline.layout import TrialFolder
     from pipeline.tracking import registered
     from pipeline.training.kept import open_step
@@ -284,6 +291,29 @@ def load_model(
     if step != "last":
         raise UserError(f"RUN {run}: is the folder of one model. Expected a run's id or a trial's folder with a step.")
     return open_model(Path(run), device)
+
+
+def routing_map(model: "TrainedModel", task: Any, pair: int = 0, *, projection: str = "o", title: str = "") -> "Figure":
+    """The routing map of an ARC task: its grids, each cell coloured by the expert that dominates there, by layer.
+
+    Args:
+        model: of `load_model`.
+        task: as in `TrainedModel.predict`; of a Task the answer of the test pair is shown, too.
+        pair: the test pair that follows the demonstrations.
+        projection: q, k, v or o: the experts of which module of each layer.
+
+    Returns:
+        a matplotlib figure; `savefig` writes it.
+
+    Raises:
+        UserError: the task is malformed, has no such pair or is longer than those that the model was trained on.
+    """
+    from pipeline.drawing import own_style
+    from pipeline.training.routing_map import draw_map, map_routing, sequence_of
+
+    found = map_routing(model.model, sequence_of(model, task, pair), projection=projection, step=model.step)
+    with own_style():
+        return draw_map(found, title)
 
 
 def results(

@@ -4,6 +4,11 @@ import zlib
 
 GOOD, BAD, INACTIVE = "#009E73", "#D55E00", "#B8B8B8"  # after Okabe and Ito
 
+GRID_COLOURS = (  # of the cells 0..9, as ARC is shown everywhere
+    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
+    *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
+)
+
 _ARMS = {
     "per_token": "#0072B2",
     "aggregated": "#E69F00",

@@ -117,6 +117,16 @@ class TrialFolder:
         return self.root / "distributions.json"
 
     @property
+    def figures(self) -> Path:
+        """What the user's own observer has drawn: <name>/step-000100.png, ..."""
+        return self.root / "figures"
+
+    @property
+    def routing_maps(self) -> Path:
+        """Which expert dominates at each token of a few held-out tasks: <n>/step-000100.safetensors, ..., n from 1."""
+        return self.root / "routing_maps"
+
+    @property
     def model(self) -> Path:
         """The trained model as MLflow keeps it: a folder, see `pipeline.training.model_file`."""
         return self.root / "model"

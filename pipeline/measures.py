@@ -55,6 +55,8 @@ TASK_DISTANCE = "held_out/task_distance"  # ITJD: Jaccard distance between the p
 # The held-out loss less the baselines' at the same density, seed by seed: made by the report, and no worker's metric.
 EXCESS = "excess"
 
+OBSERVED = "observer/"  # before the name of what a user's own `training.observer` measures
+
 # Routing health, each as `health/L<layer>` and `health.by_module/L<layer>.<projection>`.
 ACTIVATION_RATE = "activation_rate"  # fraction of (valid token, expert) with routing weight > 0
 FRACTION_GOOD = "fraction_good"  # fraction of (valid token, expert) judged good

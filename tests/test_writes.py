@@ -49,7 +49,8 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/running/nodes.py": {"touch": "an empty mark"},
     "pipeline/running/sweep.py": {"touch": "an empty mark"},
     "pipeline/submission/package.py": {"zipfile.ZipFile": SCRATCH, "write_text": ASIDE, "shutil.copyfile": ASIDE},
-    "pipeline/tracking/shipping.py": {"savefig": "into memory"},
+    "pipeline/tracking/images.py": {"savefig": "into memory"},
+    "pipeline/training/observer.py": {"savefig": "into memory"},
     "pipeline/reporting/figures.py": {"savefig": "into memory"},
     "pipeline/reporting/files.py": {"savefig": WHOLE, "to_csv": "into memory", "to_parquet": "into memory"},
 }
@@ -242,7 +243,7 @@ def test_json_of_others_is_read_by_one_reader() -> None:
         "pipeline/foreign_json.py",
         "pipeline/planning/calibration.py",  # its own worker's output
         "pipeline/planning/calibration_worker.py",
-        "pipeline/training/evidence.py",  # of peers in the process group
+        "pipeline/training/agreement.py",  # of peers in the process group
         "pipeline/data/given.py",  # a value of the caller's, through JSON and back
     }
     found = set()

@@ -156,6 +156,29 @@ def watch_routing(model: nn.Module, tasks: int = 0) -> Iterator[RoutingPatterns]
         yield patterns
 
 
+@contextmanager
+def dominating_experts(model: nn.Module) -> Iterator[dict[str, Int[Tensor, "*b"]]]:
+    """By module, for each token of the last forward pass under it, the expert with the largest routing weight.
+
+    -1 where none dominates: the token is routed nowhere, or every expert speaks alike. Of a tie, the lowest number.
+    Nothing is changed that the model computes.
+    """
+    found: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def hook(name: str, _module: nn.Module, inputs: tuple[SparseProtoCall], _output: Tensor) -> None:
+        weights = inputs[0].routing.weights()
+        largest, expert = weights.max(dim=-1)
+        found[name] = expert.where(largest > weights.min(dim=-1).values, -1)
+
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # what is compiled calls no hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for name, layer in sparse_layers(model).items():
+            stack.callback(layer.call_point.register_forward_hook(functools.partial(hook, name)).remove)
+        yield found
+
+
 def _information(frequencies: Float[Tensor, "t o"]) -> Tensor:
     total = frequencies.sum(dim=1)
     given = frequencies[total > 0] / total[total > 0, None]

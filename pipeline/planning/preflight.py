@@ -19,6 +19,8 @@ from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import DTYPES, arm_of, build_model, compiling
+from pipeline.training.observer import load_observer
+from pipeline.training.observer_contract import observer_problem
 from tiny_onn.arm import arm
 from tiny_onn.cost_contract import twin_of
 
@@ -43,6 +45,8 @@ def check_start(
     experiments = [trial.experiment for trial in trials]
     for experiment in {_of_the_arm(experiment): experiment for experiment in experiments}.values():
         _check_arm(experiment, arms)
+    for experiment in {_of_the_observer(e): e for e in experiments if e.training.observer}.values():
+        _check_observer(experiment)
     if address is None:
         here = local_resources()
         for experiment in experiments:
@@ -156,6 +160,21 @@ def check_output(output: Path) -> int:
         raise UserError(
             f"--output {output}: cannot be used ({error}). Expected a folder that can be written to."
         ) from error
+
+
+def _of_the_observer(experiment: Experiment) -> str:
+    """Equal for experiments in which an observer sees the same kind of model."""
+    return f"{experiment.training.observer} {experiment.model} {_of_the_arm(experiment)}"
+
+
+def _check_observer(experiment: Experiment) -> None:
+    name = experiment.training.observer
+    assert name is not None
+    if problem := observer_problem(load_observer(name), experiment):
+        raise UserError(
+            f"training.observer: {name!r} {problem}, with {experiment.training.arm!r} and {experiment.model.layers} "
+            "layers"
+        )
 
 
 def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 from pipeline.foreign_json import integer, text
 
 _KEY = re.compile(r"[0-9a-f]{32}")
-_FIGURE = re.compile(r"step-[0-9]{6,12}\.safetensors")
+_FIGURE = re.compile(
+    r"(?:routing_maps/[0-9]{1,3}/)?step-[0-9]{6,12}\.safetensors|figures/[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/step-[0-9]{6,12}\.png"
+)
 _MOST_FIGURES = 100_000
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 

@@ -28,6 +28,8 @@ _SHAPES: dict[str, tuple[re.Pattern[str], int]] = {
         ("checkpoints", r"checkpoints/step-[0-9]{6,12}/(state\.safetensors|manifest\.json)", TIB),
         ("prototypes", r"prototypes/step-[0-9]{6,12}\.safetensors", 64 * 1024 * MIB),
         ("distributions", r"distributions/step-[0-9]{6,12}\.json", 64 * MIB),
+        ("routing_maps", r"routing_maps/[0-9]{1,3}/step-[0-9]{6,12}\.safetensors", 64 * MIB),
+        ("figures", r"figures/[A-Za-z0-9][A-Za-z0-9_.-]{0,63}/step-[0-9]{6,12}\.png", 64 * MIB),
         ("model", r"model/(weights\.safetensors|model\.json|MLmodel)", TIB),
         ("best_model", r"best_model/(weights\.safetensors|model\.json|MLmodel)", TIB),
         *((f"{name}.json", rf"{name}\.json", 16 * MIB) for name in ("result", "pruned", "config", "placement")),
@@ -121,10 +123,10 @@ def is_inner(name: str, segment: str) -> bool:
 def to_seal(index: Index) -> list[str]:
     """The names of SEALED_TOGETHER files that change no more, once there are so many; else none.
 
-    Of the metrics and of the distributions the last piece still grows.
+    Of the metrics and of the distributions the last piece still grows; of the others one stays for simplicity.
     """
     pieces: list[str] = []
-    for kind in (_METRICS, "distributions/"):
+    for kind in (_METRICS, "distributions/", "routing_maps/", "figures/"):
         pieces += sorted((name for name in index if name.startswith(kind)), key=lambda n: (len(n), n))[:-1]
     for found in (pieces, segments_in(index)):
         if len(found) >= SEALED_TOGETHER:

@@ -2,20 +2,9 @@
 
 from html import escape
 
+from pipeline.colours import GRID_COLOURS
 from pipeline.reporting.filed import Drawn, Grid
 
-PALETTE = (
-    "#000000",
-    "#0074D9",
-    "#FF4136",
-    "#2ECC40",
-    "#FFDC00",
-    "#AAAAAA",
-    "#F012BE",
-    "#FF851B",
-    "#7FDBFF",
-    "#870C25",
-)
 _SIDE = 128  # of a grid on the page, in pixels, whatever its number of cells
 
 
@@ -24,7 +13,7 @@ def grid_svg(grid: Grid, label: str) -> str:
     height, width = len(grid), len(grid[0])
     cell = _SIDE / max(height, width)
     cells = "".join(
-        f'<rect x="{x}" y="{y}" width="1" height="1" fill="{PALETTE[colour]}"/>'
+        f'<rect x="{x}" y="{y}" width="1" height="1" fill="{GRID_COLOURS[colour]}"/>'
         for y, row in enumerate(grid)
         for x, colour in enumerate(row)
     )

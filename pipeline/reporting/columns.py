@@ -30,6 +30,7 @@ class Column:
     of_density: bool = False
     tested: bool = True
     partial: bool = False
+    significant: bool = False  # `digits` are significant ones: of numbers whose size is not known
 
     @property
     def heading(self) -> str:
@@ -49,15 +50,21 @@ class Column:
         """The number in the column's unit; – for NaN."""
         if not math.isfinite(value):
             return "–" if math.isnan(value) else ("∞" if value > 0 else "-∞")
+        if self.significant:
+            return f"{value * self.scale:{'+' if sign else ''}.{self.digits}g}"
         text = signed(value * self.scale, self.digits)
         return text if sign else text.removeprefix("+")
+
+
+def _last(metric: str) -> Callable[[Trial], float]:
+    return lambda trial: trial.last(metric)
 
 
 def _of(metric: Metric, shown: Shown) -> Callable[[Trial], float]:
     if metric.name in _OWN:
         return _OWN[metric.name]
     if shown.place is None:
-        return lambda trial: trial.last(metric.name)
+        return _last(metric.name)
     if shown.place == "mean":
         return lambda trial: trial.over_layers(metric.name)
 
@@ -96,4 +103,19 @@ def columns_of(results: Results) -> tuple[Column, ...]:
     trials = [trial for row in results.rows for trial in row.trials.values()]
     there = any(map(math.isfinite, found.values()))
     every = [each for c in COLUMNS for each in ((c, excess) if c is DENSITY and there else (c,))]
+    every += observed_columns(results)
     return tuple(column for column in every if any(not math.isnan(column.of(trial)) for trial in trials))
+
+
+def observed_columns(results: Results) -> list[Column]:
+    """A column for each number of the user's own observer, by its metric's name.
+
+    Their differences get no p-value: every one that is tested makes the others' corrected p-values larger.
+    """
+    trials = [trial for row in results.rows for trial in row.trials.values()]
+    names = sorted({name for trial in trials for name in trial.metrics if name.startswith(measures.OBSERVED)})
+    return [
+        Column(name, name.removeprefix(measures.OBSERVED).replace("_", " "), "", _last(name), digits=4, tested=False,
+               significant=True)
+        for name in names
+    ]  # fmt: skip

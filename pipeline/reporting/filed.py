@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Grid = list[list[int]]
+FIGURES = "figures"  # the folder of a run's last figures, of its routing maps and its observer
+_MOST_FIGURES, _LARGEST_FIGURE = 64, 2**22  # of a run; bytes
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,12 @@ class Filed:
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
+    figures: dict[str, dict[str, bytes]] = field(default_factory=dict)  # PNG by name
     lost: list[str] = field(default_factory=list)
 
 
 def read_filed(uri: str, results: Results) -> Filed:
-    """The distributions of every trial, and the predictions of each row's lowest seed."""
+    """The distributions of every trial, and of each row's lowest seed the predictions and the figures."""
     client = open_store(uri, create=False)
     filed = Filed()
     with TemporaryDirectory() as aside, store_errors(uri):
@@ -52,6 +55,8 @@ def read_filed(uri: str, results: Results) -> Filed:
                     text = _text(client, trial.run_id, name, aside)
                     if (found := _distributions(text)) is not None:
                         filed.distributions[trial.run_id] = found
+                if FIGURES in there and seed == min(row.trials):
+                    filed.figures[trial.run_id] = _figures(client, trial.run_id, aside)
                 if "predictions.json" in there and seed == min(row.trials):
                     filed.predictions[trial.run_id] = _drawn(_text(client, trial.run_id, "predictions.json", aside))
     return filed
@@ -64,6 +69,25 @@ def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
         return read_bounded(Path(client.download_artifacts(run_id, name, aside)), MOST_BYTES).decode("utf-8")
     except (MlflowException, OSError, ValueError, DamagedJson):  # a report is made of what there is
         return ""
+
+
+def _figures(client: "MlflowClient", run_id: str, aside: str) -> dict[str, bytes]:
+    """The run's last figure of each kind. They go into the page as they are: what is no PNG, or large, is left out."""
+    from mlflow.exceptions import MlflowException
+
+    found: dict[str, bytes] = {}
+    for file in client.list_artifacts(run_id, FIGURES)[:_MOST_FIGURES]:
+        name = file.path.rpartition("/")[2]
+        if not name.endswith(".png"):
+            continue
+        try:
+            path = Path(client.download_artifacts(run_id, file.path, aside))
+            data = path.read_bytes() if path.stat().st_size <= _LARGEST_FIGURE else b""
+        except (MlflowException, OSError):
+            continue
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            found[plain(name.removesuffix(".png"))] = data
+    return found
 
 
 def _file_of_distributions(client: "MlflowClient", run_id: str, there: set[str]) -> str | None:

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
-from pipeline.reporting.columns import COLUMNS, DENSITY, EXCESS, Column, columns_of
+from pipeline.reporting.columns import COLUMNS, DENSITY, EXCESS, Column, columns_of, observed_columns
 from pipeline.reporting.results import NOT_SET, Results
 from pipeline.settings.wrong_settings import did_you_mean
 
@@ -63,12 +63,13 @@ def curves_frame(spools: Mapping[str, Path], metric: str) -> pd.DataFrame:
 
 
 def _every_column(results: Results) -> dict[str, Column | None]:
-    """The same columns for every sweep, measured or not: a program that reads them finds them all."""
+    """The same columns for every sweep, measured or not, so that a program that reads them finds them all; and after
+    them those of the user's own observer."""
     excess = next((column for column in columns_of(results) if column.key == EXCESS), None)
     found: dict[str, Column | None] = {}
     for column in COLUMNS:
         found |= {column.key: column} | ({EXCESS: excess} if column is DENSITY else {})
-    return found
+    return found | {column.key: column for column in observed_columns(results)}
 
 
 def _of_one_type(texts: pd.Series) -> pd.Series:

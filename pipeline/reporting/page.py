@@ -22,6 +22,7 @@ from pipeline.reporting.results import Results, Row, Trial
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean
 from pipeline.reporting.tables import Cell, Table
 from pipeline.tracking.describe import ENVIRONMENT
+from pipeline.tracking.images import ROUTING_MAP
 from pipeline.tracking.mlflow_run import GROWN
 
 _TASKS = 4  # held-out test pairs that are drawn
@@ -34,11 +35,12 @@ _COMMIT = "mlflow.source.git.commit"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as base64 of SVG, with its caption and what a screen reader says."""
+    """A figure as base64 of SVG or PNG, with its caption and what a screen reader says."""
 
     data: str
     alt: str
     caption: str
+    kind: str = "svg+xml"
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what stands below it; no parts where the runs have nothing for it."""
+    """A heading with what stands below it; no parts where the runs have nothing for it, which is said of sections that
+    every run can have."""
 
     title: str
     anchor: str
     parts: tuple[Part, ...]
+    expected: bool = True
 
 
 def html(report: Report) -> str:
@@ -63,7 +67,7 @@ def html(report: Report) -> str:
     results = report.results
     made = [make(report) for make in _SECTIONS] if results.rows else [_findings(report)]
     there = [section for section in made if section.parts]
-    missing = [section.title for section in made if not section.parts]
+    missing = [section.title for section in made if section.expected and not section.parts]
     left_out = "Left out, because these runs did not record it or there is nothing to compare: "
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE).render(
@@ -216,6 +220,36 @@ def _exact(results: Results) -> str:
     return f" Exactly right over all decoded pairs and seeds: {', '.join(found)}." if found else ""
 
 
+def _routing_maps(report: Report) -> Section:
+    words = (
+        "Which expert has the largest routing weight at each token of a few held-out tasks, the first in the order of "
+        "the data, at the last evaluation; layer by layer, by each arm's lowest seed. Colours are of one layer of one "
+        "run: what they show is where the same expert speaks, not which one. MLflow has the same at each evaluation."
+    )
+    parts = _figures_of(report, lambda name: name.startswith(ROUTING_MAP))
+    return Section("Routing maps", "routing", (Part("text", words), *parts) if parts else ())
+
+
+def _observed(report: Report) -> Section:
+    words = "What the runs' own observer has drawn last, by each arm's lowest seed."
+    parts = _figures_of(report, lambda name: not name.startswith(ROUTING_MAP))
+    return Section("Figures of the observer", "observer", (Part("text", words), *parts) if parts else (), False)
+
+
+def _figures_of(report: Report, wanted: Callable[[str], bool]) -> tuple[Part, ...]:
+    """Of each kind in turn, those of all arms below each other, so that they can be compared."""
+    rows = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
+    known = [(row, trial, report.filed.figures.get(trial.run_id, {})) for row, trial in rows]
+    parts = []
+    for name in sorted({name for _, _, found in known for name in found if wanted(name)}):
+        for row, trial, found in known:
+            if name in found:
+                title = f"{name.replace('_', ' ')}: {figures.name_of(row)}, seed {trial.seed}"
+                data = base64.b64encode(found[name]).decode()
+                parts.append(Part("picture", Picture(data, title, title, "png")))
+    return tuple(parts)
+
+
 def _speed(report: Report) -> Section:
     words = (
         "A dot for each seed: the median step, and throughput and a worker's memory at the end of training, on the "
@@ -254,6 +288,8 @@ _SECTIONS: tuple[Callable[[Report], Section], ...] = (
     _distributions,
     _experts,
     _predictions,
+    _routing_maps,
+    _observed,
     _speed,
     _environment,
     _seeds,

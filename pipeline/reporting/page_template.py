@@ -76,7 +76,9 @@ TEMPLATE = """<!doctype html>
 {% endfor %}
 </table></div>
 {% elif part.kind == "picture" %}
-<figure><div class="scroll"><img alt="{{ part.value.alt }}" src="data:image/svg+xml;base64,{{ part.value.data }}"></div>
+<figure><div class="scroll">
+<img alt="{{ part.value.alt }}" src="data:image/{{ part.value.kind }};base64,{{ part.value.data }}">
+</div>
 <figcaption>{{ part.value.caption }}</figcaption></figure>
 {% elif part.kind == "tasks" %}
 {% for task in part.value %}

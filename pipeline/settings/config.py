@@ -179,11 +179,20 @@ class TrainingConfig(Settings):
         "end", description="evaluation tasks: scored at the end, whenever the held-out tasks are, or never"
     )
 
+    observer: str | None = Field(
+        None, description="package.module:function of your own, which looks at each logged step; see docs/inside.md"
+    )
+    routing_maps: Annotated[int, Field(ge=0, le=16)] = Field(
+        2, description="held-out tasks whose routing is drawn at each evaluation, token by token"
+    )
+
     @model_validator(mode="after")
     def _arm_is_known(self) -> "TrainingConfig":
         problem = _arm_problem(self.arm)
         if problem:
             raise ValueError(f"arm: {problem}")
+        if self.observer is not None and not _IMPORTED_ARM.fullmatch(self.observer):
+            raise ValueError(f"observer: found {self.observer!r}; expected package.module:function")
         of_a_layer = GRANULARITY.get(self.parts.cost or self.arm) == "layer"
         if self.engine == "fused" and of_a_layer:
             raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")

@@ -83,6 +83,8 @@ _OTHERS: dict[str, Any] = {
     "training.generate_tasks": 0,
     "training.vote_views": 1,
     "training.score_evaluation": "never",
+    "training.observer": "my_observers:watch",
+    "training.routing_maps": 0,
     "workers.count": 2,
     "workers.cpus": 0.5,
     "workers.gpus": 1.0,

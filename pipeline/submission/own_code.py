@@ -2,7 +2,7 @@
 
 import importlib.machinery
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -48,14 +48,17 @@ def own_files(
 
 
 def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
-    """What to say of each module that an arm names and that is not among the files sent: the nodes must have it."""
+    """What to say of each module that an arm or observer names and that is not among the files sent: the nodes must
+    have it."""
     tops = {path.parts[0] for path in sent}
-    arms = {trial.experiment.training.arm for trial in every_trial(experiment)}
-    modules: Mapping[str, str] = {arm.partition(":")[0].partition(".")[0]: arm for arm in sorted(arms) if ":" in arm}
+    trained = [trial.experiment.training for trial in every_trial(experiment)]
+    named = {(each.arm, f"the arm {each.arm!r}") for each in trained}
+    named |= {(each.observer, f"the observer {each.observer!r}") for each in trained if each.observer}
+    modules = {name.partition(":")[0].partition(".")[0]: told for name, told in sorted(named) if ":" in name}
     return [
-        f"{module}, of the arm {arm!r}, does not go along. The cluster's nodes must have it; else submit with "
+        f"{module}, of {told}, does not go along. The cluster's nodes must have it; else submit with "
         f"--add {_place(module)}"
-        for module, arm in modules.items()
+        for module, told in modules.items()
         if module not in tops and f"{module}.py" not in tops
     ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
 from pipeline.tracking.describe import SEED, SWEEP, SWEEP_ID, params_of
-from pipeline.tracking.shipping import FIGURE
+from pipeline.tracking.images import FIGURE
 from pipeline.tracking.store import plain
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def view_state(
     charts = [*losses, *_scored(measures.EVALUATION_LOSS, recorded), measures.TASK_LOSS]
     charts += [measures.by_layer(measures.ACTIVATION_RATE, layer) for layer in _places(layers)]
     charts += [measures.by_layer(measures.MUTUAL_INFORMATION, layer) for layer in _places(layers)]
+    charts += observed(recorded)
     return {
         "searchFilter": "tags.role = 'trial'",
         "orderByKey": f"metrics.`{losses[0]}`",
@@ -244,7 +245,12 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
             found.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
         elif metric.leaderboard == "places":
             found += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
-    return found
+    return [*found, *observed(recorded)]
+
+
+def observed(recorded: Collection[str]) -> list[str]:
+    """Of the metrics that runs have recorded, those of their own observers."""
+    return sorted(name for name in recorded if name.startswith(measures.OBSERVED))
 
 
 def _varied(runs: "Sequence[Run]") -> list[str]:

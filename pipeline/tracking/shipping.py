@@ -1,13 +1,9 @@
 """Sends what a trial's folder holds to its MLflow run: each point and each figure once, in order."""
 
 import math
-import threading
 from collections.abc import Iterator
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.drawing import own_style
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
@@ -16,18 +12,15 @@ from pipeline.records.pruned import pruned_at
 from pipeline.records.result import read_result
 from pipeline.records.spool import DamagedSpool, Line, read_spool, spool_lines
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
+from pipeline.tracking.images import FIGURE, drawings, last_drawings
 from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.registry import BEST_MODEL, MODEL, register_model
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from pipeline.tracking.client import StoreClient
 
-FIGURE = "prototype_distribution"
 _READ_BYTES = 2**24  # of the spool, taken into memory together
 _POINTS_PER_CALL = 1000  # MLflow's limit
-_DRAWING = threading.Lock()  # matplotlib is not made for several threads
 _LARGEST = 1.7976931348623157e308
 
 
@@ -87,18 +80,20 @@ def _ship_lines(
 
 
 def ship_figures(client: "StoreClient", run_id: str, folder: TrialFolder, unsure: bool, recount: bool = False) -> int:
-    """Draws and sends new prototype snapshots, as steps of one image; returns how many. Else as `ship_metrics`."""
+    """Draws and sends new images, each as a step of its kind; returns how many. Else as `ship_metrics`."""
     memory = shipped(folder, run_id)
-    new = [path for path in snapshots(folder) if recount or path.name not in memory["figures"]]
-    there = _image_steps(client, run_id) if new and (unsure or recount) else set()
-    for path in new:
-        step = snapshot_step(path)
-        if step not in there:
+    known = {*memory["figures"]}
+    new = [each for each in drawings(folder) if recount or each.name not in known]
+    there: dict[str, set[int]] = {}
+    for each in new:
+        if (unsure or recount) and each.key not in there:
+            there[each.key] = _image_steps(client, run_id, each.key)
+        if each.step not in there.get(each.key, ()):
             try:
-                client.log_image(run_id, draw(path), key=FIGURE, step=step)
+                client.log_image(run_id, each.draw(), key=each.key, step=each.step)
             except UserError as error:  # a damaged snapshot must not end a sweep
                 client.set_tag(run_id, "unreadable_snapshot", str(error))
-        memory["figures"] = [*dict.fromkeys([*memory["figures"], path.name])]
+        memory["figures"] = [*dict.fromkeys([*memory["figures"], each.name])]
         write_memory(folder.shipped, memory)
     return len(new)
 
@@ -124,9 +119,10 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
         if folder.best_model.is_dir():
             client.log_artifacts(run_id, str(folder.best_model), BEST_MODEL)
         register_model(client, run_id)
-    if last := snapshots(folder)[-1:]:
+    for key, last in last_drawings(folder).items():
+        name = f"{FIGURE}.png" if key == FIGURE else f"{folder.figures.name}/{key}.png"
         try:
-            client.log_image(run_id, draw(last[0]), artifact_file=f"{FIGURE}.png")
+            client.log_image(run_id, last.draw(), artifact_file=name)
         except UserError as error:
             client.set_tag(run_id, "unreadable_snapshot", str(error))
 
@@ -134,7 +130,7 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
 def has_all(folder: TrialFolder, run_id: str, status: str) -> bool:
     """Whether the run has all that the folder now holds, and has been ended as `status` since."""
     memory = shipped(folder, run_id)
-    if memory["ended"] != status or not {path.name for path in snapshots(folder)} <= set(memory["figures"]):
+    if memory["ended"] != status or not {each.name for each in drawings(folder)} <= set(memory["figures"]):
         return False
     try:
         return not read_spool(folder.spool, memory["offset"], 1)[0]
@@ -153,8 +149,10 @@ def lacks(client: "StoreClient", run_id: str, folder: TrialFolder) -> bool:
         return True
     if any(not there <= _steps(client, run_id, name) for name, there in steps.items()):
         return True
-    drawn = {snapshot_step(path) for path in snapshots(folder)}
-    return bool(drawn) and not drawn <= _image_steps(client, run_id)
+    drawn: dict[str, set[int]] = {}
+    for each in drawings(folder):
+        drawn.setdefault(each.key, set()).add(each.step)
+    return any(not there <= _image_steps(client, run_id, key) for key, there in drawn.items())
 
 
 def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:
@@ -163,28 +161,6 @@ def shipped(folder: TrialFolder, run_id: str) -> dict[str, Any]:
     if memory.get("run_id") != run_id:
         return {"run_id": run_id, "offset": 0, "figures": [], "ended": None}
     return memory
-
-
-def snapshots(folder: TrialFolder) -> list[Path]:
-    """The prototype snapshots, by step."""
-    return sorted(folder.prototypes.glob("step-*.safetensors"), key=snapshot_step)
-
-
-def snapshot_step(path: Path) -> int:
-    """The step in the name of a snapshot."""
-    return int(path.stem.rpartition("-")[2])
-
-
-def draw(path: Path) -> "Image":
-    """The prototype distribution in a snapshot, as an image."""
-    from PIL import Image as pillow  # matplotlib and its kin, only where something is drawn
-
-    buffer = BytesIO()
-    with _DRAWING, own_style():
-        from pipeline.tracking.prototypes import prototype_distribution
-
-        prototype_distribution(path).savefig(buffer, format="png")
-    return pillow.open(buffer)
 
 
 def _send(client: "StoreClient", run_id: str, points: list[tuple[str, float, Line]]) -> None:
@@ -214,7 +190,8 @@ def _steps(client: "StoreClient", run_id: str, name: str) -> set[int]:
     return {point.step for point in client.get_metric_history(run_id, name)}
 
 
-def _image_steps(client: "StoreClient", run_id: str) -> set[int]:
+def _image_steps(client: "StoreClient", run_id: str, key: str) -> set[int]:
     """MLflow keeps a stepped image as images/<key>+step+<step>+timestamp+...; older ones part with %."""
     paths = [file.path.replace("%", "+") for file in client.list_artifacts(run_id, "images")]
-    return {int(path.split("+step+")[1].split("+")[0]) for path in paths if f"{FIGURE}+step+" in path}
+    start = f"images/{key}+step+"
+    return {int(path.removeprefix(start).split("+")[0]) for path in paths if path.startswith(start)}

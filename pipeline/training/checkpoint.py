@@ -88,14 +88,14 @@ def best_step(steps: Iterable[int], losses: Mapping[int, float]) -> int | None:
     return min(known)[1] if known else None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """As safetensors.
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, str] | None = None) -> None:
+    """As safetensors, with `facts` in its head.
 
     Raises:
         OSError: the disk is full, or will not be written to.
     """
     try:
-        save_file(tensors, path)
+        save_file(tensors, path, facts)
     except SafetensorError as error:  # which is how it says so
         raise OSError(f"{path}: {error}") from error
 

@@ -12,6 +12,7 @@ from pipeline.data.tokens import Sequence
 from pipeline.training.agreement import gather_json
 from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together, voting_views
 from pipeline.training.machine import peak_memory_mib
+from pipeline.training.observer import Numbers, ObserverFailed, observe, reduced
 from pipeline.training.step import StepReport
 from pipeline.training.trial import Entry, Measure, Trial
 
@@ -52,7 +53,23 @@ def decoded(trial: Trial, entry: Entry) -> None:
         entry.metrics |= exact_match(_predict(trial, trial.evaluation), "evaluation")
 
 
-MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, decoded)
+def observed(trial: Trial, entry: Entry) -> None:
+    """What the user's own observer finds, if there is one; the workers exchange it."""
+    name = trial.training.observer
+    if trial.observer is None or name is None:
+        return
+    found: Numbers | ObserverFailed
+    try:
+        health = entry.report.dynamics.health or {}
+        draw = trial.rank == 0
+        found, figures = observe(trial.observer, entry.step, trial.model, entry.batch, health, draw=draw)
+        entry.figures = figures if draw else {}
+    except ObserverFailed as failed:
+        found = failed
+    entry.metrics |= reduced(name, entry.step, found, trial.device)
+
+
+MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, observed, decoded)
 
 
 def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:

@@ -26,6 +26,7 @@ from pipeline.training.build import build_dynamics, build_model, set_learning_ra
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.evaluate import Prediction
 from pipeline.training.evidence import stop
+from pipeline.training.observer import Observer, load_observer
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
 from pipeline.training.step import StepReport, train_step
 from tiny_onn.capture import CaptureError
@@ -115,6 +116,7 @@ class Trial:
     first: int
     problems: list[str]
     started: float
+    observer: Observer | None
     skipped: Skipped = field(default_factory=Skipped)
     window: Window = field(default_factory=Window)
 
@@ -147,6 +149,7 @@ class Entry:
     last: bool
     metrics: dict[str, float] = field(default_factory=dict)
     predictions: list[Prediction] = field(default_factory=list)
+    figures: dict[str, bytes] = field(default_factory=dict)  # of the user's own observer, as PNG
 
 
 Measure = Callable[[Trial, Entry], None]
@@ -188,6 +191,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
         first=first,
         problems=problems,
         started=started,
+        observer=load_observer(training.observer) if training.observer else None,
     )
 
 

@@ -6,12 +6,13 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import BinaryIO
 
 import torch
 
 from pipeline import measures
 from pipeline.errors import UserError
-from pipeline.files import flush, write_whole
+from pipeline.files import flush, write_whole, write_whole_with
 from pipeline.records.spool import Spool, spool_lines
 from pipeline.settings.cadence import is_saved, is_snapshot
 from pipeline.training.build import compiling
@@ -22,6 +23,7 @@ from pipeline.training.kept import held_out_losses, model_of
 from pipeline.training.machine import environment
 from pipeline.training.measuring import place_of
 from pipeline.training.model_file import save_model
+from pipeline.training.routing_map import map_routing, save_map
 from pipeline.training.trial import Entry, Trial
 from tiny_onn.layers import sparse_layers
 from tiny_onn.routing_health import Health
@@ -53,10 +55,14 @@ class TrialWriter:
             if entry.predictions:
                 found = json.dumps([each.as_dict() for each in entry.predictions])
                 write_whole(trial.folder.predictions, found)
+            for name, drawn in entry.figures.items():
+                place = trial.folder.figures / name / f"step-{entry.step:06d}.png"
+                write_whole_with(place, partial(_write, drawn))
             self.spool.write(entry.step, entry.metrics)
             if entry.evaluated:
                 self._distributions(entry.step, health)
                 self.losses[entry.step] = entry.metrics.get(measures.HELD_OUT_LOSS, math.nan)
+                self._routing_maps(entry.step)
             if is_snapshot(training, entry.step):
                 self._prototypes(entry.step, health)
             if is_saved(training, entry.step):
@@ -119,6 +125,14 @@ class TrialWriter:
         flush(aside)
         aside.rename(folder / f"step-{step:06d}.safetensors")
 
+    def _routing_maps(self, step: int) -> None:
+        """The routing of the first held-out tasks, as they are judged."""
+        rows = {row.task_id: row for row in reversed(self.trial.held_out)}  # of each task the first test pair
+        wanted = list(dict.fromkeys(row.task_id for row in self.trial.held_out))[: self.trial.training.routing_maps]
+        for number, task in enumerate(wanted, 1):
+            place = self.trial.folder.routing_maps / str(number) / f"step-{step:06d}.safetensors"
+            save_map(place, map_routing(self.trial.model, rows[task], step=step))
+
     @cached_property
     def _pieces(self) -> DistributionPieces:
         return DistributionPieces(self.trial.folder.distributions)
@@ -129,6 +143,10 @@ class TrialWriter:
         for name, seen in (health or {}).items():
             layers.setdefault(place_of(name)[0], []).append(seen)
         self._pieces.add(step, layers)
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)
 
 
 def open_writer(trial: Trial) -> TrialWriter:

@@ -139,7 +139,7 @@ def test_training_stops_when_the_thread_that_puts_files_has_ended(remote, data, 
         pushers.append(Pusher(*arguments))
         return pushers[0]
 
-    def report(step, loss):
+    def report(step):
         if step == 2:
             monkeypatch.setattr("pipeline.remote.pusher.push_once", lambda *_: (_ for _ in ()).throw(error))
         if step == 4:

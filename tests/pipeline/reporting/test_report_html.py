@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.colours import arm_colour
+from pipeline.colours import GRID_COLOURS, arm_colour
+from pipeline.data.tokens import encode_task
 from pipeline.layout import Output
 from pipeline.reporting import figures
-from pipeline.reporting.arc_grids import PALETTE, grid_svg, verdict
+from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.columns import Column
 from pipeline.reporting.comparisons import OVER_BASELINES, Primary, compare, note
 from pipeline.reporting.filed import Drawn, read_filed
@@ -21,8 +22,12 @@ from pipeline.reporting.report import make_report
 from pipeline.reporting.statistics import paired_difference
 from pipeline.settings.config import StudyConfig
 from pipeline.tracking.tracker import Tracker
+from pipeline.training.build import build_model
 from pipeline.training.distributions import STEPS_A_PIECE, DistributionPieces, last_distributions, last_piece, pieces_in
-from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
+from pipeline.training.routing_map import map_routing, save_map
+from tests.pipeline.arc_samples import random_task
+from tests.pipeline.samples import small_experiment
+from tests.pipeline.sweep_samples import ARMS, EXTRA, experiment, trials, write_spool
 from tiny_onn.routing_health import routing_health
 
 EVIL = "<script>alert('x')</script> & \"more\""
@@ -41,6 +46,8 @@ def _leave_files(trial, folder):
         {"task_id": "odd", "pair": 0, "input": [[1]], "target": [[1]], "prediction": [["<b>"]], "exact": False},
     ]
     folder.predictions.write_text(json.dumps(predictions))
+    found = map_routing(build_model(small_experiment()), encode_task(random_task(EVIL, 1), 0), step=20)
+    save_map(folder.routing_maps / "1" / "step-000020.safetensors", found)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,7 @@ def test_the_page_loads_nothing_and_escapes_every_name(text):
     assert "<script" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;more&#34;" in text  # description and task
     assert text.count("&lt;script&gt;") == 2
-    assert re.findall(r"""(?:src|href)=(?!"data:image/svg|"#).{20}""", text) == []
+    assert re.findall(r"""(?:src|href)=(?!"data:image/(?:svg|png)|"#).{20}""", text) == []
     assert "url(" not in text
     assert "default-src 'none'" in text
 
@@ -84,7 +91,7 @@ def test_every_section_is_there_with_figures_that_can_be_read(text):
     anchors = re.findall(r'<h2 id="(\w+)">', text)
     assert anchors == [
         "findings", "density", "means", "differences", "curves", "activation", "distributions", "experts",
-        "predictions", "speed", "environment", "seeds",
+        "predictions", "routing", "speed", "environment", "seeds",
     ]  # fmt: skip
     assert re.findall(r'<a href="#(\w+)">', text) == anchors
     pictures = [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", text)]
@@ -95,6 +102,9 @@ def test_every_section_is_there_with_figures_that_can_be_read(text):
         assert f'background:{arm_colour(arm)}"></span>{arm}' in text
         assert arm_colour(arm).lower() in pictures[2]  # the learning curves
     assert "Left out" not in text
+    maps = re.findall(r'alt="([^"]*)" src="data:image/png;base64,([\w+/=]+)"', text)
+    assert [alt for alt, _ in maps] == [f"routing map 1: {arm}, seed 0" for arm in ARMS]
+    assert all(base64.b64decode(data).startswith(b"\x89PNG") for _, data in maps)
 
 
 def test_grids_are_drawn_beside_their_targets(text):
@@ -103,7 +113,7 @@ def test_grids_are_drawn_beside_their_targets(text):
     assert grid_svg([[3], [5]], "prediction of task_only") in text
     assert "odd" not in text  # a grid that is none is not drawn
     assert ET.fromstring(grid_svg([[0, 9]], "<x>")).attrib["aria-label"] == "<x>"
-    assert grid_svg([[0, 9]], "x").count(PALETTE[9]) == 1
+    assert grid_svg([[0, 9]], "x").count(GRID_COLOURS[9]) == 1
     wide = Drawn("t", 0, [[1]], [[1, 1]], [[1]])
     assert verdict(wide) == "1×1 instead of 1×2"
     assert verdict(Drawn("t", 0, [[1]], [[1]], [[1]])) == "exact"
@@ -113,8 +123,14 @@ def test_what_older_runs_lack_is_left_out_and_named(output):
     report = _report(output, experiment("older", arms=("per_token",), seeds=(0,)), False)
     text = html(report)
     (said,) = re.findall(r"Left out[^<]*", text)
-    for title in ("Differences to per_token", "Learning cost and Goodness by layer", "Held-out predictions"):
+    for title in (
+        "Differences to per_token",
+        "Learning cost and Goodness by layer",
+        "Held-out predictions",
+        "Routing maps",
+    ):
         assert title in said
+    assert "observer" not in said
     assert "Versions and machine were not recorded" in text
     assert "peak memory (MiB)" not in text
     assert "At most 1 seed an arm: too few to tell" in text

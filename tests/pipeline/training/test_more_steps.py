@@ -12,7 +12,7 @@ from pipeline.layout import TrialFolder
 from pipeline.records.continued import close_again, goes_on, is_left, open_again
 from pipeline.remote.index import has_ended
 from pipeline.remote.trial import RemoteTrial
-from pipeline.remote.worker import train_remotely
+from pipeline.remote.worker import OnLog, train_remotely
 from pipeline.settings.config import Experiment
 from pipeline.storage.opening import open_storage
 from pipeline.training.worker import run_training
@@ -71,7 +71,7 @@ def test_so_does_one_that_was_stopped_on_the_way_and_one_whose_checkpoints_are_g
     run_training(constant(7), longer, data.folder, CPU)
     open_again(longer, 12)
 
-    def stop_at_10(step: int, loss: float) -> None:
+    def stop_at_10(step: int) -> None:
         if step == 10:
             raise KeyboardInterrupt
 
@@ -95,13 +95,13 @@ def test_so_does_one_in_a_storage_where_the_shorter_result_does_not_pass_for_the
     seen: list[tuple[int, bool]] = []
 
     def attempt(number: int, experiment: Experiment) -> None:
-        def train(scratch: TrialFolder, push_and_report) -> None:
+        def train(scratch: TrialFolder, push: OnLog) -> None:
             seen.append((number, scratch.ended))
-            run_training(experiment, scratch, data.folder, CPU, push_and_report)
+            run_training(experiment, scratch, data.folder, CPU, push)
 
         remote.put_attempt(number, "now")
         folder = TrialFolder(tmp_path / f"here-{number}")
-        train_remotely(experiment, remote.part(number), folder, 0, CPU, train, lambda step, loss: None)
+        train_remotely(experiment, remote.part(number), folder, 0, train)
 
     attempt(1, constant(7))
     assert has_ended(remote.index())
@@ -125,7 +125,7 @@ def test_a_trial_goes_on_under_a_description_that_was_put_better(data: Prepared,
     assert better.digest() == constant(8).digest()
     assert constant(8).digest() != small_experiment(steps=8).digest()
     run_training(better, folder, data.folder, CPU)
-    assert [line[0] for line in without_speed(folder)] == [2, 4, 6, 8]
+    assert [line[0] for line in without_speed(folder)] == [2, 3, 4, 6, 8]
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"steps": "7"}', '{"steps": true}', '{"steps": 12}'])
