@@ -88,9 +88,9 @@ def after_step(regulation: Regulation, state: RegulationState, seen: Seen, targe
 # --- adaptive L1 (ReMoE) ---
 
 _L1_FACTOR = 1.2
-_L1_START = 1e-2
+_L1_START = 1e-6
 _L1_DAMPING = 10.0
-_L1_RANGE = (1e-4, 1e3)
+_L1_RANGE = (1e-10, 1e3)
 
 
 def _adapt_l1(state: RegulationState, load: Tensor, target: float) -> RegulationState:
@@ -111,7 +111,7 @@ def _l1_penalty(routing: Routing, state: RegulationState, target: float) -> tupl
 ADAPTIVE_L1 = Regulation(_adapt_l1, _l1_penalty, start=_L1_START)
 """lambda sum_e f_e w_e a token, for the relu gate; f_e is expert e's load over the target and lambda is multiplied
 by 1.2^u after every step. ReMoE (Wang et al. 2024, arXiv 2412.14711, equations 6 to 9), but for three things. f is that
-of the step before. The penalty does not reach the layers below. Each layer has a lambda of its own that starts at 1e-2,
+of the step before. The penalty does not reach the layers below. Each layer has a lambda of its own that starts at 1e-6,
 not 1e-8, and u is not the sign of density - target but log2(density / target) within [-1, 1] plus ten times the change
 of log2(density) within [-2, 2]: over hundreds of steps the sign alone swings from half the target to twice it."""
 
