@@ -48,7 +48,10 @@ def _run(words: list[str], folder: Path) -> str:
 
 def test_the_commands_do_what_the_page_says(folder: Path) -> None:
     commands = re.findall(r"^    tiny-onn (.*)$", TEXT, re.MULTILINE)
-    assert commands == ["report before after", "report after"]
+    assert commands[:2] == ["report before after", "report after"]
+    (by_id,) = commands[2:]  # of ids that this store does not have
+    assert re.fullmatch(r"report \S+@[0-9a-f]{4} \S+@[0-9a-f]{4} --tracking-uri \S+", by_id)
+    commands = commands[:2]
     said = [_run([sys.executable, "-m", "pipeline.cli", *command.split()], folder) for command in commands]
     assert "the same in every seed, to the last digit" in " ".join(said[0].split())
     report = folder / "runs" / "sweeps" / "after" / "report"

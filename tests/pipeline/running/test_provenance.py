@@ -37,7 +37,9 @@ def test_code_and_settings_of_each_attempt_are_kept_and_changes_told(
     screen = io.StringIO()
     tell_start("toy", progress, progress, Console(file=screen))
     assert "The code has changed since per_token-s0 last ran" in screen.getvalue()
-    note_attempt(folder, 2, "b", progress[0].trial.experiment.model_copy(update={"description": "changed"}))
+    told = progress[0].trial.experiment
+    changed = told.training.model_copy(update={"steps": told.training.steps + 1})
+    note_attempt(folder, 2, "b", told.model_copy(update={"training": changed}))
     assert [each["sources"] for each in attempts(folder)] == [sources(), "another"]
     assert len({each["settings"] for each in attempts(folder)}) == 2
     assert not with_other_code(folder)
