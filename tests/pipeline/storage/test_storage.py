@@ -107,7 +107,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_whole():
         done = threading.Event()
 
         def replace():
-            for size in itertools.takewhile(lambda _: not done.is_set(), itertools.count()):
+            for size in itertools.takewhile(lambda _: not done.wait(0.002), itertools.count()):
                 file.write_bytes(json.dumps("x" * size).encode())
 
         writer = threading.Thread(target=replace)
