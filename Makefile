@@ -38,11 +38,12 @@ test-browser: .venv/.installed
 drills: .venv/.installed
 	$(BIN)/python -m tests.drills
 
-# On a machine with a GPU; needs torch and jaxtyping, and nothing else of ours. Elsewhere: make gpu DEVICE=cpu
+# On a machine with a GPU, into build/gpu.md; needs torch and jaxtyping, and nothing else of ours. Elsewhere: make gpu DEVICE=cpu
 DEVICE ?= cuda
 gpu:
 	@$(PYTHON) -c 'import torch, jaxtyping' || { echo 'make gpu needs a Python that has torch >= 2.9 and jaxtyping. Name it with: make gpu PYTHON=.venv/bin/python'; exit 1; }
-	$(PYTHON) -m tests.gpu --device $(DEVICE) --output gpu.md
+	mkdir -p build
+	$(PYTHON) -m tests.gpu --device $(DEVICE) --output build/gpu.md
 
 fuzz: .venv/.installed
 	$(BIN)/python -m tests.fuzz --minutes 10

@@ -24,10 +24,8 @@ from torch import Tensor
 from experiments.benchmarks.kinds_of_work import KINDS, by_kind
 from experiments.benchmarks.step_times import measure
 from experiments.benchmarks.variants import Size, Step
-from tests import oracles
-from tests.tiny_onn.helpers import batch, loss_sum, small_model
+from tests.tiny_onn.helpers import batch, loss_sum, slow_router_gradients, small_model
 from tiny_onn.arm import arm as find_arm
-from tiny_onn.capture import capture
 from tiny_onn.compiling import compiler_problem
 from tiny_onn.distributed import distribute
 from tiny_onn.dynamics import LearningDynamics
@@ -81,21 +79,10 @@ def gradients(
 
 
 def slow_router_gradient() -> Tensor:
-    """Of `per_token`, by the oracles: in float64 on the CPU, token by token."""
+    """Of `per_token`, by the slow twin: in float64 on the CPU, token by token."""
     tokens, valid = batch(torch.Generator().manual_seed(4), 6, 24)
-    model, found = small_model("per_token", gate_parameter="off"), []
-    with capture(model, valid=valid, storage="clone") as captured:
-        total, count = loss_sum(model, tokens, valid)
-        (total / count).backward()
-        for call in captured.calls():
-            x, o, g = (t.flatten(0, 1)[valid.flatten()] for t in (call.x, call.masked_output, call.grad_output))  # type: ignore[union-attr]
-            g = oracles.without_noise(g * count)
-            good = oracles.goodness(o.abs(), g.abs(), oracles.token_costs(g, x))
-            weight = call.module.proto_weight.detach().clone().requires_grad_(True)
-            scores = oracles.mas(good)
-            loss = oracles.objective("jsd", x @ weight.T / x.shape[1] ** 0.5, scores).mean()
-            found += torch.autograd.grad(loss, [weight])
-    return torch.cat([each.flatten() / len(found) for each in found])
+    model = small_model("per_token", gate_parameter="off")
+    return torch.cat([each.flatten() for each in slow_router_gradients(model, tokens, valid, "goodness", "jsd")])
 
 
 def router_part(found: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """The single-pass engine: Goodness where dL/dy flows past, the meta-loss's gradient as the gradient of P and G.
 
-In the local scheme nothing needs to leave the backward pass (README, "Two engines"). Each call of a SparseProtoLinear
-is one node of the graph. Its backward gets dL/d(masked_output), forms the computation gradients and, in closed form,
-the gradient of the meta-loss, and hands on g^T x, m^T x, n^T x as the gradients of W, P and G: the matrix products of a
-plain step and no more. DDP reduces them as it does any other gradient. Between forward and backward a call keeps x and
-its three products.
+In the local scheme nothing needs to leave the backward pass (docs/architecture.md, "Two engines"). Each call of a
+SparseProtoLinear is one node of the graph. Its backward gets dL/d(masked_output), forms the computation gradients and,
+in closed form, the gradient of the meta-loss, and hands on g^T x, m^T x, n^T x as the gradients of W, P and G: the
+matrix products of a plain step and no more. DDP reduces them as it does any other gradient. Between forward and
+backward a call keeps x and its three products.
 """
 
 from collections.abc import Callable, Iterator

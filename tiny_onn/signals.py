@@ -49,9 +49,8 @@ class Signal:
 
     Attributes:
         measure: `measure(moment, cost [n, O]) -> [n, O]`; entries of 0 or less are no target, unless the objective is
-            signed. `moment` has the
-            gradients of the summed loss, those of a token without signal at 0. Only ratios within a token matter,
-            unless tokens are weighted by their signal.
+            signed. `moment` has the gradients of the summed loss, those of a token without signal at 0. Only ratios
+            within a token matter, unless the objective is signed or tokens are weighted by their signal.
         reads_masked: whether it needs `moment.computation_output` and `moment.masked_gradient`.
     """
 

@@ -1,5 +1,6 @@
 """Small models and one training step, for the tests."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests import oracles
 from tiny_onn.arm import Arm, configure
 from tiny_onn.arm import arm as find_arm
+from tiny_onn.capture import capture
 from tiny_onn.dynamics import DynamicsReport, LearningDynamics
 from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
 from tiny_onn.model import GridTransformer
+from tiny_onn.objectives import OBJECTIVES
 
 VOCABULARY = 7
 
@@ -98,6 +102,41 @@ def router_gradients_of(dynamics: LearningDynamics, tokens: Tensor, valid: Tenso
     )
     step(dynamics, tokens, valid)
     return seen
+
+
+def slow_router_gradients(
+    model: nn.Module,
+    tokens: Tensor,
+    valid: Tensor,
+    signal: str,
+    objective: str,
+    sharpness: float = 1.0,
+    *,
+    weighted: bool = False,
+) -> list[Tensor]:
+    """P's of each call of a model without G, by the oracles: capture with clones, Goodness token by token, autograd
+    through the definition."""
+    gradients = []
+    with capture(model, valid=valid, storage="clone", masked=True) as captured:
+        total, count = loss_sum(model, tokens, valid)
+        (total / count).backward()
+        for call in captured.calls():
+            mask = valid.flatten()
+            assert call.computation_output is not None
+            assert call.masked_gradient is not None
+            x, o, y, g, g_o = (
+                t.flatten(0, 1)[mask]
+                for t in (call.x, call.masked_output, call.computation_output, call.grad_output, call.masked_gradient)
+            )
+            g, g_o = oracles.without_noise(g * count), oracles.without_noise(g_o * count)
+            good = oracles.signal(signal, o, y, g, g_o, oracles.token_costs(g, x))
+            scores = good if OBJECTIVES[objective].signed else oracles.mas(good) ** sharpness
+            sizes = good.max(dim=1).values.clamp(min=0) if weighted else torch.ones(len(x), dtype=x.dtype)
+            P = call.module.proto_weight.detach().clone().requires_grad_(True)
+            logits = x @ P.T / math.sqrt(x.shape[1])
+            loss = (oracles.objective(objective, logits, scores) * sizes).sum() / sizes.sum()
+            gradients += torch.autograd.grad(loss, [P])
+    return [g / len(gradients) for g in gradients]
 
 
 def all_gradients(dynamics: LearningDynamics, run: Callable[[], DynamicsReport]) -> dict[str, Tensor]:

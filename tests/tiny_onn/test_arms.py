@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from tests import oracles
-from tests.tiny_onn.helpers import all_gradients, batch, loss_sum, new_dynamics, router_gradients_of, small_model, step
+from tests.tiny_onn.helpers import (
+    all_gradients,
+    batch,
+    loss_sum,
+    new_dynamics,
+    router_gradients_of,
+    slow_router_gradients,
+    small_model,
+    step,
+)
 from tiny_onn.arm import ARMS, Arm, Goodness, Teacher, arm, configure
 from tiny_onn.arms import ARM_FACTS
 from tiny_onn.capture import capture
@@ -130,33 +139,6 @@ def test_padding_and_accumulation_change_nothing(case: str, engine: str) -> None
         torch.testing.assert_close(padded.model.get_buffer(name), buffer, rtol=1e-12, atol=1e-14)
 
 
-def slow_router_gradients(signal: str, objective: str, sharpness: float, weighted: bool) -> list[Tensor]:
-    """By the oracles: capture with clones, Goodness token by token, autograd through the definition."""
-    tokens, valid = batch(torch.Generator().manual_seed(4), 3, 6)
-    model = small_model("per_token", gate_parameter="off", density=0.5)
-    gradients = []
-    with capture(model, valid=valid, storage="clone", masked=True) as captured:
-        total, count = loss_sum(model, tokens, valid)
-        (total / count).backward()
-        for call in captured.calls():
-            mask = valid.flatten()
-            assert call.computation_output is not None
-            assert call.masked_gradient is not None
-            x, o, y, g, g_o = (
-                t.flatten(0, 1)[mask]
-                for t in (call.x, call.masked_output, call.computation_output, call.grad_output, call.masked_gradient)
-            )
-            g, g_o = oracles.without_noise(g * count), oracles.without_noise(g_o * count)
-            good = oracles.signal(signal, o, y, g, g_o, oracles.token_costs(g, x))
-            scores = good if OBJECTIVES[objective].signed else oracles.mas(good) ** sharpness
-            sizes = good.max(dim=1).values.clamp(min=0) if weighted else torch.ones(len(x), dtype=x.dtype)
-            P = call.module.proto_weight.detach().clone().requires_grad_(True)
-            logits = x @ P.T / math.sqrt(x.shape[1])
-            loss = (oracles.objective(objective, logits, scores) * sizes).sum() / sizes.sum()
-            gradients += torch.autograd.grad(loss, [P])
-    return [g / len(gradients) for g in gradients]
-
-
 @ENGINES
 @pytest.mark.parametrize(("signal", "objective"), list(itertools.product(SIGNALS, OBJECTIVES)))
 @pytest.mark.parametrize(("sharpness", "weighted"), [(1.0, False), (0.6, True)])
@@ -165,7 +147,9 @@ def test_every_signal_and_objective_is_the_oracles(
 ) -> None:
     if OBJECTIVES[objective].signed:
         sharpness = 1.0
-    truth = slow_router_gradients(signal, objective, sharpness, weighted)
+    tokens, valid = batch(torch.Generator().manual_seed(4), 3, 6)
+    routed = small_model("per_token", gate_parameter="off", density=0.5)
+    truth = slow_router_gradients(routed, tokens, valid, signal, objective, sharpness, weighted=weighted)
     weight = "signal" if weighted else "uniform"
     built = mine(signal=SIGNALS[signal], objective=OBJECTIVES[objective], sharpness=sharpness, token_weight=weight)
     model = small_model("per_token", gate_parameter="off", density=0.5)
@@ -176,7 +160,7 @@ def test_every_signal_and_objective_is_the_oracles(
         torch.optim.SGD(router_parameters(model), lr=0.1),
         engine=engine,  # type: ignore[arg-type]
     )
-    found = router_gradients_of(dynamics, *batch(torch.Generator().manual_seed(4), 3, 6))
+    found = router_gradients_of(dynamics, tokens, valid)
     assert max(float(t.abs().max()) for t in truth) > 1e-5
     for a, b in zip(found, truth, strict=True):
         # Where a gradient is nothing but rounding, the ADR's ratio divides it by EPS = 1e-9, and an exponent below 1
