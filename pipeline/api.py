@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.renamed import takes_old_names
 from pipeline.settings.changes import check_changes, command_words
 from pipeline.tracking.destination import EXPERIMENT
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 Changes = Mapping[str, Any]
 
 
+@takes_old_names
 def ablate(
     config: str | Path,
     changes: Changes | None = None,
@@ -53,7 +55,7 @@ def ablate(
     address: str | None = None,
     tracking_uri: str | None = None,
     mlflow_experiment: str = EXPERIMENT,
-    track_later: bool = False,
+    allow_offline_tracking: bool = False,
     accept_changed_code: bool = False,
     storage: str | None = None,
     verbose: bool = False,
@@ -73,7 +75,7 @@ def ablate(
         resume: False refuses a sweep that has been started before.
         address: host:port of a Ray cluster; this machine alone by default.
         tracking_uri: MLflow's store; a SQLite file in `output` by default.
-        track_later: start even if the store does not answer.
+        allow_offline_tracking: start even if the store does not answer.
         accept_changed_code: go on though your own code, such as an arm's module, has changed since the sweep was last
             run; the report then says so.
         storage: where data, checkpoints and the sweep's state lie that all machines reach, as a path or URI; `output`
@@ -98,7 +100,7 @@ def ablate(
         address=address,
         tracking_uri=tracking_uri,
         mlflow_experiment=mlflow_experiment,
-        track_later=track_later,
+        allow_offline_tracking=allow_offline_tracking,
         accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,
@@ -106,6 +108,7 @@ def ablate(
     )
 
 
+@takes_old_names
 def train(
     config: str | Path,
     changes: Changes | None = None,
@@ -116,7 +119,7 @@ def train(
     address: str | None = None,
     tracking_uri: str | None = None,
     mlflow_experiment: str = EXPERIMENT,
-    track_later: bool = False,
+    allow_offline_tracking: bool = False,
     accept_changed_code: bool = False,
     storage: str | None = None,
     verbose: bool = False,
@@ -136,7 +139,7 @@ def train(
         address=address,
         tracking_uri=tracking_uri,
         mlflow_experiment=mlflow_experiment,
-        track_later=track_later,
+        allow_offline_tracking=allow_offline_tracking,
         accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,

@@ -17,7 +17,8 @@ from pipeline.cli_start import first_steps
 from pipeline.cli_tracker import COMMANDS as _WITH_A_TRACKER
 from pipeline.errors import UserError
 from pipeline.escaping import shown
-from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI
+from pipeline.options import ADDRESS, CONFIG, EXPERIMENT, OUTPUT, SCALE, SET, STORAGE, URI, CommandWithOldNames
+from pipeline.renamed import format_warning
 from pipeline.settings.changes import parse_changes
 from pipeline.terminal import open_standard_streams
 
@@ -33,7 +34,9 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
         ADDRESS,
         click.option("--verbose", is_flag=True, help="Let Ray speak."),
         click.option(
-            "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
+            "--allow-offline-tracking",
+            is_flag=True,
+            help="Start even if the tracker cannot be reached; it gets everything later.",
         ),
         click.option(
             "--accept-changed-code",
@@ -83,6 +86,7 @@ class _Group(click.Group):
 def _let_warnings_be_warnings() -> None:
     """PYTHONWARNINGS=error, or -W error, would have a deprecated call deep in a library end the command."""
     warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
+    warnings.formatwarning = format_warning
     os.environ.pop("PYTHONWARNINGS", None)  # of the processes that are started
 
 
@@ -137,7 +141,7 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any
     api.prepare(config, parse_changes(changes), output, **options)
 
 
-@main.command()
+@main.command(cls=CommandWithOldNames)
 @_running
 def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Train one model: CONFIG without its `sweep` section.
@@ -154,7 +158,7 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
     sys.exit(api.train(config, parse_changes(changes), output, **options).exit_code)
 
 
-@main.command(short_help="Run the sweep of CONFIG; print and file its report.")
+@main.command(cls=CommandWithOldNames, short_help="Run the sweep of CONFIG; print and file its report.")
 @_running
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.

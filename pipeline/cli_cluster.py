@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from pipeline.options import CommandWithOldNames
+
 _ADDRESS = click.option(
     "--address",
     required=True,
@@ -27,7 +29,7 @@ _UNTRACKED = click.option(
 )
 
 
-@click.command(short_help="Run CONFIG on a Ray cluster, and follow its log.")
+@click.command(cls=CommandWithOldNames, short_help="Run CONFIG on a Ray cluster, and follow its log.")
 @click.argument("config", type=click.Path(path_type=Path))
 @_ADDRESS
 @click.option("--name", default=None, help="The job's and the experiment's name; short for --set name=NAME.")
@@ -45,7 +47,9 @@ _UNTRACKED = click.option(
 @click.option("--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
 @click.option("--resume", is_flag=True, help="Go on with the job of this name.")
 @click.option(
-    "--track-later", is_flag=True, help="Start even if the tracker cannot be reached; it gets everything later."
+    "--allow-offline-tracking",
+    is_flag=True,
+    help="Start even if the tracker cannot be reached; it gets everything later.",
 )
 @click.option(
     "--accept-changed-code",
@@ -54,9 +58,11 @@ _UNTRACKED = click.option(
 )
 @click.option("--detach", is_flag=True, help="Return as soon as the job is there.")
 @click.option("--install", is_flag=True, help="Let the cluster install the pinned requirements for this job.")
-@click.option("--any-versions", is_flag=True, help="Do not compare the cluster's packages with the constraints file.")
 @click.option(
-    "--add",
+    "--skip-version-check", is_flag=True, help="Do not compare the cluster's packages with the constraints file."
+)
+@click.option(
+    "--include",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
@@ -79,7 +85,7 @@ def submit(
     name: str | None,
     scale: str | None,
     changes: tuple[str, ...],
-    add: tuple[Path, ...],
+    include: tuple[Path, ...],
     untracked: tuple[str, ...],
     tree: Path | None,
     constraints: Path | None,
@@ -104,7 +110,7 @@ def submit(
       tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 --resume
       tiny-onn submit experiments/ablation.yaml --address http://10.0.0.5:8265 \\
           --name wide --set model.hidden=128 --set workers.count=4 --output /mnt/shared/tiny-onn --detach
-      tiny-onn submit experiments/mine.yaml --address http://10.0.0.5:8265 --add ../my_costs.py
+      tiny-onn submit experiments/mine.yaml --address http://10.0.0.5:8265 --include ../my_costs.py
     """
     from pipeline.api import read
     from pipeline.settings.changes import parse_changes
@@ -122,11 +128,11 @@ def submit(
     words = ["tiny-onn", "submit", str(config), "--address", address]
     words += [word for change in changes for word in ("--set", change)]
     words += [word for option, value in typed.items() if value for word in (option, value)]
-    words += [word for path in add for word in ("--add", str(path))]
+    words += [word for path in include for word in ("--include", str(path))]
     words += [word for code in untracked for word in ("--untracked", code)]
     words += [
         f"--{flag.replace('_', '-')}"
-        for flag in ("install", "any_versions", "track_later", "accept_changed_code")
+        for flag in ("install", "skip_version_check", "allow_offline_tracking", "accept_changed_code")
         if options[flag]
     ]
     tree = tree or project_around(Path())
@@ -136,7 +142,7 @@ def submit(
         constraints=constraints or tree / "constraints.txt",
         command=shlex.join(words),
         resume=resume,
-        add=add,
+        include=include,
         untracked=untracked,
         **options,
     )

@@ -5,18 +5,25 @@ from pathlib import Path
 import click
 
 from pipeline.errors import UserError
+from pipeline.renamed import current_words
 
 
-def _looked_into(_: click.Context, __: click.Parameter, folder: Path) -> Path:
-    """The folder, if it can be looked into, or is not there yet."""
+class CommandWithOldNames(click.Command):
+    """A command that takes its options by the names of the last version, too, and warns."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, with old names replaced."""
+        return super().parse_args(ctx, current_words(args))
+
+
+def _readable(_: click.Context, __: click.Parameter, folder: Path) -> Path:
+    """The folder, if it is readable or does not exist yet."""
     try:
         (folder / "mlflow.db").stat()
     except (FileNotFoundError, NotADirectoryError):  # made, or refused, by who writes to it
         pass
     except OSError as error:
-        raise UserError(
-            f"--output {folder}: cannot be looked into ({error.strerror}). Expected a folder that you may use."
-        ) from None
+        raise UserError(f"--output {folder}: not readable ({error.strerror}); choose another folder.") from None
     return folder
 
 
@@ -26,7 +33,7 @@ OUTPUT = click.option(
     type=click.Path(path_type=Path),
     default=Path("runs"),
     show_default=True,
-    callback=_looked_into,
+    callback=_readable,
     help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
 )
 SET = click.option(

@@ -76,7 +76,7 @@ def run(
     *,
     resume: bool,
     address: str | None,
-    track_later: bool,
+    allow_offline_tracking: bool,
     accept_changed_code: bool,
     storage: str | None,
     verbose: bool,
@@ -109,7 +109,7 @@ def run(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
-        tracker = open_tracker(destination, where, track_later, console)
+        tracker = open_tracker(destination, where, allow_offline_tracking, console)
         prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
         check_data(left, prepared)
         uri = destination.store(where)[0]

@@ -88,7 +88,7 @@ def _with_time(kind: Kind, there: dict[str, tuple[Kind, Measured]]) -> Kind:
             seconds_per_token=measured.seconds_per_token * factor,
             evaluate_seconds=measured.evaluate_seconds * factor,
             evaluation_seconds=measured.evaluation_seconds * factor,
-            generate_seconds=measured.generate_seconds * factor,
+            decode_seconds=measured.decode_seconds * factor,
             peak_bytes=round(measured.built_bytes + (measured.peak_bytes - measured.built_bytes) * max(1.0, factor)),
         ),
     )

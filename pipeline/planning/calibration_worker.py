@@ -36,7 +36,7 @@ class Measured:
     seconds_per_token: float  # of a step, padding included
     observe_seconds: float  # by which a logged step is slower
     evaluate_seconds: float  # all held-out rows once
-    generate_seconds: float  # training.generate_tasks decoded, of the held-out and of the evaluation tasks
+    decode_seconds: float  # training.decode_tasks decoded, of the held-out and of the evaluation tasks
     checkpoint_seconds: float
     core_share: float  # of the time that it asked for, the part that it got: less than 1 on a busy machine
     built_bytes: int  # when the model is there, and nothing has run
@@ -125,7 +125,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         observe_seconds=max(0.0, statistics.fmean(late["logged step"])),
         evaluate_seconds=evaluating,
         evaluation_seconds=evaluating * sum(map(len, evaluation)) / sum(map(len, held_out)),
-        generate_seconds=decoding,
+        decode_seconds=decoding,
         checkpoint_seconds=saving,
         core_share=1.0 if workers.gpus else min(1.0, got),
         built_bytes=built_bytes,
@@ -136,7 +136,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
 
 def _decoded(rows: list[Any], experiment: Experiment) -> list[Any]:
     """One worker's share of the rows that are decoded at the end."""
-    wanted = list(dict.fromkeys(row.task_id for row in rows))[: experiment.training.generate_tasks]
+    wanted = list(dict.fromkeys(row.task_id for row in rows))[: experiment.training.decode_tasks]
     return [row for row in rows if row.task_id in wanted][:: experiment.workers.count]
 
 

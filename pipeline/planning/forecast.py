@@ -78,7 +78,7 @@ class Kind:
             + evaluations * found.evaluate_seconds
             + scored * found.evaluation_seconds
             + cadence.saves(training) * found.checkpoint_seconds
-            + found.generate_seconds
+            + found.decode_seconds
         )
 
 

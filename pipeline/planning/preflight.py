@@ -86,7 +86,7 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
     try:
         tracker = Tracker(store, destination.experiment, artifacts, later)
     except StoreUnreachable as error:
-        raise UserError(f"{error} To train now and deliver later, add --track-later.") from None
+        raise UserError(f"{error} To train now and deliver later, add --allow-offline-tracking.") from None
     if tracker.problem:
         told = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
         console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)

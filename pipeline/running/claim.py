@@ -13,6 +13,7 @@ from pipeline.files import read_json, write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
 from pipeline.records.sweep_record import RECORD, read_record
+from pipeline.renamed import current_settings
 from pipeline.settings.config import Experiment
 from pipeline.settings.growth import growth, may_grow, parsed
 from pipeline.settings.trials import every_trial
@@ -167,6 +168,7 @@ def _record(experiment: Experiment, data_hash: str) -> dict[str, Any]:
 
 def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
     """What the experiment `now` has more of than `before`; refused where it is another, or cannot grow so."""
+    before = {**before, "experiment": current_settings(before["experiment"])}
     old, new = _BEFORE | _flat(before), _BEFORE | _flat(now)
     different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and not _is_without_effect(f)]
     if not different:

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 
 from pipeline import measures
 from pipeline.errors import UserError
+from pipeline.renamed import current_settings
 from pipeline.settings.changes import put
 from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
@@ -169,7 +170,7 @@ class TrainingConfig(Settings):
     keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay; the best stays besides")
     check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
     prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
-    generate_tasks: NonNegative = Field(
+    decode_tasks: NonNegative = Field(
         16, description="held-out tasks, and as many evaluation tasks, decoded greedily at the end; 0 for none"
     )
     vote_views: Annotated[int, Field(ge=1, le=8)] = Field(
@@ -347,6 +348,7 @@ class Experiment(Settings):
             del values["training"]["steps"]
         else:  # as it was before there was another
             del values["training"]["schedule"]
+        values["training"]["generate_tasks"] = values["training"].pop("decode_tasks")  # its name when digests began
         canonical = json.dumps(values, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -371,7 +373,7 @@ def replace(experiment: Experiment, changes: dict[str, Any], source: str) -> Exp
     values, names = experiment.model_dump(mode="json"), setting_names(Experiment)
     done: set[str] = set()
     unknown: list[str] = []
-    for field, value in changes.items():
+    for field, value in current_settings(changes, source).items():
         *groups, last = field.split(".")
         place: Any = values
         for group in groups:

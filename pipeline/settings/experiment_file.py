@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.renamed import current_setting, current_settings
 from pipeline.settings.config import Experiment, replace, validated
 from pipeline.settings.trials import trials_of
 from pipeline.settings.wrong_settings import did_you_mean, setting_names, together, unknown_varied, why_no_setting
@@ -17,11 +18,12 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         UserError: names file, field, what was found and what was expected.
     """
-    return validate_experiment(read_yaml(path), str(path))
+    return validate_experiment(current_settings(read_yaml(path), str(path)), str(path))
 
 
 def validate_experiment(values: dict[str, Any], source: str) -> Experiment:
-    """`values` as an Experiment; `source` is named in the error."""
+    """`values`, which may be of an older version, as an Experiment; `source` is named in the error."""
+    values = current_settings(values)
     experiment = validated(values, source)
     if unknown := unknown_varied(values, setting_names(Experiment)):
         raise UserError(together(source, unknown))
@@ -52,7 +54,7 @@ def read_changed(path: Path, changes: Mapping[str, Any], scale: str | None, sour
 
 def _has_place(field: str, names: Collection[str]) -> bool:
     """Whether there is such a setting, or may be one: a key of one's own, as in `scales`, is seen when it is set."""
-    return field in names or field.startswith("scales.")
+    return current_setting(field) in names or field.startswith("scales.")
 
 
 def at_scale(experiment: Experiment, scale: str, source: str) -> Experiment:

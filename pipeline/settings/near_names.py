@@ -31,6 +31,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("save_total_limit", "keep_last", "max_checkpoints"), "training.keep_checkpoints"),
     **dict.fromkeys(("torch_compile", "jit"), "training.compile"),
     **dict.fromkeys(("random_seed", "rng_seed", "manual_seed"), "training.seed; in a sweep, sweep.seeds"),
+    "generate_tasks": "training.decode_tasks",
     "seed": "training.seed, in a sweep sweep.seeds; and data.seed, of the split and the views",
     **dict.fromkeys(("method", "routing", "variant", "algorithm"), "training.arm; in a sweep, sweep.arms"),
     **dict.fromkeys(

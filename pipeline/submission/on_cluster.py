@@ -1,6 +1,6 @@
 """What a submitted job runs first on the cluster, with the standard library alone: is what it needs there?
 
-    python -m pipeline.submission.on_cluster [--any-versions] ablate submitted/experiment.json [OPTION ...]
+    python -m pipeline.submission.on_cluster [--skip-version-check] ablate submitted/experiment.json [OPTION ...]
 
 Where the command line leaves them out, --output, --storage and --tracking-uri are what the head was started with, or
 what came with the job: TINY_ONN_OUTPUT, TINY_ONN_STORAGE and TINY_ONN_TRACKING_URI.
@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.renamed import current_words
 from pipeline.running.pins import disagreements, installed, read_pins, requirements
 
 FOLDER = "submitted"
 CONFIG, CONSTRAINTS = f"{FOLDER}/experiment.json", f"{FOLDER}/constraints.txt"
-ANY_VERSIONS = "--any-versions"
+SKIP_VERSION_CHECK = "--skip-version-check"
 SUBMITTED_AS = "TINY_ONN_SUBMITTED_AS"  # in a job's environment: the command that it was submitted by
 OUTPUT, STORAGE, TRACKING_URI = "TINY_ONN_OUTPUT", "TINY_ONN_STORAGE", "TINY_ONN_TRACKING_URI"
 
@@ -23,7 +24,7 @@ OUTPUT, STORAGE, TRACKING_URI = "TINY_ONN_OUTPUT", "TINY_ONN_STORAGE", "TINY_ONN
 def main(arguments: list[str]) -> None:
     """Checks, and then is `tiny-onn` with the arguments that are left; exit code 2 when a check fails."""
     try:
-        if arguments[:1] == [ANY_VERSIONS]:
+        if current_words(arguments[:1]) == [SKIP_VERSION_CHECK]:
             arguments = arguments[1:]
         else:
             check_versions(Path("pyproject.toml"), Path(CONSTRAINTS))
@@ -47,7 +48,7 @@ def check_versions(pyproject: Path, constraints: Path) -> None:
     if wrong:
         raise UserError(
             f"this cluster's Python ({sys.executable}) differs from the constraints file: {'; '.join(wrong)}. Install "
-            "the pinned versions on its nodes, submit with --install, or take them as they are with --any-versions."
+            "the pinned versions on its nodes, or submit with --install, or use them as they are: --skip-version-check."
         )
 
 

@@ -28,21 +28,21 @@ def own_files(
     for path in paths:
         name = path.absolute().name if path.name not in ("", "..") else path.resolve().name
         if path.is_symlink():
-            raise UserError(f"--add {path}: is a link. Expected the module or package itself: {path.resolve()}")
+            raise UserError(f"--include {path}: is a link. Expected the module or package itself: {path.resolve()}")
         if path.is_file() and path.suffix == ".py":
-            refuse_secrets(path.parent, [Path(path.name)], f"--add {path}")
+            refuse_secrets(path.parent, [Path(path.name)], f"--include {path}")
             found[Path(name)] = path
         elif (path / "__init__.py").is_file():
-            selection = select(path, f"--add {path}", confirmed)
+            selection = select(path, f"--include {path}", confirmed)
             found |= {Path(name) / each: path / each for each in selection.files}
-            stays += [selection.told(f"--add {path}")] if selection.left else []
+            stays += [selection.told(f"--include {path}")] if selection.left else []
         else:
             raise UserError(
-                f"--add {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
+                f"--include {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
                 "__init__.py in it: they are imported on the cluster by these names."
             )
         if name in taken:
-            raise UserError(f"--add {path}: the project that is sent has a {name} itself. Expected another name.")
+            raise UserError(f"--include {path}: the project that is sent has a {name} itself. Expected another name.")
         taken.add(name)
     return found, stays
 
@@ -57,7 +57,7 @@ def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
     modules = {name.partition(":")[0].partition(".")[0]: told for name, told in sorted(named) if ":" in name}
     return [
         f"{module}, of {told}, does not go along. The cluster's nodes must have it; else submit with "
-        f"--add {_place(module)}"
+        f"--include {_place(module)}"
         for module, told in modules.items()
         if module not in tops and f"{module}.py" not in tops
     ]

@@ -1,4 +1,4 @@
-"""Which files leave this machine, one rule for all that sends any: `submit`, its `--add`, and `pack` for `ray up`.
+"""Which files leave this machine, one rule for all that sends any: `submit`, its `--include`, and `pack` for `ray up`.
 
 What git tracks goes. What it does not, and does not ignore, goes where the user confirms the printed list by its code.
 What has the name of a secret, or is a private key, is refused by name; nothing from outside the folder goes.

@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Submission:
-    """What is sent. `command` is what the user typed, without --resume; `add` are modules and packages of the user's
-    own, `untracked` the codes that confirm lists of files which git does not track."""
+    """What is sent. `command` is what the user typed, without --resume; `include` lists the user's own modules and
+    packages, `untracked` the codes that confirm lists of files which git does not track."""
 
     experiment: Experiment
     tree: Path
@@ -45,11 +45,11 @@ class Submission:
     tracking_uri: str | None = None
     mlflow_experiment: str = "tiny-onn"
     install: bool = False
-    any_versions: bool = False
+    skip_version_check: bool = False
     resume: bool = False
-    track_later: bool = False
+    allow_offline_tracking: bool = False
     accept_changed_code: bool = False
-    add: tuple[Path, ...] = ()
+    include: tuple[Path, ...] = ()
     untracked: tuple[str, ...] = ()
     verbose: bool = False
 
@@ -60,12 +60,16 @@ class Submission:
             "python",
             "-m",
             "pipeline.submission.on_cluster",
-            *([on_cluster.ANY_VERSIONS] if self.any_versions else []),
+            *([on_cluster.SKIP_VERSION_CHECK] if self.skip_version_check else []),
         ]
         words += ["ablate" if self.experiment.sweep else "train", on_cluster.CONFIG]
         words += ["--experiment", self.mlflow_experiment]
         words += ["--output", self.output] if self.output else []
-        flags = {"--resume": self.resume, "--track-later": self.track_later, "--verbose": self.verbose}
+        flags = {
+            "--resume": self.resume,
+            "--allow-offline-tracking": self.allow_offline_tracking,
+            "--verbose": self.verbose,
+        }
         flags["--accept-changed-code"] = self.accept_changed_code
         words += [flag for flag, wanted in flags.items() if wanted]
         return f"exec {shlex.join(words)}"  # in place of the shell, so that its exit code and signals are the job's
@@ -134,7 +138,7 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
     wanted = [Path(data)] if data and not Path(data).is_absolute() else []
     selection = files_to_send(submission.tree, wanted, submission.untracked)
     files = selection.files
-    own, stays = own_files(submission.add, files, submission.untracked)
+    own, stays = own_files(submission.include, files, submission.untracked)
     for told in (selection.told(f"--tree {submission.tree}"), *stays):
         if told:
             say(told)

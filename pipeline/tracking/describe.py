@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.colours import arm_colour
+from pipeline.renamed import current_setting
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import CONTINUED, GROWN, STEPS, DataInput, Description, flat_params
@@ -52,7 +53,7 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
 
 def params_of(run: "Run") -> dict[str, str]:
     """A run's settings: its params, and what has been said of them since."""
-    found = dict(run.data.params)
+    found = {current_setting(name): value for name, value in run.data.params.items()}
     if STEPS in found:
         found[STEPS] = run.data.tags.get(CONTINUED, found[STEPS])
         found.setdefault("training.schedule", "linear")  # of runs from before there was another

@@ -109,12 +109,12 @@ def _scores(trial: Trial, rows: list[Sequence], split: Split, patterns: bool = F
 
 
 def _predict(trial: Trial, judged: list[Sequence]) -> list[Prediction]:
-    """Decodes the first `generate_tasks` of the tasks, which are the same for every trial on this data.
+    """Decodes the first `decode_tasks` of the tasks, which are the same for every trial on this data.
 
     Every worker takes its share, and gets all.
     """
     experiment, world_size = trial.experiment, trial.world_size
-    wanted = trial.training.generate_tasks
+    wanted = trial.training.decode_tasks
     tasks = set(list(dict.fromkeys(row.task_id for row in judged))[:wanted])
     rows = [row for row in judged if row.task_id in tasks]
     with together(trial.device) as alive:

@@ -36,7 +36,7 @@ EXPERIMENT = {
         "evaluate_every": 100,
         "checkpoint_every": 20,
         "prototype_snapshots": 2,
-        "generate_tasks": 2,
+        "decode_tasks": 2,
     },
     "workers": {"count": 2, "cpus": 1.0, "timeout_s": 60, "max_failures": 3},
     "sweep": {"arms": ["per_token", "aggregated"], "seeds": [0, 1]},

@@ -23,7 +23,7 @@ def memory_of_a_worker(scene: Scene) -> str:
     be 900. All that is held, with what malloc keeps for later and Ray has of its own, must not grow by 500.
     """
     every = ("log_every=10", "evaluate_every=500", "checkpoint_every=500")
-    more = (f"steps={_STEPS}", "seed=0", "generate_tasks=0", "batch_tokens=256", *every)
+    more = (f"steps={_STEPS}", "seed=0", "decode_tasks=0", "batch_tokens=256", *every)
     options = [word for each in (*(f"training.{m}" for m in more), "workers.count=1") for word in ("--set", each)]
     scene.run("train", *options, faults=[Fault("measure", step=EVERY, times=EVERY, value=_EVERY)]).expect(0)
     lines = (scene.output / "faults" / "memory-0.jsonl").read_text().splitlines()
@@ -49,7 +49,7 @@ def descriptors_and_threads(scene: Scene) -> str:
     in ten would leave behind. Ray's head keeps a socket, already closed, of every seventh trial or so: of its files,
     one trial in four may leave one.
     """
-    more = ("steps=2", "warmup_steps=1", "log_every=1", "evaluate_every=2", "checkpoint_every=2", "generate_tasks=0")
+    more = ("steps=2", "warmup_steps=1", "log_every=1", "evaluate_every=2", "checkpoint_every=2", "decode_tasks=0")
     sweep = (f"sweep.seeds={list(range(_TRIALS))}", f"sweep.max_concurrent={_AT_ONCE}", "workers.count=1")
     options = [word for each in (*(f"training.{m}" for m in more), *sweep) for word in ("--set", each)]
     process = scene.start_with("ablate", *options)

@@ -36,7 +36,7 @@ EXPERIMENT = {
         "check_replicas_every": 4,
         "keep_checkpoints": 2,
         "prototype_snapshots": 2,
-        "generate_tasks": 2,
+        "decode_tasks": 2,
     },
     "workers": {"count": 2, "cpus": 0.5, "timeout_s": 60},
     "sweep": {"arms": ["per_token"], "seeds": [0, 1], "max_concurrent": 1},

@@ -25,7 +25,7 @@ SMALL = {
         "checkpoint_every": 2,
         "keep_checkpoints": 3,
         "prototype_snapshots": 2,
-        "generate_tasks": 2,
+        "decode_tasks": 2,
     },
 }
 

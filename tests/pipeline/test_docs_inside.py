@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the first command of the page has run."""
     folder = tmp_path_factory.mktemp("inside")
     settings = yaml.safe_load(write_config(folder).read_text())
-    every = {"steps": 12, "log_every": 5, "evaluate_every": 6, "checkpoint_every": 6, "generate_tasks": 0}
+    every = {"steps": 12, "log_every": 5, "evaluate_every": 6, "checkpoint_every": 6, "decode_tasks": 0}
     settings |= {"name": "my-study", "sweep": {"arms": ["per_token"], "seeds": [0]}}
     settings["training"] |= every
     settings["workers"] |= {"count": 2, "cpus": 0.25}

@@ -131,7 +131,7 @@ def test_a_tracking_address_where_nothing_answers_is_refused_in_seconds(config: 
         result = CliRunner().invoke(
             main, ["train", str(config), "--output", str(tmp_path / "out"), "--tracking-uri", uri]
         )
-    refused(result, "tracking URI http://user:***@127.0.0.1", "cannot be used", "add --track-later")
+    refused(result, "tracking URI http://user:***@127.0.0.1", "cannot be used", "add --allow-offline-tracking")
     assert "secret" not in result.output
     assert time.monotonic() - began < 10
     assert not (tmp_path / "out" / "data").exists()  # known before any work is done
@@ -140,7 +140,9 @@ def test_a_tracking_address_where_nothing_answers_is_refused_in_seconds(config: 
 @pytest.mark.parametrize("uri", ["foo://x", "mysql://u:secret@127.0.0.1:9/x", "sqlite:///{folder}/try.yaml"])
 def test_what_is_no_tracking_store_is_refused(config: Path, tmp_path: Path, uri: str) -> None:
     words = ["train", str(config), "--output", str(tmp_path / "out"), "--tracking-uri", uri.format(folder=tmp_path)]
-    result = CliRunner().invoke(main, [*words, "--track-later"])  # which helps only where something may come back
+    result = CliRunner().invoke(
+        main, [*words, "--allow-offline-tracking"]
+    )  # which helps only where something may come back
     refused(result, "tracking URI", "cannot be used")
     assert "secret" not in result.output
 

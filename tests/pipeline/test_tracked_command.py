@@ -39,7 +39,7 @@ def config_in(folder: Path) -> Path:
         "data": {"dataset": "folder", "folder": str(folder / "tasks"), "max_tokens": 200, "dihedral_views": 2},
         "model": {"hidden": 8, "layers": 1, "heads": 2},
         "training": {"steps": 300, "warmup_steps": 1, "batch_tokens": 400, "compile": "eager", "log_every": 1,
-                     "evaluate_every": 100, "checkpoint_every": 10, "prototype_snapshots": 2, "generate_tasks": 1},
+                     "evaluate_every": 100, "checkpoint_every": 10, "prototype_snapshots": 2, "decode_tasks": 1},
         "workers": {"cpus": 0.5},
         "sweep": {"arms": ["tests.pipeline.slow_cost:SLOW", "task_only"], "seeds": [0]},
     }  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_tracker_down_at_the_start_stopped_in_mid_run_and_killed_at_the_end(tm
     uri = server.uri.replace("://", f"://{USER_AND_SECRET}@")
     slow, quick = folders = [output.trial("try", key) for key in KEYS]
     words = ["ablate", str(config_in(tmp_path)), "--output", str(output.root), "--tracking-uri", uri]
-    process = start(log, *words, "--track-later")
+    process = start(log, *words, "--allow-offline-tracking")
     try:
         wait_for(lambda: len(read_spool(slow.spool)[0]) >= 2 or process.poll() is not None, 200)
         assert process.poll() is None, log.read_text()

@@ -34,7 +34,7 @@ MEASURED = Measured(
     seconds_per_token=0.001,
     observe_seconds=0.5,
     evaluate_seconds=2.0,
-    generate_seconds=3.0,
+    decode_seconds=3.0,
     checkpoint_seconds=0.25,
     core_share=1.0,
     built_bytes=300_000_000,
@@ -90,7 +90,7 @@ def test_the_time_of_a_trial_and_of_all(data: Prepared) -> None:
     )
     # 6 to start, 1 + 4; 8 steps of 500 ms; 4 logs of 0.5; 2 evaluations of 2; 4 checkpoints of 0.25; 3 to decode
     assert first.seconds == pytest.approx(6 + 5 + 8 * 0.5 + 4 * 0.5 + 2 * 2 + 4 * 0.25 + 3) == pytest.approx(25)
-    quicker = replace(second, measured=replace(MEASURED, generate_seconds=1.0))
+    quicker = replace(second, measured=replace(MEASURED, decode_seconds=1.0))
     # Two at a time, in their order: 25 and 23, seed by seed, so that each place in turn has 25 and 23.
     assert forecast((first, quicker)).seconds == pytest.approx(25 + 25 + 23 + 25)
     assert forecast((first, quicker), together=6).seconds == pytest.approx(25 + 25)

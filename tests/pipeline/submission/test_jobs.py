@@ -174,10 +174,10 @@ def test_a_job_that_was_refused_leaves_its_name_free(server: Any, monkeypatch: p
     sent: list[str] = []
     monkeypatch.setattr(JobServer, "submit", lambda self, job_id, entrypoint, *_: sent.append(entrypoint))
     server.jobs = [told("smoke", "FAILED", 2)]
-    outcome = submit(server, "--detach", "--track-later")
+    outcome = submit(server, "--detach", "--allow-offline-tracking")
     assert outcome.exit_code == 0, outcome.output
     assert len(sent) == 1
-    assert sent[0].endswith("--experiment tiny-onn --track-later")
+    assert sent[0].endswith("--experiment tiny-onn --allow-offline-tracking")
     server.jobs = [told("smoke", "FAILED", 1), told("smoke", "FAILED", 2, began=2)]
     outcome = submit(server, "--detach")
     assert outcome.exit_code == 2

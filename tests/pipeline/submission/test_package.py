@@ -223,7 +223,7 @@ def test_modules_of_ones_own_go_along_by_the_names_that_they_are_imported_by(tmp
     project = tracked(tmp_path / "project")
     files = files_to_send(project).files
     module, package = own_arms(tmp_path)
-    with pytest.raises(UserError, match=r"--add .*my_costs: is not kept by git") as refused:
+    with pytest.raises(UserError, match=r"--include .*my_costs: is not kept by git") as refused:
         own_files([module, package], files)
     own, stays = own_files([module, package], files, [str(refused.value).partition("--untracked ")[2][:6]])
     assert stays == []
@@ -243,8 +243,8 @@ def test_of_a_package_of_ones_own_go_the_files_that_git_tracks_and_no_links_out_
     (package / ".env").touch()
     own, stays = own_files([package], [])
     assert {path.as_posix() for path in own} == {"my_costs/__init__.py", "my_costs/deep/a.py"}
-    assert "2 files that git does not track stay here, of --add" in stays[0]
-    with pytest.raises(UserError, match=r"--add .*my_costs: would send what looks like a secret:\n  \.env"):
+    assert "2 files that git does not track stay here, of --include" in stays[0]
+    with pytest.raises(UserError, match=r"--include .*my_costs: would send what looks like a secret:\n  \.env"):
         own_files([package], [], [stays[0][-6:]])
     (tmp_path / "link.py").symlink_to("/etc/passwd")
     with pytest.raises(UserError, match=r"link\.py: is a link\. Expected the module"):
@@ -254,7 +254,7 @@ def test_of_a_package_of_ones_own_go_the_files_that_git_tracks_and_no_links_out_
 def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path) -> None:
     module, package = own_arms(tmp_path)
     for path in (package.parent, tmp_path / "task_only", package / "deep" / "__pycache__" / "b.pyc"):
-        with pytest.raises(UserError, match=r"--add .*: is no module\. Expected a file NAME\.py, or the folder"):
+        with pytest.raises(UserError, match=r"--include .*: is no module\. Expected a file NAME\.py, or the folder"):
             own_files([path], [])
     git(package, "init", "--quiet")
     git(package, "add", ".")
@@ -267,7 +267,7 @@ def test_an_arm_whose_module_does_not_go_along_is_told(tmp_path: Path, monkeypat
     monkeypatch.syspath_prepend(module.parent)
     arms = ("task_only", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X")
     swept = toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0, 1)))
-    places = [said.partition("else submit with --add ")[2] for said in not_sent(swept, [Path("pipeline/a.py")])]
+    places = [said.partition("else submit with --include ")[2] for said in not_sent(swept, [Path("pipeline/a.py")])]
     assert places == [str(module), str(package), "path/to/nowhere"]
     assert "nowhere, of the arm 'nowhere:X', does not go along" in not_sent(swept, [])[2]
     assert not_sent(swept, [Path("mine.py"), Path("my_costs/deep/a.py"), Path("nowhere/x.py")]) == []

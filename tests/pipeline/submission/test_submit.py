@@ -32,7 +32,7 @@ EXPERIMENT = {
         "batch_tokens": 512,
         "compile": "eager",
         "prototype_snapshots": 0,
-        "generate_tasks": 0,
+        "decode_tasks": 0,
     },
     "workers": {"count": 2, "timeout_s": 60},
 }

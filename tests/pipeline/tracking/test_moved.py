@@ -38,7 +38,7 @@ def trained(tmp_path_factory) -> Path:
     """An output folder with one trained and delivered sweep, from which each test takes a copy."""
     root = tmp_path_factory.mktemp("trained")
     write_tasks(root / "tasks", [random_task(f"t{i:02d}", i) for i in range(12)])
-    training = {**SMALL["training"], "steps": 4, "generate_tasks": 1}
+    training = {**SMALL["training"], "steps": 4, "decode_tasks": 1}
     data = {"dataset": "folder", "folder": str(root / "tasks"), "max_tokens": 128, "dihedral_views": 1}
     sweep = {"arms": ["per_token"], "seeds": [0]}
     experiment = validate_experiment({**SMALL, "data": data, "training": training, "sweep": sweep}, "test")

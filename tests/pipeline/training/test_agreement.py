@@ -23,7 +23,7 @@ COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather
 
 
 def experiment(log_every: int) -> Experiment:
-    once = {"evaluate_every": 8, "checkpoint_every": 8, "generate_tasks": 0, "prototype_snapshots": 0}
+    once = {"evaluate_every": 8, "checkpoint_every": 8, "decode_tasks": 0, "prototype_snapshots": 0}
     training = {**SMALL["training"], **once, "batch_tokens": 1024, "check_replicas_every": 0}  # type: ignore[dict-item]
     data = {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4}
     changed = {**SMALL, "data": data, "training": {**training, "log_every": log_every}, "workers": {"count": 2}}

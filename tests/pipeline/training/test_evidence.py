@@ -29,7 +29,7 @@ TRAINING = {
     "steps": 6,
     "batch_tokens": 1024,
     "evaluate_every": 6,
-    "generate_tasks": 0,
+    "decode_tasks": 0,
     "prototype_snapshots": 0,
     "check_replicas_every": 2,
 }

@@ -226,7 +226,7 @@ def test_its_source_and_what_it_imports_are_in_the_digest_of_the_users_code(
     told = not_sent(validate_experiment(experiment.model_dump(mode="json"), "t"), [])
     assert told == [
         "own_observers, of the observer 'own_observers:watch', does not go along. The cluster's nodes must have it; "
-        f"else submit with --add {modules / 'own_observers.py'}"
+        f"else submit with --include {modules / 'own_observers.py'}"
     ]
 
 
@@ -242,7 +242,7 @@ def test_means_by_hand() -> None:
 
 def experiment_of_two(observer: str) -> Experiment:
     data = {"max_tokens": 256, "dihedral_views": 2, "rows_per_group": 4}
-    training = {**SMALL["training"], "batch_tokens": 1024, "generate_tasks": 0, "observer": observer}  # type: ignore[dict-item]
+    training = {**SMALL["training"], "batch_tokens": 1024, "decode_tasks": 0, "observer": observer}  # type: ignore[dict-item]
     return validate_experiment({**SMALL, "data": data, "training": training, "workers": {"count": 2}}, "test")
 
 

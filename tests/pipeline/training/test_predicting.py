@@ -27,7 +27,7 @@ PAUSE_S = 0.3  # before a token
 
 
 def experiment() -> Experiment:
-    training = {"steps": 2, "warmup_steps": 1, "generate_tasks": 3, "prototype_snapshots": 0}
+    training = {"steps": 2, "warmup_steps": 1, "decode_tasks": 3, "prototype_snapshots": 0}
     values = {**SMALL, "training": {**SMALL["training"], **training}, "workers": {"count": 2}}  # type: ignore[dict-item]
     return validate_experiment(values, "test")
 

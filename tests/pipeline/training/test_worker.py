@@ -96,7 +96,7 @@ def test_evaluation_tasks_are_scored_by_themselves_when_they_are_to_be(
     source = write_tasks(tmp_path / "tasks", [random_task(f"t{i}", i) for i in range(8)])
     write_tasks(source / "evaluation", [random_task(f"e{i}", 50 + i, tests=1 + i) for i in range(3)])
     values = {**SMALL, "data": {**SMALL["data"], "dataset": "folder", "folder": str(source)}}  # type: ignore[dict-item]
-    training = {**SMALL["training"], "score_evaluation": when, "generate_tasks": 3}  # type: ignore[dict-item]
+    training = {**SMALL["training"], "score_evaluation": when, "decode_tasks": 3}  # type: ignore[dict-item]
     experiment = validate_experiment({**values, "training": training}, "test")
     prepared, folder = prepare(experiment.data, tmp_path / "data"), TrialFolder(tmp_path / "trial")
     run_training(experiment, folder, prepared.folder, CPU)
