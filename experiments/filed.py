@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import measures
 from pipeline.reporting.columns import COLUMNS
-from pipeline.reporting.results import NOT_SET, Results, Row, Trial
+from pipeline.reporting.results import NOT_SET, Results, Row, TrialResult
 from pipeline.reporting.statistics import paired_difference
 
 RESULTS = Path(__file__).parent / "results"
@@ -51,7 +51,7 @@ def trials(sweep: str = "ablation") -> Results:
     for line in lines:
         cell = tuple((name, line[name] or NOT_SET) for name in varying)
         metrics = {measures.DENSITY: float(line["density"]), measures.HELD_OUT_LOSS: float(line["held_out_loss"])}
-        trial = Trial(line["run_id"], line["arm"], int(line["seed"]), dict(cell), {}, metrics, {})
+        trial = TrialResult(line["run_id"], line["arm"], int(line["seed"]), dict(cell), {}, metrics, {})
         rows.setdefault((trial.arm, cell), Row(trial.arm, cell)).trials[trial.seed] = trial
     return Results(sweep, list(rows.values()), {"FINISHED": len(lines)}, 0, varying)
 
@@ -129,7 +129,7 @@ def study_trials(name: str) -> Results:
         metrics |= {measures.by_layer(measures.MUTUAL_INFORMATION, place): selectivity for place in range(len(active))}
         metrics[measures.HELD_OUT_LOSS] = float(_column(line, "held-out loss"))
         curves = {metric: ([0], [rate]) for metric, rate in metrics.items()}
-        trial = Trial("", arm, int(line["seed"]), dict(cell), {}, metrics, curves)
+        trial = TrialResult("", arm, int(line["seed"]), dict(cell), {}, metrics, curves)
         rows.setdefault((arm, cell), Row(arm, cell)).trials[trial.seed] = trial
     return Results(f"study-{name}", list(rows.values()), {"FINISHED": len(_study(name)[1])}, 0, [])
 

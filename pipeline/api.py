@@ -170,7 +170,7 @@ def plan(
         UserError: `ablate` would refuse it, or the cluster cannot hold it; names the field, or what there is too little
             of.
     """
-    from pipeline.planning.make import forecast
+    from pipeline.planning.plan import forecast
     from pipeline.settings.trials import every_trial
 
     experiment = read(config, changes, scale)
@@ -220,13 +220,13 @@ def report(
     uri, sweep, wanted = _find_sweep(sweep, output, tracking_uri, mlflow_experiment, sweep_id)
     made, paths = file_report(uri, mlflow_experiment, sweep, Path(output), console, wanted)
     if file:
-        from pipeline.tracking.filing import file_on_summary
+        from pipeline.tracking.file_report import file_report_on_summary
         from pipeline.tracking.moved import correct_paths
         from pipeline.tracking.store import sqlite_file
 
         if database := sqlite_file(uri):
             correct_paths(database)
-        file_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
+        file_report_on_summary(uri, mlflow_experiment, sweep, paths, wanted)
     return made
 
 
@@ -282,13 +282,13 @@ def _model_of(
     run: str | Path, output: str | Path, tracking_uri: str | None, step: "Step", device: str
 ) -> "TrainedModel":
     from pipeline.layout import TrialFolder
-    from pipeline.tracking import registered
+    from pipeline.tracking.load_model import load_model as load_logged
     from pipeline.training.kept import open_step
     from pipeline.training.model_file import is_model, open_model
 
     if not Path(run).is_dir():
         uri = tracking_uri or local_store(Path(output), f"run {run}")
-        return registered.load_model(str(run), uri, device, step=step, output=output)
+        return load_logged(str(run), uri, device, step=step, output=output)
     if not is_model(Path(run)):
         return open_step(TrialFolder(Path(run)), step, device)
     if step != "last":

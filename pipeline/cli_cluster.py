@@ -226,7 +226,7 @@ def logs(name: str, address: str, no_follow: bool) -> None:
     if not no_follow:
         sys.exit(follow(job, server, click.echo))
     try:
-        click.echo(server.look(job)[1], nl=False)
+        click.echo(server.poll(job)[1], nl=False)
     except Unreachable as error:
         raise UserError(f"{server.url}: the logs of {name} cannot be read ({error}).") from error
 

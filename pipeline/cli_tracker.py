@@ -113,7 +113,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     """Deliver to MLflow all that it lacks of SWEEP, or of every sweep in the output folder.
 
     For a tracker that was away, or a command that was killed: sends the metrics, figures and files that wait on disk,
-    ends every run as what its trial came to, and files the report. Doing it again does no harm.
+    sets each run's final status, and files the report. Doing it again does no harm.
 
     \b
     Examples:

@@ -29,8 +29,8 @@ from pipeline.remote.index import Stored, parse_index, written
 from pipeline.remote.recalled import parse_claim, parse_tracked
 from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import Changed, RemoteTrial, parse_attempt
+from pipeline.reporting.artifacts import _drawn
 from pipeline.reporting.data_used import data_words, parse_data
-from pipeline.reporting.filed import _drawn
 from pipeline.reporting.results import Results
 from pipeline.running.claim import check_claim, claim
 from pipeline.running.pins import read_pins

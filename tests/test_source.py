@@ -16,7 +16,7 @@ MODULES = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "mars
 CALLS = ("eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "torch.jit.load")
 CALLS += ("yaml.unsafe_load", "yaml.full_load", "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all")
 METHODS = ("read_pickle", "load_model", "load_pickle")  # of pandas, MLflow and others
-OURS = ("pipeline.tracking.registered.load_model",)  # reads safetensors and JSON
+OURS = ("pipeline.tracking.load_model.load_model",)  # reads safetensors and JSON
 
 
 def offences(source: str) -> Iterator[str]:

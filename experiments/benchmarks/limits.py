@@ -18,8 +18,8 @@ from pipeline.data.shards import prepare
 from pipeline.layout import Output
 from pipeline.records.attempts import Attempt, write_attempt
 from pipeline.records.spool import Spool
-from pipeline.running.progress import Progress as TrialProgress
-from pipeline.running.sweep import look
+from pipeline.running.progress import TrialProgress
+from pipeline.running.sweep import poll_states
 from pipeline.settings.config import DataConfig, Experiment, SweepConfig
 from pipeline.settings.trials import trials_of
 from pipeline.storage.opening import open_storage
@@ -37,10 +37,10 @@ def look_seconds(trials: int) -> float:
         for each in progress:
             write_attempt(each.folder, Attempt(1, "now"))
             Spool(each.folder.spool).write(1, metrics(1))
-        look(progress, "now")
+        poll_states(progress, "now")
         began = time.process_time()
         for _ in range(_LOOKS):
-            look(progress, "now")
+            poll_states(progress, "now")
         return (time.process_time() - began) / _LOOKS
 
 

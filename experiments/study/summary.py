@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.reporting.figures import STYLE, name_of, new_figure, row_layers
 from pipeline.reporting.labels import legend_of_arms
-from pipeline.reporting.results import Results, Row, Trial, read_results
+from pipeline.reporting.results import Results, Row, TrialResult, read_results
 from pipeline.tracking.destination import EXPERIMENT
 from pipeline.tracking.find_runs import recorded_id
 
@@ -31,11 +31,11 @@ class Column(NamedTuple):
     """A number of a trial, as the tables and figures show it."""
 
     title: str
-    of: Callable[[Trial], float]
+    of: Callable[[TrialResult], float]
     digits: int
 
 
-def _over_layers(measure: str, scale: float = 1.0) -> Callable[[Trial], float]:
+def _over_layers(measure: str, scale: float = 1.0) -> Callable[[TrialResult], float]:
     return lambda trial: scale * trial.over_layers(measure)
 
 
@@ -51,7 +51,7 @@ COLUMNS = (
 _DOTS = (COLUMNS[0], COLUMNS[2])
 
 
-def active(trial: Trial, layer: int) -> float:
+def active(trial: TrialResult, layer: int) -> float:
     """Experts active in a layer at the end of training, in %."""
     return 100 * trial.last(measures.by_layer(measures.ACTIVATION_RATE, layer))
 

@@ -175,7 +175,7 @@ class RemoteAttempt:
 
     @property
     def marks(self) -> Storage:
-        """Where its workers leave their marks when they have lost each other; see `naming_the_absent`."""
+        """Where its workers leave their marks when they have lost each other; see `naming_missing_ranks`."""
         return self.trial.files / f"absent-{self.number:03d}"
 
     def index(self) -> Index | None:

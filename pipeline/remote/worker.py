@@ -14,8 +14,8 @@ from pipeline.remote.pusher import Pusher
 from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
-from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import DAMAGE, newest_whole
+from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.stopping import TrainingStopped
 
 OnLog = Callable[[int], None]
@@ -40,7 +40,7 @@ def train_remotely(
     Raises:
         TrainingStopped: as `train`, with the evidence put too; or, on all workers in the same step, the storage has
             been away for too long, or another attempt has begun.
-        RanksAbsent: some workers did not arrive where the others waited.
+        MissingRanks: some workers did not arrive where the others waited.
         StorageError: the storage is away at the start, or for too long at the end.
     """
     scratch = folder.scratch(remote.number, rank)
@@ -63,7 +63,7 @@ def train_remotely(
             raise TrainingStopped(f"step {step}: nothing is put into the storage any more ({error!r})") from error
 
     try:
-        with naming_the_absent(remote.marks):
+        with naming_missing_ranks(remote.marks):
             train(scratch, push)
     except TrainingStopped as error:
         if pusher:

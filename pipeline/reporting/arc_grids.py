@@ -3,7 +3,7 @@
 from html import escape
 
 from pipeline.colours import GRID_COLOURS
-from pipeline.reporting.filed import Drawn, Grid
+from pipeline.reporting.artifacts import Drawn, Grid
 
 _SIDE = 128  # of a grid on the page, in pixels, whatever its number of cells
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline import measures
 from pipeline.measures import Metric, Shown
 from pipeline.reporting.frontier import excesses
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.statistics import mean, signed
 
 
@@ -23,7 +23,7 @@ class Column:
     key: str
     title: str
     unit: str
-    of: Callable[[Trial], float]
+    of: Callable[[TrialResult], float]
     scale: float = 1.0
     digits: int = 3
     best: Callable[[list[float]], float] | None = None
@@ -56,11 +56,11 @@ class Column:
         return text if sign else text.removeprefix("+")
 
 
-def _last(metric: str) -> Callable[[Trial], float]:
+def _last(metric: str) -> Callable[[TrialResult], float]:
     return lambda trial: trial.last(metric)
 
 
-def _of(metric: Metric, shown: Shown) -> Callable[[Trial], float]:
+def _of(metric: Metric, shown: Shown) -> Callable[[TrialResult], float]:
     if metric.name in _OWN:
         return _OWN[metric.name]
     if shown.place is None:
@@ -68,7 +68,7 @@ def _of(metric: Metric, shown: Shown) -> Callable[[Trial], float]:
     if shown.place == "mean":
         return lambda trial: trial.over_layers(metric.name)
 
-    def of_place(trial: Trial) -> float:
+    def of_place(trial: TrialResult) -> float:
         layers = trial.layers
         place = {"first": 0, "middle": len(layers) // 2, "last": -1}[shown.place or "first"]
         return trial.last(measures.by_layer(metric.name, layers[place])) if layers else math.nan
@@ -83,7 +83,7 @@ def _column(metric: Metric, shown: Shown) -> Column:
 
 
 # What is more than a metric's last value: of older runs, or of the whole run.
-_OWN: dict[str, Callable[[Trial], float]] = {
+_OWN: dict[str, Callable[[TrialResult], float]] = {
     measures.DENSITY: lambda trial: trial.density,
     measures.STEP_SECONDS: lambda trial: trial.step_seconds,
 }

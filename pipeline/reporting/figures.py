@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipeline import measures
 from pipeline.colours import arm_colour
-from pipeline.reporting.filed import Filed
+from pipeline.reporting.artifacts import Artifacts
 from pipeline.reporting.labels import (
     legend_of_arms,
     lines_of,
@@ -21,7 +21,7 @@ from pipeline.reporting.labels import (
     wrapped,
 )
 from pipeline.reporting.plots import over_seeds, thinned
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 
 MOST_ROWS, MOST_CELLS = 24, 8  # arms in cells of the grid, and cells, that a figure shows: the first of them
 STYLE: Any = {"font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 10}
@@ -80,7 +80,7 @@ def learning_curves(results: Results) -> Figure | None:
     return figure
 
 
-def distributions(results: Results, filed: Filed) -> Figure | None:
+def distributions(results: Results, filed: Artifacts) -> Figure | None:
     """Histograms of log10 learning cost and Goodness at the last evaluation, a ridge a layer, the mean over seeds."""
     rows = [r for r in results.rows if any(t.run_id in filed.distributions for t in r.trials.values())][:MOST_ROWS]
     if not rows:
@@ -198,5 +198,5 @@ def _by_layer(axes: Axes, row: Row, name: str, scale: float, shift: float) -> No
     axes.scatter(across, upwards, s=_SEED_SIZE, color=arm_colour(row.arm), edgecolors="white", lw=0.6, zorder=3)
 
 
-def _last(trial: Trial, name: str, layer: int) -> float:
+def _last(trial: TrialResult, name: str, layer: int) -> float:
     return trial.last(measures.by_layer(name, layer))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.equal_density import at_density
-from pipeline.reporting.results import NOT_SET, Results, Row, Trial
+from pipeline.reporting.results import NOT_SET, Results, Row, TrialResult
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference, signed
 from tiny_onn.arms import GRANULARITY
 
@@ -210,7 +210,7 @@ def limits(results: Results) -> str:
     return text
 
 
-def _values(trials: list[Trial], name: str) -> str:
+def _values(trials: list[TrialResult], name: str) -> str:
     return " / ".join(sorted({trial.params.get(name, "unknown") for trial in trials}))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from pipeline.reporting.baselines import is_baseline
-from pipeline.reporting.results import NOT_SET, Results, Row, Trial
+from pipeline.reporting.results import NOT_SET, Results, Row, TrialResult
 
 EQUAL_DENSITY = 1.1  # densities whose ratio is above this are not equal
 _EDGE = 1.02  # the envelope is taken as constant so far beyond its ends: a density is no more exact than that
@@ -59,7 +59,7 @@ def envelope(points: Iterable[tuple[float, float]]) -> Envelope | None:
     return Envelope(tuple(front), known[-1][0]) if known else None
 
 
-def group_of(trial: Trial, varying: Iterable[str]) -> Group:
+def group_of(trial: TrialResult, varying: Iterable[str]) -> Group:
     """The settings of a sweep that say with which other trials a trial can be compared at equal density."""
     names = [name for name in varying if name.startswith(_BUDGET)]
     return tuple((name, trial.params.get(name, NOT_SET)) for name in names)

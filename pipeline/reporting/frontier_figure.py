@@ -14,12 +14,12 @@ from pipeline.reporting.baselines import is_baseline
 from pipeline.reporting.figures import STYLE, new_figure
 from pipeline.reporting.frontier import Envelope, Group, envelopes, excesses, group_of, mean_envelope
 from pipeline.reporting.labels import wrapped
-from pipeline.reporting.results import Results, Trial
+from pipeline.reporting.results import Results, TrialResult
 
 MOST_PANELS = 6
 _LABELLED = (1, 2, 3, 5)  # the digits before the zeros of the percentages below
 _ASIDE = 0.012  # how far, as a part of the density, the dots of an arm are moved sideways where many would overlap
-Arms = dict[str, list[list[Trial]]]  # of each arm its cells, of each cell its seeds
+Arms = dict[str, list[list[TrialResult]]]  # of each arm its cells, of each cell its seeds
 
 
 def loss_over_density(results: Results) -> Figure | None:
@@ -86,7 +86,7 @@ def _excesses(axes: Axes, arms: Arms, excess: dict[str, float]) -> None:
     axes.set_ylabel("excess (nats)")
 
 
-def _dots(axes: Axes, arms: Arms, value: Callable[[Trial], float], aside: float = 0.0) -> None:
+def _dots(axes: Axes, arms: Arms, value: Callable[[TrialResult], float], aside: float = 0.0) -> None:
     """A dot a trial, each arm moved aside by a factor of its own; a line through the means of an arm's cells."""
     for place, (arm, cells) in enumerate(arms.items()):
         colour, hollow = arm_colour(arm), is_baseline(arm)

@@ -13,12 +13,12 @@ from pipeline import measures
 from pipeline.reporting import figures, figures_of_seeds, tables
 from pipeline.reporting.activation_figure import activation_map
 from pipeline.reporting.arc_grids import grid_svg, verdict
+from pipeline.reporting.artifacts import Drawn
 from pipeline.reporting.comparisons import note
-from pipeline.reporting.filed import Drawn
 from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.page_template import STYLE, TEMPLATE
 from pipeline.reporting.report import Report, headline, seeds_of
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean
 from pipeline.reporting.tables import Cell, Table
 from pipeline.tracking.describe import ENVIRONMENT
@@ -197,7 +197,7 @@ def _predictions(report: Report) -> Section:
     return Section(title, "predictions", (Part("text", text), Part("tasks", tasks)))
 
 
-def _task(drawn: Drawn, place: int, shown: list[tuple[Row, Trial, list[Drawn]]]) -> dict[str, Any]:
+def _task(drawn: Drawn, place: int, shown: list[tuple[Row, TrialResult, list[Drawn]]]) -> dict[str, Any]:
     drawings: list[dict[str, str | None]] = [
         {"name": "input", "verdict": "", "grid": grid_svg(drawn.input, "input")},
         {"name": "target", "verdict": "", "grid": grid_svg(drawn.target, "target")},

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from pipeline.reporting.artifacts import Artifacts, read_artifacts
 from pipeline.reporting.baselines import is_baseline
 from pipeline.reporting.changed_code import changed_code
 from pipeline.reporting.columns import EXCESS, Column, columns_of
@@ -17,7 +18,6 @@ from pipeline.reporting.comparisons import (
 )
 from pipeline.reporting.data_used import data_words
 from pipeline.reporting.equal_density import equal_density_words, primary_words
-from pipeline.reporting.filed import Filed, read_filed
 from pipeline.reporting.findings import findings
 from pipeline.reporting.grown import grown_words
 from pipeline.reporting.results import Results, read_results
@@ -37,7 +37,7 @@ class Report:
     differences: dict[int, dict[str, Difference]]
     comparisons: dict[Key, Comparison]
     findings: list[str]
-    filed: Filed
+    filed: Artifacts
     reference: str = "per_token"
     primary: Primary | None = None
 
@@ -64,10 +64,10 @@ def make_report(uri: str, experiment_name: str, sweep: str, sweep_id: str | None
         UserError: as `read_results`, which says what `sweep_id` is.
     """
     results = read_results(uri, experiment_name, sweep, sweep_id)
-    return report_of(results, read_filed(uri, results))
+    return report_of(results, read_artifacts(uri, results))
 
 
-def report_of(results: Results, filed: Filed) -> Report:
+def report_of(results: Results, filed: Artifacts) -> Report:
     """The report of results that have been read."""
     columns, reference = columns_of(results), reference_of(results)
     differences = _differences(results, columns, reference)
@@ -102,7 +102,7 @@ def _differences(results: Results, columns: tuple[Column, ...], reference: str) 
     return differences
 
 
-def _lost_files(results: Results, filed: Filed) -> str:
+def _lost_files(results: Results, filed: Artifacts) -> str:
     if not filed.lost:
         return ""
     return (

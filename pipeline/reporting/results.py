@@ -27,7 +27,7 @@ _NOT_A_CELL = ("training.arm", "training.seed", ARM, SEED, "description")
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """One finished run. `metrics` are last logged values; `curves` some of them over the run, by name."""
 
     run_id: str
@@ -84,7 +84,7 @@ class Row:
 
     arm: str
     cell: tuple[tuple[str, str], ...]
-    trials: dict[int, Trial] = field(default_factory=dict)
+    trials: dict[int, TrialResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,11 +190,11 @@ def _about(summaries: "list[Run]") -> dict[str, str]:
     return {name: plain(text) for name, text in told.items()}
 
 
-def _trial(client: "MlflowClient", run: "Run") -> Trial:
+def _trial(client: "MlflowClient", run: "Run") -> TrialResult:
     recorded = sorted(run.data.metrics, key=lambda name: name not in measures.RENAMED)  # today's names are taken last
     names = {measures.current_name(name): name for name in recorded}
     drawn = [name for name in names if name in _CURVES or _LAYER.fullmatch(name)]
-    return Trial(
+    return TrialResult(
         run_id=run.info.run_id,
         arm=plain(run.data.tags[ARM]),
         seed=int(run.data.tags[SEED]),

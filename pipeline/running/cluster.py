@@ -206,7 +206,7 @@ class HeadWatch:
         self._head, self._every_s, self._most = head, every_s, unanswered
         self._unanswered, self._next = 0, 0.0
 
-    def look(self) -> UserError | None:
+    def check(self) -> UserError | None:
         """What to say when it has not answered several times in a row."""
         if time.monotonic() >= self._next:
             try:

@@ -126,7 +126,7 @@ def _fit(
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     from pipeline.running.trainer import new_trainer  # seconds of imports, only where trials run
-    from pipeline.training.rendezvous import Meeting
+    from pipeline.training.rendezvous import ProcessGroup
 
     def train(settings: dict[str, Any]) -> None:
         module, _, name = train_fn.partition(":")
@@ -148,7 +148,7 @@ def _fit(
         train,
         train_loop_config=settings,
         held=held_by(folder),
-        backend_config=Meeting(
+        backend_config=ProcessGroup(
             backend="nccl" if on_gpu and not share_a_gpu else "gloo",
             timeout_s=workers.timeout_s,
             placement=str(folder.placement),

@@ -16,7 +16,7 @@ from pipeline.remote.worker import OnLog, train_remotely
 from pipeline.settings.config import Experiment
 from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import located, open_storage
-from pipeline.training.absent import naming_the_absent
+from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 
@@ -42,7 +42,7 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
             raise TrainingStopped(f"attempt {attempt} has been overtaken: attempt {now.number} is at work")
 
     if settings["trials"] is None:
-        with naming_the_absent(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
+        with naming_missing_ranks(open_storage(str(folder.ray / f"absent-{attempt:03d}"))):
             run_training(experiment, folder, data, device, check_ours=check_ours)
     else:
         remote = RemoteTrial(open_storage(settings["trials"]), folder.root.name).part(attempt)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pipeline.records.state import State
 from pipeline.running.notebook import NotebookArea
-from pipeline.running.progress import Progress, all_left
+from pipeline.running.progress import TrialProgress, all_left
 from pipeline.terminal import shows_a_screen
 
 _COLOURS = {
@@ -43,7 +43,7 @@ class LiveView:
     """
 
     def __init__(
-        self, name: str, trials: list[Progress], console: Console, at_once: int = 1, chatty: bool = False
+        self, name: str, trials: list[TrialProgress], console: Console, at_once: int = 1, chatty: bool = False
     ) -> None:
         self._name, self._trials, self._console = name, trials, console
         self._at_once, self._chatty = at_once, chatty
@@ -73,18 +73,18 @@ class LiveView:
             self._live.stop()
 
     def note_room(self, at_once: int, lacking: str | None) -> None:
-        """Says so when the cluster has grown or shrunk; `lacking`: why it has no room for a single trial."""
+        """Says so when the cluster has grown or shrunk; `lacking`: why it cannot hold a single trial."""
         if at_once == self._at_once and lacking == self._lacking:
             return
-        said = f"The cluster has no room for a trial; waiting. {lacking}" if lacking else None
-        said = said or f"The cluster has room for {at_once} trials at once now; before, for {self._at_once}."
+        said = f"Waiting: no node has capacity for a trial. {lacking}" if lacking else None
+        said = said or f"Concurrency changed from {self._at_once} to {at_once}."
         self._at_once, self._lacking = at_once, lacking
         self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def note_taken(self, waiting: bool, free: str | None) -> None:
-        """Says so, once, while trials are `waiting` for room that other work has; `free` is what it has left."""
+        """Says once that trials are `waiting` for other jobs of the cluster; `free`: the resources that are left."""
         if waiting and free is not None and not self._told_taken:
-            said = f"Trials wait for room, as other work has the cluster's: {free} are free."
+            said = f"Waiting: other jobs hold the cluster; {free} free."
             self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
             self._told_taken = True
         self._told_taken &= waiting
@@ -153,7 +153,7 @@ class LiveView:
                 self._summed_up = summary
         return lines
 
-    def _shown(self) -> list[Progress]:
+    def _shown(self) -> list[TrialProgress]:
         room = max(1, self._console.height - _FRAME_LINES)
         if len(self._trials) <= room:
             return self._trials
@@ -176,7 +176,7 @@ class LiveView:
         line.add_row(ProgressBar(total=sum(trial.steps for trial in self._trials), completed=steps, width=16), text)
         return line
 
-    def _row(self, trial: Progress) -> list[RenderableType]:
+    def _row(self, trial: TrialProgress) -> list[RenderableType]:
         starting = trial.state is State.RUNNING and not trial.step
         state = Text("starting" if starting else trial.state.value, style=_COLOURS[trial.state])
         bar = Table.grid(padding=(0, 1))
@@ -224,7 +224,7 @@ def _percent(rate: float, wide: bool = True) -> str:
     return f"{100 * rate:.1f} %" if wide else f"{100 * rate:.0f}%" if rate >= 0.0995 else f"{100 * rate:.1f}%"
 
 
-def _measured(trial: Progress) -> str:
+def _measured(trial: TrialProgress) -> str:
     loss = "" if math.isnan(trial.loss) else f", training loss {trial.loss:.3f}"
     speed = "" if math.isnan(trial.tokens_per_second) else f", {trial.tokens_per_second:,.0f} tokens/s"
     rates = [_percent(trial.activation[layer]) for layer in trial.layers if layer in trial.activation]

@@ -9,7 +9,7 @@ from rich.console import Console
 from pipeline.escaping import shown
 from pipeline.records.result import read_reason, read_result
 from pipeline.records.state import State
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.running.provenance import with_other_code
 
 _NAMED = 3
@@ -56,14 +56,14 @@ class SweepOutcome:
         return self.total - self.finished - self.pruned
 
 
-def outcome_of(progress: Sequence[Progress], stopped_by: int | None, taken_by: str | None = None) -> SweepOutcome:
+def outcome_of(progress: Sequence[TrialProgress], stopped_by: int | None, taken_by: str | None = None) -> SweepOutcome:
     """What the trials' states, now settled, come to."""
     failures = {p.trial.key: read_reason(p.folder.failure) for p in progress if p.state is State.FAILED}
     count = {state: sum(p.state is state for p in progress) for state in State}
     return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED], taken_by)
 
 
-def tell_start(name: str, progress: Sequence[Progress], left: Sequence[Progress], console: Console) -> None:
+def tell_start(name: str, progress: Sequence[TrialProgress], left: Sequence[TrialProgress], console: Console) -> None:
     """How much there is to do, and what was begun with other code than this."""
     done = len(progress) - len(left)
     say(
@@ -80,8 +80,8 @@ def tell_start(name: str, progress: Sequence[Progress], left: Sequence[Progress]
 def tell_end(
     outcome: SweepOutcome,
     problems: Sequence[str],
-    progress: Sequence[Progress],
-    ran: Sequence[Progress],
+    progress: Sequence[TrialProgress],
+    ran: Sequence[TrialProgress],
     console: Console,
     command: str,
     sync: str,

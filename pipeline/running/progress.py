@@ -16,7 +16,7 @@ _DONE = (State.FINISHED, State.PRUNED)
 
 
 @dataclass
-class Progress:
+class TrialProgress:
     """One trial's progress, kept up to date by `read`. Steps count from 1 to `steps`; NaN is not known yet."""
 
     trial: Trial
@@ -99,7 +99,7 @@ class Progress:
         return (now - began) / (self.step - first) * (self.steps - self.step)
 
 
-def all_left(trials: list[Progress], at_once: int, now: float | None = None) -> float | None:
+def all_left(trials: list[TrialProgress], at_once: int, now: float | None = None) -> float | None:
     """Seconds until the whole sweep is done, if waiting trials take as long as the others; None if not known yet."""
     now = time.monotonic() if now is None else now
     waiting = sum(trial.state is State.WAITING for trial in trials)

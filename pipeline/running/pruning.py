@@ -21,7 +21,7 @@ _WORST = 1e30  # stands for what is not finite: percentiles of an infinity are n
 
 
 class Pruner:
-    """Compares the trials of a sweep, stratum by stratum, each time that `look` is called.
+    """Compares the trials of a sweep, stratum by stratum, each time that `prune` is called.
 
     A stratum is what competes: the drawn settings within one arm, seed and cell of the grid; all arms together where
     the sweep says `across_arms`. The best trial of a stratum is never pruned.
@@ -47,7 +47,7 @@ class Pruner:
             self._of_trial[key].on_trial_add(None, _named(key))
         self._measure()
 
-    def look(self) -> list[str]:
+    def prune(self) -> list[str]:
         """Takes in the spools' new lines, writes down which trials end, and returns their keys."""
         told = []
         for key, line in self._measure():

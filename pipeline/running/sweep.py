@@ -25,16 +25,16 @@ from pipeline.records.pruned import settle
 from pipeline.records.state import State, state_of
 from pipeline.records.sweep_record import RECORD, sweep_id
 from pipeline.remote.sweep import RemoteSweep
+from pipeline.running.capacity import Capacity
 from pipeline.running.claim import claim, withdraw
 from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
 from pipeline.running.outcome import SweepOutcome, outcome_of, say, tell_end, tell_start
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.running.pruning import Pruner
-from pipeline.running.quiet import chatter_to
-from pipeline.running.room import Room
+from pipeline.running.redirect_output import redirect_output
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
 from pipeline.running.waiting import Standstill, told_after
 from pipeline.settings.config import Experiment
@@ -88,7 +88,7 @@ def run_sweep(
     console = console or Console()
     folder = output.sweep(experiment.name)
     places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
-    progress = [Progress(trial, place) for trial, place in zip(trials, places, strict=True)]
+    progress = [TrialProgress(trial, place) for trial, place in zip(trials, places, strict=True)]
     session = uuid.uuid4().hex[:12]
     left = [p for p in progress if is_left(p.folder, p.steps)]
     if address is None:
@@ -106,7 +106,7 @@ def run_sweep(
         for one in left:
             settle(one.folder)
         left = [p for p in left if not p.folder.ended]
-        look(progress, session)
+        poll_states(progress, session)
         pairs = list(zip(trials, places, strict=True))
         make_private(folder / "ray")  # what Ray keeps there may hold the address of a storage with its password
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
@@ -116,7 +116,7 @@ def run_sweep(
         try:
             if left and interrupts.signal is None:
                 tell_start(experiment.name, progress, left, console)
-                with nullcontext() if verbose else chatter_to(folder / "ray" / "ray.log", console):
+                with nullcontext() if verbose else redirect_output(folder / "ray" / "ray.log", console):
                     _run(job, experiment, address, progress, courier, interrupts, console, shared)
             elif shared:
                 shared.begin(session)
@@ -146,7 +146,7 @@ def run_sweep(
     return outcome
 
 
-def look(progress: Sequence[Progress], session: str) -> dict[str, State]:
+def poll_states(progress: Sequence[TrialProgress], session: str) -> dict[str, State]:
     """Every trial's state as its folder now says, taken into `progress`. Nothing is new of what has ended."""
     for trial in progress:
         if not trial.over:
@@ -172,7 +172,7 @@ def _run(
     job: TunerJob,
     experiment: Experiment,
     address: str | None,
-    progress: list[Progress],
+    progress: list[TrialProgress],
     courier: Courier,
     interrupts: Interrupts,
     console: Console,
@@ -187,27 +187,27 @@ def _run(
                 with told_after(console, "the cluster's nodes to say what they have"):
                     check_nodes(None if shared else job.folder)
             wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
-            room = Room([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
+            capacity = Capacity([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
             if shared:
                 shared.begin(job.session)
             pairs = [(p.trial, p.folder) for p in progress]
             pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
-        thread = threading.Thread(target=tune_trials, args=(job, room.look, faults), name="tuner", daemon=True)
+        thread = threading.Thread(target=tune_trials, args=(job, capacity.refresh, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()
-        with LiveView(experiment.name, progress, console, room.at_once, job.verbose) as view:
+        with LiveView(experiment.name, progress, console, capacity.at_once, job.verbose) as view:
             watch, standstill = HeadWatch(cluster.head), Standstill()
             while thread.is_alive() and interrupts.signal is None and not (shared and shared.taken_by):
-                if lost := watch.look():
+                if lost := watch.check():
                     faults.append(lost)
                     break
-                courier.see(look(progress, job.session))
+                courier.see(poll_states(progress, job.session))
                 if pruner is not None:
-                    pruner.look()
-                view.note_room(room.at_once, room.lacking)
+                    pruner.prune()
+                view.note_room(capacity.at_once, capacity.lacking)
                 waiting = any(trial.waits_for_room() for trial in progress)
-                view.note_taken(waiting, room.taken if waiting else None)
-                if said := standstill.look(progress):
+                view.note_taken(waiting, capacity.taken if waiting else None)
+                if said := standstill.check(progress):
                     say(console, said, "yellow")
                 view.update()
                 time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
@@ -242,11 +242,11 @@ def _before_any_trial() -> Iterator[None]:
         ) from error
 
 
-def _settled(progress: Sequence[Progress], session: str, stopped_by: int | None) -> dict[str, State]:
+def _settled(progress: Sequence[TrialProgress], session: str, stopped_by: int | None) -> dict[str, State]:
     """The states at the end. What was running when the sweep stopped is stopped: that its driver, dying with the
     cluster, may still call it a failure does not count."""
     stopped = {trial.trial.key for trial in progress if trial.state is State.STOPPED}
-    states = look(progress, session)
+    states = poll_states(progress, session)
     for trial in progress:
         state = states[trial.trial.key]
         if state in (State.FINISHED, State.PRUNED) or stopped_by is None:

@@ -11,7 +11,7 @@ from pipeline.records.attempts import write_failure
 from pipeline.records.state import State, state_of
 from pipeline.remote.trial import RemoteTrial
 from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.settings.config import Experiment
 from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import open_storage
@@ -25,7 +25,7 @@ class TunerJob:
 
     folder: Path
     session: str
-    left: list[Progress]
+    left: list[TrialProgress]
     data: str
     train_fn: str  # by name
     verbose: bool

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from pipeline.records.state import State
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 
 FIRST_S = 30.0
 _LATER = 4  # times as long until it is said again
@@ -45,7 +45,7 @@ class Standstill:
         self._seen: object = None
         self._since = time.monotonic()
 
-    def look(self, trials: Sequence[Progress], now: float | None = None) -> str | None:
+    def check(self, trials: Sequence[TrialProgress], now: float | None = None) -> str | None:
         """What the trials wait for, when none has moved for half a minute, two minutes, eight, ...; else None."""
         now = time.monotonic() if now is None else now
         seen = [(t.state, t.step, t.state is State.RUNNING and t.folder.placement.exists()) for t in trials]
@@ -62,7 +62,7 @@ class Standstill:
         return f"Nothing has moved for {now - self._since:.0f} s: {words}."
 
 
-def _of(trial: Progress) -> str:
+def _of(trial: TrialProgress) -> str:
     if not trial.folder.placement.exists():
         return "its workers to be started by Ray"
     every = trial.trial.experiment.training.log_every

@@ -169,7 +169,7 @@ def search_problem(grid: Collection[str], search: SearchConfig | None, scheduler
     return None
 
 
-def draw(search: SearchConfig) -> tuple[dict[str, Any], ...]:
+def sample(search: SearchConfig) -> tuple[dict[str, Any], ...]:
     """The settings of every sample, by field; no two samples are alike.
 
     Raises:

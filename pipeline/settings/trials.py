@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, Name, SweepConfig, replace
-from pipeline.settings.search import draw
+from pipeline.settings.search import sample
 from pipeline.settings.settings import Settings
 from pipeline.settings.varied import check_pruning, check_varied
 
@@ -67,7 +67,7 @@ def arms_setting(experiment: Experiment) -> str:
 def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
     """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
     try:
-        drawn = draw(sweep.search) if sweep.search else ({},)
+        drawn = sample(sweep.search) if sweep.search else ({},)
     except ValueError as error:
         raise UserError(f"{source}: sweep.search.{error}") from error
     cells = []

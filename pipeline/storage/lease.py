@@ -18,7 +18,7 @@ from pipeline.storage.creating import NoConditionalPut, create
 from pipeline.storage.storage import Storage, StorageError
 
 BEAT_S = 5.0
-LAPSE_S = 4 * BEAT_S  # without a sign of life
+LAPSE_S = 4 * BEAT_S  # a holder silent for so long can be taken over
 _MOST_BYTES = 2**16
 _CLAIM = re.compile(r"[0-9]{6}\.json")
 _LARGEST_PID = 2**31
@@ -83,7 +83,7 @@ class Lease:
         return self._lost
 
     def _wait_for_silence(self) -> str | None:
-        """Returns the newest claim when nobody shows a sign of life: the heartbeat and the claims stay as they are."""
+        """Returns the newest claim once the heartbeat and the claims have stayed unchanged for the lapse time."""
         deadline = time.monotonic() + self._lapse_s
         first: Any = None
         while True:
@@ -114,8 +114,8 @@ class Lease:
                 with suppress(StorageError):  # whoever works with the storage tells of it
                     if (holder := self._other()) is not None:
                         self._lost = (
-                            f"was taken over by {_holder(holder)}, as this command had given no sign of life for too "
-                            "long. It goes on there."
+                            f"was taken over by {_holder(holder)}, because this command was silent for too long. The "
+                            "sweep continues there."
                         )
                         return
                     self._write()
@@ -189,8 +189,7 @@ def _is_dead(owner: dict[str, Any]) -> bool:
 
 
 def _processes_here() -> str | None:
-    """Those among which a number is that of one process: of a machine since its start and, there, of a container, whose
-    host name may be the machine's or another container's. None where that is not known."""
+    """Boot id and PID namespace, within which a pid names one process; None if unknown."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

@@ -279,7 +279,7 @@ def patiently(call: Callable[[], Result], limit_s: float = PATIENCE_S) -> Result
         except StorageError as error:
             waited = time.monotonic() - began
             if waited + pause > limit_s:
-                raise StorageError(f"nothing could be had from the storage for {waited:.0f} s: {error}") from error
+                raise StorageError(f"storage unreachable for {waited:.0f} s: {error}") from error
             time.sleep(pause)
             pause = min(5.0, 2 * pause)
 

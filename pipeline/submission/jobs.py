@@ -119,7 +119,7 @@ class JobServer:
             raise UserError(f"no job {name!r} at {self.url}; there are: {known}.")
         return of_name[-1]
 
-    def look(self, job: Job) -> tuple[Job, str]:
+    def poll(self, job: Job) -> tuple[Job, str]:
         """The job as it is now, and then all that it has printed.
 
         Raises:

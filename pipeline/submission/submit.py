@@ -200,7 +200,7 @@ def follow(job: Job, server: JobServer, say: Say, write: Callable[[str], Any] = 
     try:
         while not detached.is_set():
             try:
-                job, log = server.look(job)
+                job, log = server.poll(job)
             except Unreachable as error:
                 if time.monotonic() - answered > _LOST_S:
                     say(f"{server.url} no longer answers ({error}). {how_to_go_on(job.name, server.url)}")
@@ -234,7 +234,7 @@ def stop(name: str, server: JobServer, say: Say) -> int:
     deadline = time.monotonic() + _STOPPING_S + 30
     while time.monotonic() < deadline:
         with suppress(Unreachable):
-            job, _ = server.look(job)
+            job, _ = server.poll(job)
         if job.ended:
             say(f"{name}: {job.status}")
             return 0

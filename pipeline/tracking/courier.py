@@ -14,7 +14,7 @@ from pipeline.records.state import State
 from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.crew import Crew
+from pipeline.tracking.pool import CallPool
 from pipeline.tracking.store import StoreUnreachable
 
 _EVERY_S = 3.0
@@ -91,7 +91,7 @@ class Courier:
     ) -> None:
         self._tracker, self._sweep, self._folder, self._experiment = tracker, sweep, folder, experiment
         self._parcels = {trial.key: _Parcel(trial, place) for trial, place in trials}
-        self._crew = Crew(tracker.at_once, "courier-crew")
+        self._pool = CallPool(tracker.at_once, "courier-pool")
         self._extra = dict(extra)
         self._states: dict[str, State] = {}
         self._summary_open = experiment.sweep is None  # one run alone has no summary
@@ -160,8 +160,8 @@ class Courier:
         if self._let_go:
             return
         while self._round():  # who was passed over has not had a last call
-            self._crew_done()
-        self._crew_done()
+            self._pool_done()
+        self._pool_done()
         if self._experiment.sweep is not None and self._summary_open:
             files = self._attempt("report", self._make_report) if self._make_report else []
             self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
@@ -175,15 +175,15 @@ class Courier:
         if undelivered and "report" in self._away:
             self._note("report", "the report, which is made of what the tracker has, comes with the rest")
 
-    def _crew_done(self) -> None:
+    def _pool_done(self) -> None:
         """Waits for all calls under way. What one raises in spite of `_attempt` keeps no other trial from its end."""
         try:
-            self._crew.wait()
+            self._pool.wait()
         except BaseException as error:
-            self._note("crew", mask(f"a call to the tracker was ended by an error: {error!r}"))
+            self._note("pool", mask(f"a call to the tracker was ended by an error: {error!r}"))
 
     def _round(self) -> bool:
-        """Has every trial told of that is not still being told of; whether there was one."""
+        """Submits every idle trial; True if any was busy."""
         if self._states and not self._summary_open:  # before any is known, all may still be refused
             opened = self._attempt("summary", lambda: self._tracker.start_summary(self._folder, self._experiment))
             self._summary_open = opened is not None
@@ -196,7 +196,7 @@ class Courier:
                 continue
             elif parcel.ended or state is not State.WAITING:
                 parcel.busy = True
-                self._crew.give(partial(self._tell, parcel, state))
+                self._pool.submit(partial(self._tell, parcel, state))
         return passed_over
 
     def _tell(self, parcel: _Parcel, state: State) -> None:

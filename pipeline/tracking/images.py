@@ -34,7 +34,7 @@ class Drawing:
     path: Path
     make: "Callable[[Path], Image]"
 
-    def draw(self) -> "Image":
+    def render(self) -> "Image":
         """The image.
 
         Raises:
@@ -45,11 +45,11 @@ class Drawing:
 
 def drawings(folder: TrialFolder) -> list[Drawing]:
     """All images of a trial so far, by kind and step."""
-    found = [_of(path, folder.prototypes, "", FIGURE, draw) for path in _steps(folder.prototypes)]
+    found = [_of(path, folder.prototypes, "", FIGURE, render_prototypes) for path in _steps(folder.prototypes)]
     for place in _folders(folder.routing_maps):
         if place.name.isdecimal():
             key, name = f"{ROUTING_MAP}_{place.name}", f"{folder.routing_maps.name}/{place.name}/"
-            found += [_of(path, place, name, key, draw_routing) for path in _steps(place)]
+            found += [_of(path, place, name, key, render_routing) for path in _steps(place)]
     for place in _folders(folder.figures):
         name = f"{folder.figures.name}/{place.name}/"
         found += [_of(path, place, name, place.name, open_figure) for path in _steps(place)]
@@ -61,7 +61,7 @@ def last_drawings(folder: TrialFolder) -> dict[str, Drawing]:
     return {each.key: each for each in drawings(folder)}
 
 
-def draw(path: Path) -> "Image":
+def render_prototypes(path: Path) -> "Image":
     """The prototype distribution in a snapshot, as an image."""
     with _DRAWING, own_style():
         from pipeline.tracking.prototypes import prototype_distribution
@@ -69,7 +69,7 @@ def draw(path: Path) -> "Image":
         return _image(lambda buffer: prototype_distribution(path).savefig(buffer, format="png"))
 
 
-def draw_routing(path: Path) -> "Image":
+def render_routing(path: Path) -> "Image":
     """The routing map in a file, as an image."""
     from pipeline.training.routing_map import draw_map, read_map
 

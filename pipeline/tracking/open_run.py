@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import DamagedSpool
 from pipeline.tracking.describe import DAMAGED, SWEEP_ID
-from pipeline.tracking.filing import file_on_run
+from pipeline.tracking.file_report import log_files
 from pipeline.tracking.mlflow_run import Description, begin_run, find_run, write_memory
 from pipeline.tracking.outage import Pause
 from pipeline.tracking.shipping import has_all, lacks, ship_figures, ship_files, ship_metrics, shipped
@@ -92,7 +92,7 @@ def _end(client: "StoreClient", experiment_id: str, run: OpenRun, status: str) -
     elif run.was_damaged:
         client.delete_tag(run.run_id, DAMAGED)
         run.was_damaged = False
-    file_on_run(client, run.run_id, run.artifacts)
+    log_files(client, run.run_id, run.artifacts)
     find_run(client, experiment_id, run.memory)  # a twin may have come late
     client.set_terminated(run.run_id, status)
     if folder is not None and not run.damage:

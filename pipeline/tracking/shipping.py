@@ -14,7 +14,7 @@ from pipeline.records.spool import DamagedSpool, Line, read_spool, spool_lines
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
 from pipeline.tracking.images import FIGURE, drawings, last_drawings
 from pipeline.tracking.mlflow_run import read_memory, write_memory
-from pipeline.tracking.registry import BEST_MODEL, MODEL, register_model
+from pipeline.tracking.model_registry import BEST_MODEL, MODEL, register_model
 
 if TYPE_CHECKING:
     from pipeline.tracking.client import StoreClient
@@ -90,7 +90,7 @@ def ship_figures(client: "StoreClient", run_id: str, folder: TrialFolder, unsure
             there[each.key] = _image_steps(client, run_id, each.key)
         if each.step not in there.get(each.key, ()):
             try:
-                client.log_image(run_id, each.draw(), key=each.key, step=each.step)
+                client.log_image(run_id, each.render(), key=each.key, step=each.step)
             except UserError as error:  # a damaged snapshot must not end a sweep
                 client.set_tag(run_id, "unreadable_snapshot", str(error))
         memory["figures"] = [*dict.fromkeys([*memory["figures"], each.name])]
@@ -122,7 +122,7 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     for key, last in last_drawings(folder).items():
         name = f"{FIGURE}.png" if key == FIGURE else f"{folder.figures.name}/{key}.png"
         try:
-            client.log_image(run_id, last.draw(), artifact_file=name)
+            client.log_image(run_id, last.render(), artifact_file=name)
         except UserError as error:
             client.set_tag(run_id, "unreadable_snapshot", str(error))
 

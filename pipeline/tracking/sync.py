@@ -18,9 +18,9 @@ from pipeline.settings.config import Experiment, check_name
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial, every_trial
 from pipeline.terminal import lasting_output, shows_a_screen
-from pipeline.tracking.crew import Crew
 from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import recall
+from pipeline.tracking.pool import CallPool
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
 
 Report = Callable[[str, str, str], list[Path]]  # of (store, experiment, sweep): makes the report's files
@@ -88,14 +88,14 @@ def sync(
         trials = every_trial(settings)
         done = Delivery(sweep, total=len(trials))
         tracker = Tracker(store, destination.experiment, artifacts, recount=True)
-        crew = Crew(tracker.at_once, "sync")
+        pool = CallPool(tracker.at_once, "sync")
         for trial in over(trials):
             place = output.trial(sweep, trial.key)
             status = _status(place)
             if status is not None:
                 done.statuses[trial.key] = status
-                crew.give(partial(tracker.start_trial, place, trial, sweep, tags, status))
-        crew.wait()
+                pool.submit(partial(tracker.start_trial, place, trial, sweep, tags, status))
+        pool.wait()
         left = tracker.close(KILLED)
         done.sent, done.ended = tracker.sent, len(tracker.ended)
         if settings.sweep is not None and not left:

@@ -13,11 +13,11 @@ from pipeline.records.sweep_record import grown, sweep_id
 from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.crew import Crew
 from pipeline.tracking.describe import describe_summary, describe_trial
 from pipeline.tracking.mlflow_run import find_run, read_memory
 from pipeline.tracking.open_run import OpenRun, deliver
 from pipeline.tracking.outage import Outage, Pause
+from pipeline.tracking.pool import CallPool
 from pipeline.tracking.store import StoreUnreachable, calls_at_once, in_a_line, open_experiment, open_store, sqlite_file
 
 if TYPE_CHECKING:
@@ -142,15 +142,15 @@ class Tracker:
         No other call may be under way. Returns the folders of what could not be delivered, and why; starting and ending
         those trials again delivers it.
         """
-        crew = Crew(self.at_once, "tracker")
+        pool = CallPool(self.at_once, "tracker")
         deadline = time.monotonic() + wait_s
         while runs := list(self._runs.values()):
             self._server.end_pause()
             for run in runs:
                 run.ending = run.ending or status
                 run.pause.until = 0.0
-                crew.give(partial(self._advance, run))
-            crew.wait()
+                pool.submit(partial(self._advance, run))
+            pool.wait()
             if len(self._runs) < len(runs):
                 deadline = time.monotonic() + wait_s
             elif time.monotonic() >= deadline:

@@ -22,7 +22,7 @@ def batch_size(limit: int) -> int:
     return max(1, _CACHED_TOKENS // limit)
 
 
-def draw(
+def decode_grids(
     model: GridTransformer,
     prompts: Sequence[tokens.Sequence],
     limit: int,
@@ -95,7 +95,7 @@ def draw_in_views(
                 prompts.append(encoded)
                 seen.append((number, view))
     found: list[list[Grid | None]] = [[] for _ in asked]
-    for (number, view), grid in zip(seen, draw(model, prompts, limit, alive), strict=True):
+    for (number, view), grid in zip(seen, decode_grids(model, prompts, limit, alive), strict=True):
         turned = None if grid is None else view_grid(grid_of(grid), inverse(view)).tolist()
         found[number].append(turned)
     return found

@@ -30,7 +30,7 @@ from pipeline.settings.config import Experiment, PartsConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.decode import Grid, draw, prompt_of
+from pipeline.training.decode import Grid, decode_grids, prompt_of
 from tiny_onn.gates import MAS
 from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
@@ -75,7 +75,7 @@ class TrainedModel:
                 f"task {known.task_id}: its prompt has {len(prompt)} tokens, but the model was trained on tasks of at "
                 f"most {limit}, the answer included"
             )
-        return draw(self.model, [prompt], limit)[0]
+        return decode_grids(self.model, [prompt], limit)[0]
 
 
 def save_model(

@@ -27,7 +27,7 @@ _PARTING_S = 30.0
 
 
 @dataclass
-class Meeting(BackendConfig):
+class ProcessGroup(BackendConfig):
     """What Ray Train's TorchConfig is, without torch in the process that asks for it.
 
     Workers agree on their interfaces first, and leave in `placement` who is where. `backend` is gloo or nccl.
@@ -40,7 +40,7 @@ class Meeting(BackendConfig):
     @property
     def backend_cls(self) -> Any:
         """What brings the workers together."""
-        return _Rendezvous
+        return _Backend
 
     @property
     def train_func_context(self) -> Any:
@@ -48,7 +48,7 @@ class Meeting(BackendConfig):
         return on_its_device
 
 
-class _Rendezvous(Backend):
+class _Backend(Backend):
     share_cuda_visible_devices = True  # of one node's workers, as NCCL needs it
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:

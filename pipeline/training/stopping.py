@@ -7,5 +7,5 @@ class TrainingStopped(UserError):
     """Training cannot go on. The message says why, and where the evidence and the last good state are."""
 
 
-class RanksAbsent(RuntimeError):
+class MissingRanks(RuntimeError):
     """A collective operation failed for want of some ranks, which the message names."""

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline import measures
-from pipeline.data.ahead import Ahead
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
+from pipeline.data.prefetch import Prefetch
 from pipeline.data.shards import open_prepared, read_rows
 from pipeline.data.tokens import Sequence
 from pipeline.layout import TrialFolder
@@ -198,7 +198,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
 def batches(trial: Trial) -> Iterator[tuple[int, int, Batch]]:
     """(step, epoch, this worker's share of the step's batch), from the step after `first` to the last."""
     steps = trial.training.steps
-    stream = Ahead(itertools.islice(trial.loader.stream(trial.first), steps - trial.first))
+    stream = Prefetch(itertools.islice(trial.loader.stream(trial.first), steps - trial.first))
     for step in range(trial.first + 1, steps + 1):
         with trial.window.waiting():
             epoch, batch = next(stream)

@@ -4,10 +4,10 @@ from click.testing import CliRunner
 
 from experiments.study.summary import figure, main, table, table_of_seeds
 from pipeline import measures
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 
 
-def _trial(arm: str, seed: int, loss: float, rates: list[float], good: bool = True) -> Trial:
+def _trial(arm: str, seed: int, loss: float, rates: list[float], good: bool = True) -> TrialResult:
     metrics = {measures.HELD_OUT_LOSS: loss}
     for layer, rate in enumerate(rates):
         metrics[measures.by_layer(measures.ACTIVATION_RATE, layer)] = rate
@@ -15,7 +15,7 @@ def _trial(arm: str, seed: int, loss: float, rates: list[float], good: bool = Tr
         if good:
             metrics[measures.by_layer(measures.FRACTION_GOOD, layer)] = 0.1 * layer
     curves = {measures.by_layer(measures.ACTIVATION_RATE, layer): ([1], [rate]) for layer, rate in enumerate(rates)}
-    return Trial(f"{arm}{seed}", arm, seed, {}, {}, metrics, curves)
+    return TrialResult(f"{arm}{seed}", arm, seed, {}, {}, metrics, curves)
 
 
 def _results() -> Results:

@@ -9,7 +9,7 @@ from pipeline.layout import Output
 from pipeline.records.state import State
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.destination import Destination
-from pipeline.tracking.registry import model_name
+from pipeline.tracking.model_registry import model_name
 from pipeline.tracking.store import calls_at_once, open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import assert_whole, begin, leave

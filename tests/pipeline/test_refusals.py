@@ -232,7 +232,7 @@ def test_tasks_and_views_that_are_too_long_are_counted_on_the_terminal(config: P
 
 
 def test_who_comes_to_read_makes_no_store(tmp_path: Path) -> None:
-    from pipeline.tracking.registered import load_model
+    from pipeline.tracking.load_model import load_model
 
     database = tmp_path / "absent" / "mlflow.db"
     uri = f"sqlite:///{database}"

@@ -1,5 +1,7 @@
 """Old names of options, settings and arguments work for one version, with a warning, and mean what they meant."""
 
+import importlib
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,10 @@ def test_the_command_shows_the_warning_as_a_line_of_its_own() -> None:
     message = RenamedWarning("a is now called b.")
     assert format_warning(message, RenamedWarning, "x.py", 3) == "Warning: a is now called b.\n"
     assert "x.py:3: UserWarning: c" in format_warning(UserWarning("c"), UserWarning, "x.py", 3)
+
+
+def test_the_models_of_runs_are_loaded_from_the_old_module() -> None:
+    sys.modules.pop("pipeline.tracking.registered", None)
+    with pytest.warns(RenamedWarning, match=r"now called pipeline\.tracking\.load_model"):
+        old = importlib.import_module("pipeline.tracking.registered")
+    assert old.load_model is importlib.import_module("pipeline.tracking.load_model").load_model

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PRINTS = """
 import sys
 from rich.console import Console
-from pipeline.running.quiet import chatter_to
+from pipeline.running.redirect_output import redirect_output
 from pipeline.terminal import lasting_output
 from pathlib import Path
 with lasting_output():
@@ -27,7 +27,7 @@ with lasting_output():
     for n in range(3000):
         console.print(n, "x" * 50)
     print("plain")
-    with chatter_to(Path(sys.argv[1]) / "chatter", console):
+    with redirect_output(Path(sys.argv[1]) / "chatter", console):
         for n in range(3000):
             console.print(n, "y" * 50)
     console.print("end")

@@ -3,9 +3,9 @@
 import pytest
 
 from pipeline.reporting.answer import answer
-from pipeline.reporting.filed import Filed
+from pipeline.reporting.artifacts import Artifacts
 from pipeline.reporting.report import report_of
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 
 
 def results(*arms: tuple[str, float, float], seeds: int = 3) -> Results:
@@ -13,13 +13,13 @@ def results(*arms: tuple[str, float, float], seeds: int = 3) -> Results:
     rows = []
     for arm, density, loss in arms:
         metrics = {"held_out/density": density, "held_out/loss": loss}
-        trials = {seed: Trial(f"{arm}{seed}", arm, seed, {}, {}, metrics, {}) for seed in range(seeds)}
+        trials = {seed: TrialResult(f"{arm}{seed}", arm, seed, {}, {}, metrics, {}) for seed in range(seeds)}
         rows.append(Row(arm, (), trials))
     return Results("x", rows, {"FINISHED": len(arms) * seeds}, 0, [])
 
 
 def sentences(found: Results) -> list[str]:
-    return answer(report_of(found, Filed({}, {})))
+    return answer(report_of(found, Artifacts({}, {})))
 
 
 def test_arms_are_told_by_their_distance_to_the_baselines_best_first() -> None:

@@ -11,7 +11,7 @@ from pipeline.layout import Output
 from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.files import write_report
 from pipeline.reporting.report import Report, make_report
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.running.sweep import data_tags
 from pipeline.settings.config import DataConfig
 from pipeline.tracking.tracker import Tracker
@@ -120,6 +120,8 @@ def test_what_a_store_says_cannot_break_the_report() -> None:
 
 
 def test_scores_that_are_all_zero_are_said_in_few_words() -> None:
-    row = Row("a", (), {0: Trial("r", "a", 0, {}, {}, {"held_out/pairs_exact": 0.0, "held_out/pass_at_2": 0.0}, {})})
+    row = Row(
+        "a", (), {0: TrialResult("r", "a", 0, {}, {}, {"held_out/pairs_exact": 0.0, "held_out/pass_at_2": 0.0}, {})}
+    )
     words = "Of the held-out tasks that were decoded no arm got a single pair right, in one attempt or two."
     assert data_words(Results("s", [row], {}, 0, [])) == [words]

@@ -8,19 +8,19 @@ from pipeline.reporting.comparisons import reference_of
 from pipeline.reporting.figures import left_out
 from pipeline.reporting.findings import MOST_ROWS, density, findings, limits, selectivity
 from pipeline.reporting.report import headline
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 
 NAN = math.nan
 
 
-def trial(arm: str, seed: int, rates: list[float], nats: list[float], loss: float = 1.0) -> Trial:
+def trial(arm: str, seed: int, rates: list[float], nats: list[float], loss: float = 1.0) -> TrialResult:
     metrics = {"held_out/loss": loss}
     for layer, (rate, told) in enumerate(zip(rates, nats, strict=True)):
         metrics |= {f"activation_rate/L{layer}": rate, f"mutual_information/L{layer}": told}
         metrics |= {f"effective_experts/L{layer}": 8.0}
     curves = {f"activation_rate/L{layer}": ([1], [rate]) for layer, rate in enumerate(rates)}
     params = {"model.layers": str(len(rates)), "training.steps": "1"}
-    return Trial(f"{arm}{seed}", arm, seed, params, {}, metrics, curves)
+    return TrialResult(f"{arm}{seed}", arm, seed, params, {}, metrics, curves)
 
 
 def row(arm: str, rates: list[float], nats: list[float], seeds: int = 2) -> Row:

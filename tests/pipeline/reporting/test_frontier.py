@@ -15,19 +15,19 @@ from pipeline.reporting.frontier import (
     group_of,
     mean_envelope,
 )
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from tests import oracles
 
 NAN = math.nan
 POINTS = st.lists(st.tuples(st.floats(0.01, 1.0), st.floats(0.5, 3.0)), min_size=1, max_size=8)
 
 
-def trial(arm: str, seed: int, density: float, loss: float, **params: str) -> Trial:
+def trial(arm: str, seed: int, density: float, loss: float, **params: str) -> TrialResult:
     metrics = {"held_out/density": density, "held_out/loss": loss}
-    return Trial(f"{arm}-{seed}-{density}-{params}", arm, seed, params, {}, metrics, {})
+    return TrialResult(f"{arm}-{seed}-{density}-{params}", arm, seed, params, {}, metrics, {})
 
 
-def sweep(*trials: Trial, varying: tuple[str, ...] = ()) -> Results:
+def sweep(*trials: TrialResult, varying: tuple[str, ...] = ()) -> Results:
     rows: dict = {}
     for each in trials:
         cell = tuple((name, each.params.get(name, "–")) for name in varying)
@@ -91,7 +91,7 @@ def test_the_excess_is_paired_by_seed_and_empty_where_no_baseline_is() -> None:
 def test_densities_and_rates_are_pooled_but_not_what_any_arm_could_reach() -> None:
     names = ("model.density", "training.router_learning_rate", "training.steps")
 
-    def of(arm: str, density: float, loss: float, rate: str, steps: str) -> Trial:
+    def of(arm: str, density: float, loss: float, rate: str, steps: str) -> TrialResult:
         values = {names[0]: str(density), names[1]: rate, names[2]: steps}
         return trial(arm, 0, density, loss, **values)
 
@@ -130,6 +130,6 @@ def test_densities_within_a_tenth_are_equal() -> None:
 
 def test_runs_without_the_held_out_density_use_the_last_activation_rate_of_the_layers() -> None:
     rates = {"activation_rate/L0": ([1], [0.2]), "activation_rate/L1": ([1], [0.4])}
-    old = Trial("r", "a", 0, {}, {}, {name: values[-1] for name, (_, values) in rates.items()}, rates)
+    old = TrialResult("r", "a", 0, {}, {}, {name: values[-1] for name, (_, values) in rates.items()}, rates)
     assert old.density == pytest.approx(0.3)
     assert trial("a", 0, 0.07, 1.0).density == 0.07

@@ -12,16 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rich.console import Console
 
 from pipeline.reporting.activation_figure import activation_map
+from pipeline.reporting.artifacts import Artifacts
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.figures import learning_curves
 from pipeline.reporting.figures_of_seeds import effects, speed_and_memory
-from pipeline.reporting.filed import Filed
 from pipeline.reporting.files import print_report
 from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.labels import wrapped
 from pipeline.reporting.plots import activation_by_layer
 from pipeline.reporting.report import Report
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.statistics import paired_difference
 
 LONG = "my_costs:A_VERY_LONG_NAME_FOR_A_COST_THAT_SOMEONE_MADE_UP_ONE_DAY"
@@ -29,13 +29,13 @@ STEPS = [5, 8]
 
 
 def _results(layers: int = 3, arms: tuple[str, ...] = ("per_token", LONG)) -> Results:
-    def trial(arm: str, seed: int) -> Trial:
+    def trial(arm: str, seed: int) -> TrialResult:
         curves = {f"activation_rate/L{n}": (STEPS, [0.5, 0.4]) for n in range(layers)}
         curves |= {"train/task_loss": (STEPS, [2.9, 2.8]), "held_out/loss": ([8], [2.9560877 + 1e-8 * len(arm)])}
         metrics = {name: values[-1] for name, (_, values) in curves.items()}
         metrics |= {"speed/tokens_per_second": 6000.0, "speed/peak_memory_mib": 600.0}
         curves["speed/step_seconds"] = (STEPS, [0.1, 0.1])
-        return Trial(f"{arm}{seed}", arm, seed, {}, {}, metrics, curves)
+        return TrialResult(f"{arm}{seed}", arm, seed, {}, {}, metrics, curves)
 
     rows = [Row(arm, (), {seed: trial(arm, seed) for seed in (0, 1)}) for arm in arms]
     return Results("names", rows, {"FINISHED": 2 * len(arms)}, 0, [])
@@ -114,7 +114,7 @@ def test_differences_below_what_is_shown_are_drawn_as_none() -> None:
 
 
 def test_a_long_name_leaves_the_rows_their_titles() -> None:
-    report = Report(_results(), (HELD_OUT_LOSS,), {}, {}, [], Filed({}, {}))
+    report = Report(_results(), (HELD_OUT_LOSS,), {}, {}, [], Artifacts({}, {}))
     console = Console(width=60, record=True, file=StringIO())
     print_report(report, console)
     text = console.export_text()
@@ -124,9 +124,9 @@ def test_a_long_name_leaves_the_rows_their_titles() -> None:
 
 @pytest.mark.parametrize("arms", [3, 12])
 def test_every_dot_over_density_lies_within_its_panel_and_no_names_touch(arms: int) -> None:
-    def trial(arm: str, seed: int, density: float) -> Trial:
+    def trial(arm: str, seed: int, density: float) -> TrialResult:
         metrics = {"held_out/density": density, "held_out/loss": 2.0 - density + 0.01 * seed}
-        return Trial(f"{arm}{seed}{density}", arm, seed, {"model.density": str(density)}, {}, metrics, {})
+        return TrialResult(f"{arm}{seed}{density}", arm, seed, {"model.density": str(density)}, {}, metrics, {})
 
     names = ["top_k", "dense", *(f"a_rather_long_name_of_an_arm_{n}" for n in range(arms - 2))]
     rows = [

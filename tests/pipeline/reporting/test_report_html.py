@@ -14,9 +14,9 @@ from pipeline.data.tokens import encode_task
 from pipeline.layout import Output
 from pipeline.reporting import figures
 from pipeline.reporting.arc_grids import grid_svg, verdict
+from pipeline.reporting.artifacts import Drawn, read_artifacts
 from pipeline.reporting.columns import Column
 from pipeline.reporting.comparisons import OVER_BASELINES, Primary, compare, note
-from pipeline.reporting.filed import Drawn, read_filed
 from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
 from pipeline.reporting.statistics import paired_difference
@@ -161,7 +161,7 @@ def test_damaged_files_are_no_reason_not_to_report(output):
     (folder.distributions / "step-000010.json").write_text('{"steps": [{"layers": 1}]}')
     folder.predictions.write_text("[1, {}")
     report = _report(output, sample, False)
-    assert read_filed(output.tracking_uri, report.results).distributions == {}
+    assert read_artifacts(output.tracking_uri, report.results).distributions == {}
     assert "Left out" in html(report)
 
 
@@ -225,7 +225,7 @@ def test_the_one_file_of_before_there_were_pieces_is_still_shown(output):
     (folder.distributions / "step-000020.json").rename(folder.one_file_of_distributions)
     folder.distributions.rmdir()
     report = _report(output, sample, False)
-    (found,) = read_filed(output.tracking_uri, report.results).distributions.values()
+    (found,) = read_artifacts(output.tracking_uri, report.results).distributions.values()
     assert found.step == 20
 
 

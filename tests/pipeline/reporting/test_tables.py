@@ -6,22 +6,22 @@ import math
 import pytest
 from rich.console import Console
 
+from pipeline.reporting.artifacts import Artifacts
 from pipeline.reporting.columns import EXCESS, HELD_OUT_LOSS, columns_of
-from pipeline.reporting.filed import Filed
 from pipeline.reporting.files import markdown, print_report
 from pipeline.reporting.frames import arms_frame, results_frame
 from pipeline.reporting.renderings import latex_table, markdown_table, terminal_table
 from pipeline.reporting.report import report_of
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.tables import Cell, Table, differences, equal_density, is_best
 
 NAN = math.nan
 
 
 def row(arm: str, losses: dict[int, float], density: float = 0.05, cell: tuple = ()) -> Row:
-    def trial(seed: int, loss: float) -> Trial:
+    def trial(seed: int, loss: float) -> TrialResult:
         metrics = {"held_out/density": density, "held_out/loss": loss}
-        return Trial(f"{arm}{cell}{seed}", arm, seed, dict(cell), {}, metrics, {})
+        return TrialResult(f"{arm}{cell}{seed}", arm, seed, dict(cell), {}, metrics, {})
 
     return Row(arm, cell, {seed: trial(seed, loss) for seed, loss in losses.items()})
 
@@ -56,7 +56,9 @@ BASELINES = (row("top_k", {0: 2.0, 1: 3.0, 2: 2.5}), row("dense", {0: 1.0, 1: 2.
 def test_the_excess_stands_beside_the_density_with_its_interval_and_the_primary_is_not_corrected() -> None:
     about = {"primary_metric": "excess", "primary_arm": "mine", "reference": "other"}
     losses = {0: 1.9, 1: 2.9, 2: 2.3}
-    report = report_of(results(row("mine", losses), row("other", losses, 0.02), *BASELINES, about=about), Filed({}, {}))
+    report = report_of(
+        results(row("mine", losses), row("other", losses, 0.02), *BASELINES, about=about), Artifacts({}, {})
+    )
     table = equal_density(report)
     assert table is not None
     assert table.head[-1] == "excess over the baselines at this density (nats)"
@@ -86,23 +88,23 @@ def test_the_excess_stands_beside_the_density_with_its_interval_and_the_primary_
 def test_a_primary_comparison_of_losses_says_at_which_densities() -> None:
     about = {"primary_metric": "held_out/loss", "primary_arm": "mine"}
     rows = (row("mine", {0: 1.9, 1: 2.9}, 0.5), row("per_token", {0: 2.0, 1: 3.0}))
-    (sentence, _) = report_of(results(*rows, about=about), Filed({}, {})).findings[0].split(". All")
+    (sentence, _) = report_of(results(*rows, about=about), Artifacts({}, {})).findings[0].split(". All")
     assert "held_out/loss of mine against per_token: -0.1000" in sentence
     assert sentence.endswith("but not at equal density: 50 % of its experts are active against 5 %")
 
 
 def test_a_gap_between_baselines_and_seeds_without_one_are_told() -> None:
-    report = report_of(results(row("mine", {0: 1.5, 3: 1.5}, 0.3), *BASELINES), Filed({}, {}))
+    report = report_of(results(row("mine", {0: 1.5, 3: 1.5}, 0.3), *BASELINES), Artifacts({}, {}))
     text = report.findings[0]
     assert "(1 seed) at 30 % active, in 1 of 2 seeds, interpolated from baselines as far apart as 5 and 100 %." in text
     table = equal_density(report)
     assert table is not None
     assert "1 of 2 seeds" in table.rows[0][-1].small
-    alone = report_of(results(row("mine", {0: 1.5})), Filed({}, {}))
+    alone = report_of(results(row("mine", {0: 1.5})), Artifacts({}, {}))
     assert "cannot be told" in alone.findings[0]
     assert equal_density(alone) is None
     assert EXCESS not in [column.key for column in columns_of(alone.results)]
-    diverged = report_of(results(row("mine", {0: 1.5, 1: NAN}), *BASELINES), Filed({}, {}))
+    diverged = report_of(results(row("mine", {0: 1.5, 1: NAN}), *BASELINES), Artifacts({}, {}))
     assert "mine: no finite loss in a seed" in diverged.findings[0]
 
 
@@ -116,7 +118,7 @@ def test_a_gap_between_baselines_and_seeds_without_one_are_told() -> None:
 )
 def test_a_primary_comparison_that_cannot_be_made_says_why(about: dict[str, str], said: str) -> None:
     told = {"primary_metric": "excess", **about}
-    assert said in report_of(results(row("mine", {0: 1.0}), about=told), Filed({}, {})).findings[0]
+    assert said in report_of(results(row("mine", {0: 1.0}), about=told), Artifacts({}, {})).findings[0]
 
 
 def test_a_grid_is_one_table_and_a_narrow_terminal_drops_columns_not_names() -> None:
@@ -126,7 +128,7 @@ def test_a_grid_is_one_table_and_a_narrow_terminal_drops_columns_not_names() -> 
         for arm in ("per_token", "my_gates:A_LONG_NAME_OF_AN_ARM")
     ]
     screen = io.StringIO()
-    print_report(report_of(results(*rows), Filed({}, {})), Console(file=screen, width=60))
+    print_report(report_of(results(*rows), Artifacts({}, {})), Console(file=screen, width=60))
     text = screen.getvalue()
     assert text.count("held-out") == 2  # one head of columns
     assert text.count("per_token") >= 2

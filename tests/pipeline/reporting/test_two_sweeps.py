@@ -11,7 +11,7 @@ from pipeline import api
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.layout import Output
-from pipeline.reporting.results import Results, Row, Trial
+from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.two_sweeps import compare_sweeps, frame, table, words
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline import sweep_samples
@@ -23,8 +23,8 @@ def results(sweep: str, losses: dict[tuple[str, str], dict[int, float]], varying
     for (arm, density), of_seeds in losses.items():
         settings = {"model.density": density, **params}
 
-        def trial(seed: int, loss: float, arm: str = arm, settings: dict[str, str] = settings) -> Trial:
-            return Trial(f"{sweep}{arm}{seed}", arm, seed, settings, {}, {"held_out/loss": loss}, {})
+        def trial(seed: int, loss: float, arm: str = arm, settings: dict[str, str] = settings) -> TrialResult:
+            return TrialResult(f"{sweep}{arm}{seed}", arm, seed, settings, {}, {"held_out/loss": loss}, {})
 
         cell = (("model.density", density),) if varying else ()
         rows.append(Row(arm, cell, {seed: trial(seed, loss) for seed, loss in of_seeds.items()}))

@@ -75,9 +75,9 @@ def test_a_head_that_no_longer_answers_is_noticed_and_one_missed_knock_is_not() 
         head.listen()
         where = f"127.0.0.1:{head.getsockname()[1]}"
         watch = HeadWatch(where, every_s=0.0)
-        assert watch.look() is None
-    assert watch.look() is None
-    lost = watch.look()
+        assert watch.check() is None
+    assert watch.check() is None
+    lost = watch.check()
     assert lost is not None
     assert f"{where}, does not answer any more" in str(lost)
 

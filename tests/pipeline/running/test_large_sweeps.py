@@ -10,7 +10,7 @@ from pipeline.records.attempts import Attempt, write_attempt
 from pipeline.records.spool import Spool
 from pipeline.records.state import State, state_of
 from pipeline.running.pruning import Pruner, stratum_of
-from pipeline.running.sweep import look
+from pipeline.running.sweep import poll_states
 from pipeline.settings.trials import Trial
 from tests.pipeline.running.test_live import some_trials
 from tests.pipeline.running.test_pruning import experiment, placed
@@ -47,9 +47,9 @@ def test_what_has_ended_is_looked_at_once_and_what_failed_again(
         return state_of(folder, session)
 
     monkeypatch.setattr("pipeline.running.sweep.state_of", counted)
-    before = look(trials, "now")
+    before = poll_states(trials, "now")
     failed.folder.failure.unlink()  # it is taken up again
-    after = look(trials, "now")
+    after = poll_states(trials, "now")
     assert list(before.values()) == [State.FINISHED, State.FAILED, State.WAITING]
     assert list(after.values()) == [State.FINISHED, State.RUNNING, State.WAITING]
     assert looked == [each.folder for each in (*trials, failed, waiting)]

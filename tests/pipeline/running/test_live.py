@@ -18,29 +18,29 @@ from pipeline.records.spool import Spool
 from pipeline.records.state import State
 from pipeline.running.live import LiveView, clock, duration
 from pipeline.running.notebook import as_html
-from pipeline.running.progress import Progress, all_left
+from pipeline.running.progress import TrialProgress, all_left
 from pipeline.settings.config import ModelConfig, SweepConfig, TrainingConfig
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 
-def some_trials(folder: Path, seeds: int = 1) -> list[Progress]:
+def some_trials(folder: Path, seeds: int = 1) -> list[TrialProgress]:
     """Three arms x seeds, of 100 steps and six layers."""
     experiment = toy_experiment(
         training=TrainingConfig(steps=100, warmup_steps=1, batch_tokens=64),
         model=ModelConfig(hidden=8, layers=6, heads=2),
         sweep=SweepConfig(arms=("per_token", "aggregated", "task_only"), seeds=tuple(range(seeds))),
     )
-    return [Progress(trial, TrialFolder(folder / trial.key)) for trial in trials_of(experiment)]
+    return [TrialProgress(trial, TrialFolder(folder / trial.key)) for trial in trials_of(experiment)]
 
 
-def report(trial: Progress, step: int, loss: float) -> None:
+def report(trial: TrialProgress, step: int, loss: float) -> None:
     """Writes a line with loss and the activation of layers 0 to 5: 10 %, 20 %, ... 60 %."""
     rates = {by_layer(ACTIVATION_RATE, layer): (layer + 1) / 10 for layer in range(6)}
     Spool(trial.folder.spool).write(step, {TASK_LOSS: loss, "speed/tokens_per_second": 6120.4, **rates})
 
 
-def shown(trials: list[Progress], height: int = 40) -> str:
+def shown(trials: list[TrialProgress], height: int = 40) -> str:
     """The table as text."""
     console = Console(file=io.StringIO(), width=130, height=height, force_terminal=True, color_system=None)
     console.print(LiveView("toy", trials, console, at_once=2).render())
@@ -186,9 +186,10 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_chatter_goes_to_its_file_and_the_console_keeps_its_place(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys\nfrom rich.console import Console\nfrom pipeline.running.quiet import chatter_to\n"
+        "import os, pathlib, sys\nfrom rich.console import Console\n"
+        "from pipeline.running.redirect_output import redirect_output\n"
         "console = Console()\n"
-        "with chatter_to(pathlib.Path(sys.argv[1]), console):\n"
+        "with redirect_output(pathlib.Path(sys.argv[1]), console):\n"
         "    print('python'); print('error', file=sys.stderr); sys.stdout.flush(); os.write(1, b'deep down')\n"
         "    console.print('table')\n"
         "print('after')\n"
@@ -231,6 +232,6 @@ def test_a_trial_without_workers_waits_for_room_and_it_is_said_once(tmp_path: Pa
         view.note_taken(waiting, free)
     said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert said == [
-        "Trials wait for room, as other work has the cluster's: 0 CPUs are free.",
-        "Trials wait for room, as other work has the cluster's: 1 CPUs are free.",
+        "Waiting: other jobs hold the cluster; 0 CPUs free.",
+        "Waiting: other jobs hold the cluster; 1 CPUs free.",
     ]

@@ -10,7 +10,7 @@ from rich.console import Console
 from pipeline.layout import Output
 from pipeline.records.state import State
 from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
@@ -18,7 +18,7 @@ from tests.pipeline.toy_training import toy_experiment
 def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path: Path) -> None:
     experiment = toy_experiment()
     output = Output(tmp_path)
-    progress = [Progress(trial, output.trial("toy", trial.key)) for trial in trials_of(experiment)]
+    progress = [TrialProgress(trial, output.trial("toy", trial.key)) for trial in trials_of(experiment)]
     for one in progress:
         one.folder.root.mkdir(parents=True)
     first, second, third = progress
@@ -43,7 +43,7 @@ def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path:
 @pytest.mark.parametrize("raw", [b"[1]", b'{"checkpoint_problems": 3}', b'{"checkpoint_problems": [{}]}', b"\xff{"])
 def test_a_damaged_result_or_reason_does_not_end_the_sweep(tmp_path: Path, raw: bytes) -> None:
     experiment = toy_experiment()
-    progress = [Progress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(experiment)][:2]
+    progress = [TrialProgress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(experiment)][:2]
     for one in progress:
         one.folder.root.mkdir(parents=True)
     progress[0].folder.result.write_bytes(raw)

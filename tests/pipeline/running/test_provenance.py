@@ -10,7 +10,7 @@ from pipeline.layout import Output
 from pipeline.records.attempts import noted_attempts as attempts
 from pipeline.running import provenance
 from pipeline.running.outcome import tell_start
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.running.provenance import note_attempt, sources, with_other_code
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
@@ -20,7 +20,7 @@ def test_code_and_settings_of_each_attempt_are_kept_and_changes_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = toy_experiment()
-    progress = [Progress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(experiment)]
+    progress = [TrialProgress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(experiment)]
     folder = progress[0].folder
     folder.root.mkdir(parents=True)
     assert not with_other_code(folder)

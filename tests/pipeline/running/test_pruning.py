@@ -65,7 +65,7 @@ def run_by_hand(pairs: list[tuple[Trial, TrialFolder]], pruner: Pruner) -> dict[
             if folder.ended:
                 continue
             Spool(folder.spool).write(step, {HELD_OUT_LOSS: loss_of(trial)})
-            pruner.look()
+            pruner.prune()
             if folder.prune.exists():
                 write_pruned(folder, step)
             elif step == 40:
@@ -110,7 +110,7 @@ def test_the_best_come_last_and_are_kept(tmp_path: Path) -> None:
     pruner = Pruner(searched.sweep, pairs)
     for trial, folder in sorted(pairs, key=lambda pair: -pair[0].experiment.training.learning_rate):
         Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss_of(trial)})
-        assert pruner.look() == []
+        assert pruner.prune() == []
 
 
 def test_what_competes_are_the_drawn_settings_of_an_arm_and_a_seed() -> None:
@@ -132,10 +132,10 @@ def test_a_resumed_sweep_knows_what_was_measured_and_prunes_nothing_in_hindsight
     for rate in (0.2, 0.3):  # by an earlier command, which was interrupted before it compared them
         Spool(by_rate[rate].spool).write(10, {HELD_OUT_LOSS: rate})
     pruner = Pruner(searched.sweep, pairs)
-    assert pruner.look() == []
+    assert pruner.prune() == []
     Spool(by_rate[0.4].spool).write(10, {HELD_OUT_LOSS: 0.4})
     Spool(by_rate[0.1].spool).write(10, {HELD_OUT_LOSS: 0.1})
-    assert len(pruner.look()) == 1
+    assert len(pruner.prune()) == 1
     assert json.loads(by_rate[0.4].prune.read_text()) == {"step": 10, "metric": HELD_OUT_LOSS, "value": 0.4}
     assert [rate for rate, folder in by_rate.items() if folder.prune.exists()] == [0.4]
 
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None
     pruner = Pruner(searched.sweep, pairs)
     for (_, folder), loss in zip(pairs, (5.0, math.nan, math.inf, 4.0), strict=True):
         Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss})
-        pruner.look()
+        pruner.prune()
     assert [folder.prune.exists() for _, folder in pairs] == [False, True, True, False]
 
 
@@ -159,7 +159,7 @@ def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_
     Spool(pairs[0][1].spool).write(10, {HELD_OUT_LOSS: 1.0})
     Spool(pairs[1][1].spool).write(40, {HELD_OUT_LOSS: 2.0})
     Spool(pairs[2][1].spool).write(10, {"train/task_loss": 2.0})
-    assert pruner.look() == []
+    assert pruner.prune() == []
 
 
 def test_a_trial_that_was_told_to_end_ends_when_its_sweep_is_taken_up_again(tmp_path: Path) -> None:

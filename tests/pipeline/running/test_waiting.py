@@ -8,7 +8,7 @@ from rich.console import Console
 
 from pipeline.layout import Output
 from pipeline.records.state import State
-from pipeline.running.progress import Progress
+from pipeline.running.progress import TrialProgress
 from pipeline.running.waiting import Standstill, told_after
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
@@ -31,24 +31,24 @@ def test_a_wait_is_told_again_and_again_and_a_short_one_is_not() -> None:
 
 
 def test_trials_that_stand_still_say_why_and_movement_ends_it(tmp_path: Path) -> None:
-    progress = [Progress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(toy_experiment())]
+    progress = [TrialProgress(trial, Output(tmp_path).trial("toy", trial.key)) for trial in trials_of(toy_experiment())]
     still = Standstill()
-    assert still.look(progress, 0) is None
-    assert still.look(progress, 29) is None
-    assert still.look(progress, 30) == (
+    assert still.check(progress, 0) is None
+    assert still.check(progress, 29) is None
+    assert still.check(progress, 30) == (
         "Nothing has moved for 30 s: the next trial waits for Ray to start its process."
     )
-    assert still.look(progress, 31) is None
-    assert still.look(progress, 119) is None
-    assert "for 120 s" in str(still.look(progress, 120))
+    assert still.check(progress, 31) is None
+    assert still.check(progress, 119) is None
+    assert "for 120 s" in str(still.check(progress, 120))
     progress[0].state = State.RUNNING
-    assert still.look(progress, 200) is None
-    assert "per_token-s0 waits for its workers to be started by Ray" in str(still.look(progress, 230))
+    assert still.check(progress, 200) is None
+    assert "per_token-s0 waits for its workers to be started by Ray" in str(still.check(progress, 230))
     progress[0].folder.root.mkdir(parents=True)
     progress[0].folder.placement.touch()
-    assert still.look(progress, 231) is None
-    assert "which report every 10 steps and have reported step 0" in str(still.look(progress, 262))
+    assert still.check(progress, 231) is None
+    assert "which report every 10 steps and have reported step 0" in str(still.check(progress, 262))
     for one in progress:
         one.state = State.FINISHED
-    assert still.look(progress, 300) is None
-    assert still.look(progress, 999) is None
+    assert still.check(progress, 300) is None
+    assert still.check(progress, 999) is None

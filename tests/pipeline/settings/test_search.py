@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.settings.cadence import is_evaluated, is_logged
 from pipeline.settings.config import StudyConfig, TrainingConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
-from pipeline.settings.search import AshaConfig, Domain, SearchConfig, draw
+from pipeline.settings.search import AshaConfig, Domain, SearchConfig, sample
 from pipeline.settings.trials import trials_of
 from pipeline.settings.varied import check_pruning
 
@@ -62,18 +62,18 @@ def test_every_arm_and_seed_gets_the_same_settings() -> None:
 
 def test_a_draw_comes_again_in_another_process_and_a_longer_search_begins_with_the_shorter() -> None:
     code = (
-        "import json, sys\nfrom tests.pipeline.settings.test_search import draw, search\n"
-        "print(json.dumps(draw(search(samples=5, seed=7))))"
+        "import json, sys\nfrom tests.pipeline.settings.test_search import sample, search\n"
+        "print(json.dumps(sample(search(samples=5, seed=7))))"
     )
     again = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, check=True
     )
-    assert json.loads(again.stdout) == list(draw(search(samples=5, seed=7)))
-    assert draw(search(samples=9, seed=7))[:5] == draw(search(samples=5, seed=7))
-    assert draw(search(seed=7)) != draw(search(seed=8))
+    assert json.loads(again.stdout) == list(sample(search(samples=5, seed=7)))
+    assert sample(search(samples=9, seed=7))[:5] == sample(search(samples=5, seed=7))
+    assert sample(search(seed=7)) != sample(search(seed=8))
     backwards = dict(reversed(SPACE.items()))
-    assert draw(search(space=backwards)) == draw(search())  # the order of the fields means nothing
-    assert draw(search(2, 0, {"training.learning_rate": {"uniform": [0, 1]}})) == (  # written down: never to change
+    assert sample(search(space=backwards)) == sample(search())  # the order of the fields means nothing
+    assert sample(search(2, 0, {"training.learning_rate": {"uniform": [0, 1]}})) == (  # written down: never to change
         {"training.learning_rate": 0.05986},
         {"training.learning_rate": 0.5308},
     )
@@ -81,7 +81,7 @@ def test_a_draw_comes_again_in_another_process_and_a_longer_search_begins_with_t
 
 def test_what_is_drawn_is_in_the_domain_of_that_name_in_ray_tune() -> None:
     tune = pytest.importorskip("ray.tune")
-    drawn = draw(search(samples=200))
+    drawn = sample(search(samples=200))
     for field, domain in SPACE.items():
         ((kind, bounds),) = domain.items()
         theirs = getattr(tune, kind)(bounds) if kind == "choice" else getattr(tune, kind)(*bounds)
@@ -117,9 +117,9 @@ def test_a_narrow_domain_is_drawn_from_evenly_and_not_rounded_to_its_ends(kind: 
 
 
 def test_no_two_samples_are_alike() -> None:
-    assert sorted(settings["model.layers"] for settings in draw(search(2, 3, PLAIN))) == [4, 6]
+    assert sorted(settings["model.layers"] for settings in sample(search(2, 3, PLAIN))) == [4, 6]
     with pytest.raises(ValueError, match=r"samples: 3 different settings are asked for, but after 2 no more"):
-        draw(search(3, 3, PLAIN))
+        sample(search(3, 3, PLAIN))
 
 
 def test_the_metrics_to_watch_are_measured() -> None:

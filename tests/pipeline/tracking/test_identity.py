@@ -19,7 +19,7 @@ from pipeline.reporting.results import Results, read_results
 from pipeline.running.claim import claim
 from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import Destination, remember
-from pipeline.tracking.filing import file_on_summary
+from pipeline.tracking.file_report import file_report_on_summary
 from pipeline.tracking.find_runs import find_sweep, recorded_id
 from pipeline.tracking.leaderboard import report_links, share_leaderboard
 from pipeline.tracking.store import open_store
@@ -68,10 +68,10 @@ def test_two_users_of_one_server_each_see_their_own(tmp_path, with_store):
     with pytest.raises(UserError, match=r"2 sweeps of the name 'same'.*\n.*: 1 trials.*\n.*: 2 trials.*\n.*--sweep-id"):
         results(nowhere, "same", store.tracking_uri)
     with pytest.raises(UserError, match="2 sweeps of the name 'same'"):
-        file_on_summary(store.tracking_uri, HERE.experiment, "same", [])
+        file_report_on_summary(store.tracking_uri, HERE.experiment, "same", [])
     known = sweep_id(theirs.sweep("same"))
     assert read_results(store.tracking_uri, HERE.experiment, "same", known).finished == 2
-    assert file_on_summary(store.tracking_uri, HERE.experiment, "same", [], known)
+    assert file_report_on_summary(store.tracking_uri, HERE.experiment, "same", [], known)
     with pytest.raises(UserError, match="no sweep 'same' with the id 0000"):
         read_results(store.tracking_uri, HERE.experiment, "same", "0000")
 

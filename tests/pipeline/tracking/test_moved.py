@@ -20,9 +20,9 @@ from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import every_trial
 from pipeline.tracking.client import beside
 from pipeline.tracking.destination import Destination, recall, remember
+from pipeline.tracking.load_model import load_model
 from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.moved import correct_paths
-from pipeline.tracking.registered import load_model
 from pipeline.tracking.store import open_store
 from pipeline.tracking.sync import sync
 from pipeline.training.worker import run_training
@@ -174,7 +174,7 @@ def test_where_files_are(tmp_path):
 READ = """
 import sys
 from pipeline import api
-from pipeline.tracking.registered import load_model
+from pipeline.tracking.load_model import load_model
 store, run_id, mine = sys.argv[1:]
 print(load_model(run_id, store))
 made = api.report("small", mine, tracking_uri=store, file=False)

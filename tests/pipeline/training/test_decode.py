@@ -16,7 +16,7 @@ from pipeline.data.task import Pair, Task, grid_of
 from pipeline.data.tokens import encode_task
 from pipeline.training import decode
 from pipeline.training.build import build_model
-from pipeline.training.decode import batch_size, draw, draw_in_views, prompt_of, task_of, vote
+from pipeline.training.decode import batch_size, decode_grids, draw_in_views, prompt_of, task_of, vote
 from pipeline.training.evaluate import Prediction, exact_match, predict, voting_views
 from tests.pipeline.arc_samples import random_task
 from tests.pipeline.samples import small_experiment
@@ -121,7 +121,7 @@ def test_a_row_is_judged_by_the_task_as_it_is_and_by_the_votes() -> None:
         assert (each.task_id, each.pair) == ("t", pair)
         assert each.input == task.test[pair].input.tolist()
         assert each.target == task.test[pair].output.tolist()  # type: ignore[union-attr]
-        assert each.prediction == draw(model, [prompt_of(rows[pair])], 128)[0]
+        assert each.prediction == decode_grids(model, [prompt_of(rows[pair])], 128)[0]
         assert each.attempts == vote(draw_in_views(model, [(task, pair)], 128, 5)[0])
     assert np.array_equal(task_of(rows[1]).test[0].input, task.test[1].input)
 

@@ -17,8 +17,8 @@ from pipeline.records.spool import read_spool
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.storage.opening import open_storage
-from pipeline.training.absent import naming_the_absent
 from pipeline.training.checkpoint import read_checkpoint
+from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.trial import MOST_SKIPPED_IN_A_ROW
 from pipeline.training.worker import run_training
 from tests.drills.faults import EVERY, Fault, Way, plant
@@ -67,7 +67,7 @@ def worker(rank: int, root: str, data: str) -> None:
         dist.barrier()
         way.folder = folder / "faults"
         try:
-            with naming_the_absent(open_storage(str(folder / "absent"))):
+            with naming_missing_ranks(open_storage(str(folder / "absent"))):
                 run_training(experiment(**training), TrialFolder(folder), Path(data), torch.device("cpu"))
             ended[name] = "finished"
         except Exception as error:
@@ -185,5 +185,5 @@ def test_a_captured_call_without_gradient_on_one_rank_is_named_and_the_other_kno
     assert "tasks " in one
     assert seen.what("forget", 3, 1)["task_ids"]
     assert read_checkpoint(seen.place("forget", 3, 1) / "step-000002")[0] == 2
-    assert other.startswith("RanksAbsent: rank 1 did not arrive where the others waited (")
+    assert other.startswith("MissingRanks: rank 1 did not arrive where the others waited (")
     assert "losed by peer" in other or "reset" in other, other

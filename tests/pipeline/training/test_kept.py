@@ -14,7 +14,7 @@ from pipeline.layout import Output, TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.registered import load_model
+from pipeline.tracking.load_model import load_model
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_dynamics, build_model
 from pipeline.training.checkpoint import best_step, checkpoints, read_checkpoint, save_checkpoint

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 
 
-class Crew:
+class CallPool:
     """At most `size` calls at a time, each in a thread of its own; with a size of 1 in the thread that gives them.
 
     The threads are daemons: one that is stuck in a call keeps no command from its end, as one of concurrent.futures
@@ -16,7 +16,7 @@ class Crew:
         self._free = threading.Semaphore(size)
         self._errors: list[BaseException] = []  # appended to by all threads, which lists allow
 
-    def give(self, call: Callable[[], object]) -> None:
+    def submit(self, call: Callable[[], object]) -> None:
         """Has `call` carried out; returns when a thread has been free to take it up."""
         self._free.acquire()
         if self._size == 1:

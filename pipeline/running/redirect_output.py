@@ -14,7 +14,7 @@ from pipeline.terminal import LastingStream
 
 
 @contextmanager
-def chatter_to(path: Path, console: Console) -> Iterator[None]:
+def redirect_output(path: Path, console: Console) -> Iterator[None]:
     """All that this process prints, libraries in C++ included, is appended to `path`; `console` keeps its place.
 
     A console that does not write to standard output or error (in a notebook, a test) leaves all as it is; so does a

@@ -10,7 +10,7 @@ from pipeline.settings.config import WorkersConfig
 _LOOK_EVERY_S = 3.0
 
 
-class Room:
+class Capacity:
     """How many trials run at once: as many as the cluster has room for now, since machines come and go.
 
     Args:
@@ -27,7 +27,7 @@ class Room:
         self.lacking: str | None = None  # why there is not even room for one any more
         self._looked_at = time.monotonic()
 
-    def look(self) -> int:
+    def refresh(self) -> int:
         """`at_once`, looked at anew every few seconds; at least 1: a trial waits for its room by itself."""
         if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
             there = nodes()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LONGEST_NOTE = 8000  # MLflow's limit
 
 
-def file_on_run(client: "MlflowClient", run_id: str, paths: Sequence[Path]) -> None:
+def log_files(client: "MlflowClient", run_id: str, paths: Sequence[Path]) -> None:
     """Makes the files artifacts of a run; `report.md` becomes its description too."""
     for path in paths:
         client.log_artifact(run_id, str(path))
@@ -22,7 +22,7 @@ def file_on_run(client: "MlflowClient", run_id: str, paths: Sequence[Path]) -> N
             client.set_tag(run_id, "mlflow.note.content", _note(path.read_text(encoding="utf-8")))
 
 
-def file_on_summary(
+def file_report_on_summary(
     uri: str, experiment_name: str, sweep: str, paths: Sequence[Path], sweep_id: str | None = None
 ) -> str | None:
     """Files a report made anew on the sweep's newest summary run; returns its id, or None where there is no such run.
@@ -39,7 +39,7 @@ def file_on_summary(
         if not found:
             return None
         run_id = str(found[0].info.run_id)
-        file_on_run(client, run_id, paths)
+        log_files(client, run_id, paths)
         return run_id
 
 

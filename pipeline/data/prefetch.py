@@ -10,7 +10,7 @@ _LOOK_S = 5.0  # how often whoever waits looks whether the thread is alive
 Item = TypeVar("Item")
 
 
-class Ahead(Generic[Item]):
+class Prefetch(Generic[Item]):
     """An iterator over `items`, in their order, each fetched by a thread while the one before it is in use.
 
     One item is held besides the one in use, and fetching goes no further. What fetching raises is raised in the place

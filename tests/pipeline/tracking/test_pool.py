@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from pipeline.tracking.crew import Crew
+from pipeline.tracking.pool import CallPool
 
 
 def test_so_many_at_a_time_and_no_more() -> None:
-    crew, lock, under_way, most = Crew(3, "crew"), threading.Lock(), [0], [0]
+    pool, lock, under_way, most = CallPool(3, "pool"), threading.Lock(), [0], [0]
     meeting = threading.Barrier(3, timeout=10)  # passes three calls that are under way together, and no fewer
 
     def call() -> None:
@@ -22,35 +22,35 @@ def test_so_many_at_a_time_and_no_more() -> None:
             under_way[0] -= 1
 
     for _ in range(12):
-        crew.give(call)
-    crew.wait()
+        pool.submit(call)
+    pool.wait()
     assert (under_way, most) == ([0], [3])
 
 
 def test_alone_it_works_where_it_is_called() -> None:
     threads: list[threading.Thread] = []
-    crew = Crew(1, "crew")
-    crew.give(lambda: threads.append(threading.current_thread()))
+    pool = CallPool(1, "pool")
+    pool.submit(lambda: threads.append(threading.current_thread()))
     assert threads == [threading.current_thread()]
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_even_what_would_end_its_thread_silently_is_told(size: int) -> None:
-    crew = Crew(size, "crew")
-    crew.give(lambda: sys.exit(3))
+    pool = CallPool(size, "pool")
+    pool.submit(lambda: sys.exit(3))
     with pytest.raises(SystemExit):
-        crew.wait()
+        pool.wait()
 
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_an_error_is_told_when_all_is_done(size: int) -> None:
-    crew, done = Crew(size, "crew"), []
+    pool, done = CallPool(size, "pool"), []
     for number in range(4):
-        crew.give(lambda number=number: done.append(12 // number))
+        pool.submit(lambda number=number: done.append(12 // number))
     with pytest.raises(ZeroDivisionError):
-        crew.wait()
+        pool.wait()
     assert sorted(done) == [4, 6, 12]
-    crew.wait()  # it is told once
+    pool.wait()  # it is told once
 
 
 def test_a_machine_without_threads_does_one_call_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,15 +58,15 @@ def test_a_machine_without_threads_does_one_call_after_the_other(monkeypatch: py
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", none_left)
-    crew, done = Crew(2, "crew"), []
+    pool, done = CallPool(2, "pool"), []
     for number in range(4):
-        crew.give(lambda number=number: done.append(number))
-    crew.wait()
+        pool.submit(lambda number=number: done.append(number))
+    pool.wait()
     assert done == [0, 1, 2, 3]
 
 
 def test_a_stuck_call_holds_no_process() -> None:
-    script = "import threading; from pipeline.tracking.crew import Crew\n"
-    script += "crew = Crew(2, 'crew'); crew.give(threading.Event().wait); print('given')"
+    script = "import threading; from pipeline.tracking.pool import CallPool\n"
+    script += "pool = CallPool(2, 'pool'); pool.submit(threading.Event().wait); print('given')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout == "given\n"

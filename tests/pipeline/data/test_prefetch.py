@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from pipeline.data.ahead import Ahead
+from pipeline.data.prefetch import Prefetch
 
 
 def test_the_items_come_in_their_order_and_end() -> None:
-    stream = Ahead(iter(range(5)))
+    stream = Prefetch(iter(range(5)))
     assert list(stream) == [0, 1, 2, 3, 4]
     with pytest.raises(StopIteration):
         next(stream)
@@ -26,7 +26,7 @@ def test_the_next_item_is_fetched_while_one_is_in_use_and_no_further() -> None:
             event.set()
             yield place
 
-    stream = Ahead(items())
+    stream = Prefetch(items())
     assert next(stream) == 0
     assert fetched[1].wait(10)  # without being asked for
     assert not fetched[2].wait(0.2)
@@ -39,7 +39,7 @@ def test_an_error_comes_in_its_place_and_stays() -> None:
         yield "good"
         raise OSError("shard 3 is damaged")
 
-    stream = Ahead(items())
+    stream = Prefetch(items())
     assert next(stream) == "good"
     for _ in range(2):
         with pytest.raises(OSError, match="shard 3 is damaged"):
@@ -47,15 +47,15 @@ def test_an_error_comes_in_its_place_and_stays() -> None:
 
 
 def test_a_thread_that_has_ended_without_a_word_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.ahead._LOOK_S", 0.05)
+    monkeypatch.setattr("pipeline.data.prefetch._LOOK_S", 0.05)
     release = threading.Event()
 
     def dies(items, wanted, fetched):
         fetched.put(next(items))
         release.wait(10)
 
-    monkeypatch.setattr("pipeline.data.ahead._fetch", dies)
-    stream = Ahead(iter("ab"))
+    monkeypatch.setattr("pipeline.data.prefetch._fetch", dies)
+    stream = Prefetch(iter("ab"))
     assert next(stream) == "a"
     threading.Timer(0.2, release.set).start()
     with pytest.raises(RuntimeError, match="reads batches ahead has ended"):
@@ -64,7 +64,7 @@ def test_a_thread_that_has_ended_without_a_word_is_noticed(monkeypatch: pytest.M
 
 def test_the_thread_ends_with_its_iterator() -> None:
     before = set(threading.enumerate())
-    stream = Ahead(itertools.count())
+    stream = Prefetch(itertools.count())
     (thread,) = set(threading.enumerate()) - before
     assert next(stream) == 0
     del stream
@@ -74,6 +74,7 @@ def test_the_thread_ends_with_its_iterator() -> None:
 
 
 def test_a_process_ends_though_an_item_never_comes() -> None:
-    words = "import time; from pipeline.data.ahead import Ahead; s = Ahead(time.sleep(600) for _ in range(3)); print(1)"
+    words = "import time; from pipeline.data.prefetch import Prefetch\n"
+    words += "s = Prefetch(time.sleep(600) for _ in range(3)); print(1)"
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "1\n"

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import torch.distributed as dist
 
 from pipeline.storage.storage import Storage
-from pipeline.training.stopping import RanksAbsent
+from pipeline.training.stopping import MissingRanks
 
 _MARK = re.compile(r"rank-([0-9]{1,6})")
 _FOR_MARKS_S = 5.0  # by when all whom a timeout has hit will have left theirs
 
 
 @contextlib.contextmanager
-def naming_the_absent(marks: Storage) -> Iterator[None]:
-    """Has a collective operation that timed out, or lost a peer, end as RanksAbsent.
+def naming_missing_ranks(marks: Storage) -> Iterator[None]:
+    """Has a collective operation that timed out, or lost a peer, end as MissingRanks.
 
     Each worker that was there marks it in the folder `marks`, which all reach and no other run uses; who has left no
     mark was not.
@@ -36,13 +36,13 @@ def naming_the_absent(marks: Storage) -> Iterator[None]:
             while len(absent := everyone - _marked(marks)) > 1 and time.monotonic() < deadline:
                 time.sleep(0.1)
         except OSError as away:
-            raise RanksAbsent(
+            raise MissingRanks(
                 f"the workers lost each other ({reason}), and who was missing is not known: {away}"
             ) from error
         if not absent:
-            raise RanksAbsent(f"the workers lost each other, though none was missing ({reason})") from error
+            raise MissingRanks(f"the workers lost each other, though none was missing ({reason})") from error
         who = ", ".join(map(str, sorted(absent)))
-        raise RanksAbsent(f"rank {who} did not arrive where the others waited ({reason})") from error
+        raise MissingRanks(f"rank {who} did not arrive where the others waited ({reason})") from error
 
 
 def _marked(marks: Storage) -> set[int]:

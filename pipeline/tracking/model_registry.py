@@ -10,7 +10,7 @@ from pipeline.tracking.store import in_a_line
 if TYPE_CHECKING:
     from pipeline.tracking.client import StoreClient
 
-# The artifact folders of a run that hold its model, as it ended and at its best; see `pipeline.tracking.registered`.
+# The artifact folders of a run that hold its model, as it ended and at its best; see `pipeline.tracking.load_model`.
 MODEL, BEST_MODEL = "model", "best_model"
 
 _ONE_AFTER_ANOTHER = threading.Lock()  # MLflow numbers versions by trying, three times: two at once may both fail

@@ -14,8 +14,8 @@ from pipeline.remote.index import checkpoints_in
 from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import OnLog, train_remotely
 from pipeline.storage.opening import open_storage
-from pipeline.training.absent import _marked
-from pipeline.training.stopping import RanksAbsent
+from pipeline.training.missing_ranks import _marked
+from pipeline.training.stopping import MissingRanks
 from pipeline.training.worker import run_training
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import small_data, small_experiment
@@ -44,7 +44,7 @@ def worker(rank: int, root: Path, data: Path, uri: str) -> None:
     remote = RemoteTrial(open_storage(uri), "per_token-s0").part(1)
     try:
         train_remotely(experiment, remote, TrialFolder(root / "trial"), rank, train)
-    except RanksAbsent as absent:
+    except MissingRanks as absent:
         if rank == 0:
             told.write_text(str(absent))
     os._exit(0)  # the group is of no use any more, and would be waited for

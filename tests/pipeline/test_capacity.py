@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
+import pipeline.running.capacity
 import pipeline.running.cluster
-import pipeline.running.room
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.running.capacity import Capacity
 from pipeline.running.cluster import Resources, connect
 from pipeline.running.driver import name_of
-from pipeline.running.progress import Progress
-from pipeline.running.room import Room
+from pipeline.running.progress import TrialProgress
 from pipeline.running.tuner import DRIVER_BYTES, TunerJob, tune_trials
 from pipeline.settings.config import SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import trials_of
@@ -29,34 +29,34 @@ PAIR = WorkersConfig(count=2, cpus=1.0)
 
 def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [(Resources(2), Resources(1))]
-    monkeypatch.setattr(pipeline.running.room, "nodes", lambda: there[-1])
-    monkeypatch.setattr(pipeline.running.room, "_LOOK_EVERY_S", 0.0)
-    room = Room([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
-    assert (room.at_once, room.look()) == (1, 1)
+    monkeypatch.setattr(pipeline.running.capacity, "nodes", lambda: there[-1])
+    monkeypatch.setattr(pipeline.running.capacity, "_LOOK_EVERY_S", 0.0)
+    capacity = Capacity([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
+    assert (capacity.at_once, capacity.refresh()) == (1, 1)
     there.append((Resources(2), Resources(1), Resources(4)))
-    assert room.look() == 3
+    assert capacity.refresh() == 3
     there.append((Resources(2), Resources(64)))
-    assert room.look() == 4  # not more than are wanted
+    assert capacity.refresh() == 4  # not more than are wanted
     there.append((Resources(1),))
-    assert room.look() == 1
-    assert "2 CPUs" in str(room.lacking)
+    assert capacity.refresh() == 1
+    assert "2 CPUs" in str(capacity.lacking)
     there.append((Resources(2),))
-    assert (room.look(), room.lacking) == (1, None)
+    assert (capacity.refresh(), capacity.lacking) == (1, None)
     there.append(())
     with pytest.raises(UserError, match=r"workers\.cpus"):
-        Room([PAIR], wanted=1)
+        Capacity([PAIR], wanted=1)
 
 
 def test_room_that_others_have_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.running.room, "nodes", lambda: (Resources(4, 1),))
+    monkeypatch.setattr(pipeline.running.capacity, "nodes", lambda: (Resources(4, 1),))
     free = {"CPU": 2.0}
     monkeypatch.setattr("ray.available_resources", lambda: free)
-    room = Room([PAIR], wanted=1)
-    assert room.taken is None
+    capacity = Capacity([PAIR], wanted=1)
+    assert capacity.taken is None
     free["CPU"] = 1.5
-    assert room.taken == "1.5 CPUs"
+    assert capacity.taken == "1.5 CPUs"
     free.clear()  # Ray leaves out what is used up
-    assert Room([WorkersConfig(count=1, gpus=1.0)], wanted=1).taken == "0 CPUs and 0 GPUs"
+    assert Capacity([WorkersConfig(count=1, gpus=1.0)], wanted=1).taken == "0 CPUs and 0 GPUs"
 
 
 def test_loopback_has_an_interface_and_an_unknown_address_none() -> None:
@@ -69,7 +69,7 @@ def test_three_trials_of_two_workers_on_two_cpus_queue_and_all_finish(tmp_path: 
     """All three are let loose at once: had Ray Train taken workers one by one, each would hold one CPU for ever."""
     experiment = toy_experiment(workers=PAIR, sweep=SweepConfig(arms=("task_only",), seeds=(0, 1, 2)))
     places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
-    left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
+    left = [TrialProgress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
     job = TunerJob(tmp_path, "session", left, str(toy_data(tmp_path / "data").folder), name_of(toy_train), False)
     faults: list[BaseException] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +133,7 @@ def test_trials_are_driven_from_several_nodes(tmp_path: Path) -> None:
         sweep=SweepConfig(arms=("task_only",), seeds=(0, 1, 2)),
     )
     places = [Output(tmp_path).trial("toy", trial.key) for trial in trials_of(experiment)]
-    left = [Progress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
+    left = [TrialProgress(trial, place) for trial, place in zip(trials_of(experiment), places, strict=True)]
     data = str(toy_data(tmp_path / "data").folder)
     job = TunerJob(tmp_path, "session", left, data, name_of(toy_train), False, spread=True)
     small = {"num_cpus": 1, "memory": 2 * DRIVER_BYTES, "object_store_memory": 80_000_000}

@@ -16,8 +16,8 @@ from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import Trial
-from pipeline.tracking.registered import load_model
-from pipeline.tracking.registry import model_name, register_model
+from pipeline.tracking.load_model import load_model
+from pipeline.tracking.model_registry import model_name, register_model
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_model

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from pipeline.storage.opening import open_storage
 from pipeline.storage.storage import Storage
-from pipeline.training.absent import naming_the_absent
-from pipeline.training.stopping import RanksAbsent
+from pipeline.training.missing_ranks import naming_missing_ranks
+from pipeline.training.stopping import MissingRanks
 
 TIMED_OUT = RuntimeError("callback:\n[/x/gloo/gloo/buffer.cc:81] Timed out waiting 10000ms\nException raised from: y")
 
@@ -30,8 +30,8 @@ def marks(tmp_path: Path) -> Storage:
 def test_who_has_left_no_mark_is_named(marks: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     (marks / "rank-2").write_bytes(b"here")
     monkeypatch.setattr(dist, "get_world_size", lambda: 4)
-    monkeypatch.setattr("pipeline.training.absent._FOR_MARKS_S", 0.3)
-    with pytest.raises(RanksAbsent) as caught, naming_the_absent(marks):
+    monkeypatch.setattr("pipeline.training.missing_ranks._FOR_MARKS_S", 0.3)
+    with pytest.raises(MissingRanks) as caught, naming_missing_ranks(marks):
         raise TIMED_OUT
     assert str(caught.value) == "rank 1, 3 did not arrive where the others waited (Timed out waiting 10000ms)"
     assert (marks / "rank-0").is_file()
@@ -39,18 +39,18 @@ def test_who_has_left_no_mark_is_named(marks: Storage, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("group")
 def test_when_all_were_there_nobody_is_blamed(marks: Storage) -> None:
-    with pytest.raises(RanksAbsent, match="though none was missing"), naming_the_absent(marks):
+    with pytest.raises(MissingRanks, match="though none was missing"), naming_missing_ranks(marks):
         raise TIMED_OUT
 
 
 @pytest.mark.usefixtures("group")
 def test_other_errors_pass_as_they_are(marks: Storage) -> None:
     for error in (RuntimeError("shapes do not match"), ValueError("gloo")):
-        with pytest.raises(type(error), match=str(error)), naming_the_absent(marks):
+        with pytest.raises(type(error), match=str(error)), naming_missing_ranks(marks):
             raise error
     assert marks.files() == {}
 
 
 def test_without_other_workers_nobody_can_be_absent(marks: Storage) -> None:
-    with pytest.raises(RuntimeError, match="gloo"), naming_the_absent(marks):
+    with pytest.raises(RuntimeError, match="gloo"), naming_missing_ranks(marks):
         raise TIMED_OUT

@@ -31,7 +31,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Filed:
+class Artifacts:
     """By run id; a run that left no such file, or a damaged one, is not in it. `lost` are the runs of which there is no
     file at all, though every run is given some."""
 
@@ -41,10 +41,10 @@ class Filed:
     lost: list[str] = field(default_factory=list)
 
 
-def read_filed(uri: str, results: Results) -> Filed:
+def read_artifacts(uri: str, results: Results) -> Artifacts:
     """The distributions of every trial, and of each row's lowest seed the predictions and the figures."""
     client = open_store(uri, create=False)
-    filed = Filed()
+    filed = Artifacts()
     with TemporaryDirectory() as aside, store_errors(uri):
         for row in results.rows:
             for seed, trial in sorted(row.trials.items()):
