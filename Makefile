@@ -72,7 +72,7 @@ lint: .venv/.installed
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 11) or sys.exit(f"Python >= 3.11 is needed; {sys.executable} is {v}. Name another with: make PYTHON=python3.12")'
 	@echo "Building .venv with the packages of constraints.txt; once, a few minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,notebook,bench,examples]'
 	touch $@
 
 # Writes constraints.txt anew from pyproject.toml by `uv pip compile`, and keeps the versions in it that are still

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tiny_onn.capture import capture
     from tiny_onn.distributed import distribute
     from tiny_onn.dynamics import LearningDynamics
+    from tiny_onn.gradient_norms import gradient_norms
     from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
     from tiny_onn.learning_cost import LayerCost, TokenCost, learning_cost, per_token_gradients
     from tiny_onn.model import GridTransformer
@@ -35,6 +36,7 @@ __all__ = [
     "computation_parameters",
     "configure",
     "distribute",
+    "gradient_norms",
     "learning_cost",
     "per_token_gradients",
     "router_parameters",
@@ -54,6 +56,7 @@ _MODULES = {
     "computation_parameters": "layers",
     "configure": "arm",
     "distribute": "distributed",
+    "gradient_norms": "gradient_norms",
     "learning_cost": "learning_cost",
     "per_token_gradients": "learning_cost",
     "router_parameters": "layers",

@@ -1,4 +1,4 @@
-"""The only hooks: what every call of every SparseProtoLinear saw, and the gradient that came back to it.
+"""The only hooks: what every call of a linear layer saw, and the gradient that came back to it.
 
 Pairing is by call. Tensor hooks fire in backward order, so a gradient is never matched to an input by its place in a
 list: each call's own hook holds the record that it fills.
@@ -6,17 +6,17 @@ list: each call's own hook holds the record that it fills.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from tiny_onn.layers import CallPoint, SparseProtoCall, SparseProtoLinear, sparse_layers
-from tiny_onn.routing import Routing, at_least_float32
+from tiny_onn.captured_call import CapturedCall, CaptureError, LinearCall
+from tiny_onn.gradient_norms import Per, norms_of_calls
+from tiny_onn.layers import SparseProtoCall, SparseProtoLinear, sparse_layers
+from tiny_onn.linear_layers import Where, bias_of, select_linear, weight_of
 
 Storage = Literal["reference", "clone"]
 
@@ -37,10 +37,6 @@ UNKNOWN_MASK = (
 HELD = ("x", "masked_output", "routing", "grad_output", "computation_output", "masked_gradient")  # tensors of a call
 
 
-class CaptureError(RuntimeError):
-    """A captured call cannot be trusted. Names the module and the call."""
-
-
 class Masks:
     """How many masks, given one before each forward pass, may be the one of a call that a backward pass repeats."""
 
@@ -58,89 +54,28 @@ class Masks:
         self._answered = True
 
 
-@dataclass(eq=False)
-class CapturedCall:
-    """One call of one SparseProtoLinear; all tensors detached.
-
-    `grad_output` is dL/d(computation_output), summed over all backward passes that reached the call. `valid` marks the
-    tokens that count; None is all of them. `computation_output` and `masked_gradient`, dL/d(masked_output), are there
-    where `capture(..., masked=True)` asks for them.
-    """
-
-    module_name: str
-    module: SparseProtoLinear
-    call_index: int
-    x: Float[Tensor, "*b i"]
-    masked_output: Float[Tensor, "*b o"]
-    routing: Routing
-    valid: Bool[Tensor, " *b"] | None
-    during_backward: bool
-    mask_unknown: bool = False
-    grad_output: Float[Tensor, "*b o"] | None = None
-    computation_output: Float[Tensor, "*b o"] | None = None
-    masked_gradient: Float[Tensor, "*b o"] | None = None
-    arrived: bool = False
-    _versions: list[tuple[str, Tensor, int]] = field(default_factory=list)
-
-    @cached_property
-    def _valid_places(self) -> Tensor:
-        assert self.valid is not None
-        return self.valid.reshape(-1).nonzero().squeeze(1)
-
-    @property
-    def title(self) -> str:
-        """The call's name in an error."""
-        return f"call {self.call_index} of {self.module_name!r}"
-
-    def check_unchanged(self) -> None:
-        """Raises CaptureError where a tensor that is held by reference has been written to since."""
-        for name, tensor, version in self._versions:
-            if tensor._version != version:
-                raise CaptureError(
-                    f"{name} of {self.title} was modified in place after it was captured, so its values are lost; "
-                    'use an out-of-place operation, or capture(..., storage="clone")'
-                )
-
-    def watch_version(self, name: str, tensor: Tensor) -> None:
-        """Has `check_unchanged` look at a tensor that is held by reference."""
-        self._versions.append((name, tensor, tensor._version))
-
-    def let_go(self, *names: str) -> None:
-        """Drops fields that nothing later needs, so that their memory is free before the backward pass ends."""
-        for name in names:
-            if name == "routing":
-                self.routing = self.routing._replace(match=torch.empty(0), gate=None, chosen=None)
-            else:
-                setattr(self, name, torch.empty(0) if name in ("x", "masked_output") else None)
-        gone = {*names, *(("match", "gate") if "routing" in names else ())}
-        self._versions = [entry for entry in self._versions if entry[0] not in gone]
-
-    def select(self, tensor: Float[Tensor, "*b k"]) -> Float[Tensor, "n k"]:
-        """The rows of the valid tokens, leading axes flattened; at least float32."""
-        flat = tensor.reshape(-1, tensor.shape[-1])
-        if self.valid is not None:
-            flat = flat.index_select(0, self._valid_places)
-        return at_least_float32(flat)
+C = TypeVar("C", bound=LinearCall)
 
 
-class Captured:
+class Captured(Generic[C]):
     """The calls seen so far. Filled while `capture` is open; emptied when it closes."""
 
     def __init__(
         self,
-        names: dict[CallPoint, str],
-        layers: dict[str, SparseProtoLinear],
+        layers: dict[str, nn.Module],
         storage: Storage,
-        on_gradient: Callable[[CapturedCall], None] | None,
+        on_gradient: Callable[[C], None] | None,
         masked: bool,
     ) -> None:
         self._masked = masked
-        self._names, self._layers, self._storage, self._on_gradient = names, layers, storage, on_gradient
-        self._calls: list[CapturedCall] = []
+        self._layers, self._storage, self._on_gradient = layers, storage, on_gradient
+        self._calls: list[C] = []
         self._index: Counter[str] = Counter()
         self._handles: list[Any] = []
         self._valid: Tensor | None = None
-        self._masks = Masks()
+        self._masks, self._passes, self._pass_index = Masks(), Masks(), -1
+        self._passes.next()
+        self._uncalled: dict[str, tuple[int | None, int]] = {}
 
     def use_valid(self, valid: Bool[Tensor, " *b"] | None) -> None:
         """Says which tokens of the forward passes from here on count (False for padding). None: all."""
@@ -148,18 +83,19 @@ class Captured:
         self._valid = valid
 
     @property
-    def layers(self) -> dict[str, SparseProtoLinear]:
+    def layers(self) -> dict[str, Any]:
         """The layers that are watched, by name."""
         return self._layers
 
-    def calls(self) -> list[CapturedCall]:
+    def calls(self) -> list[C]:
         """Every call with its gradient, after the backward pass, checked.
 
         Raises:
-            CaptureError: a call got no gradient, or a captured tensor was modified in place; names it.
+            CaptureError: a call got no gradient, a captured tensor was modified in place, or the weight of a layer got
+                a gradient without a call; names it.
         """
-        complete: list[CapturedCall] = []
-        missing: list[CapturedCall] = []
+        complete: list[C] = []
+        missing: list[C] = []
         for call in self._calls:
             call.check_unchanged()
             (complete if call.arrived else missing).append(call)
@@ -167,48 +103,112 @@ class Captured:
         # the first: that second call rightly gets no gradient, as long as there is a first one that did.
         spare = Counter(call.module_name for call in complete if not call.during_backward)
         for call in missing:
+            call.check_output()
             spare[call.module_name] -= 1
             if not call.during_backward or spare[call.module_name] < 0:
                 raise CaptureError(
                     f"{call.title} got no gradient: its output does not reach the loss, or backward() has not run"
                 )
+        for name, before in self._uncalled.items():
+            if not self._index[name] and _gradient_state(self._layers[name]) != before:
+                raise CaptureError(
+                    f"the weight of {name!r} got a gradient, but no call of it was seen: the model uses the weight "
+                    "without calling the layer, or torch.compile has compiled the call; leave the model uncompiled, "
+                    "or select other layers"
+                )
         return complete
 
-    def _record(self, point: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def norms(self, per: Per = "token", *, bias: bool = False, batch_axis: int = 0) -> dict[str, Tensor]:
+        """The norms of the weight gradients of each layer, by name, over all calls; see `gradient_norms`.
+
+        Calls of one layer in one call of `model` are of the same tokens: their gradients are summed before the norm is
+        taken. Several calls of `model` (micro-batches) follow each other along the batch axis.
+
+        Raises:
+            CaptureError: as `calls`; or a layer was called several times, and which of its calls are of the same tokens
+                cannot be told, because `model` itself was not called, or was by reentrant checkpointing.
+        """
+        by_name: dict[str, list[C]] = {}
+        for call in self.calls():
+            by_name.setdefault(call.module_name, []).append(call)
+        return {
+            name: norms_of_calls(by_name[name], per, bias=bias, batch_axis=batch_axis)
+            for name in self._layers
+            if name in by_name
+        }
+
+    def look_for_uses_without_calls(self, model: nn.Module) -> None:
+        """Has `calls` look for layers whose weight, which is no other module's, gets a gradient without a call."""
+        owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+        for name, layer in self._layers.items():
+            if owners[id(getattr(layer, "weight", None))] == 1:
+                self._uncalled[name] = _gradient_state(layer)
+
+    def begin_pass(self) -> None:
+        """The model is called."""
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            self._passes.next()
+            self._pass_index += 1
+
+    def _record_sparse(self, name: str, args: tuple[Any, ...], output: Any) -> None:
         if not torch.is_grad_enabled():
             return  # no gradient can come; reentrant checkpointing runs the forward again with gradients
-        assert isinstance(point, CallPoint)
         call: SparseProtoCall = args[0]
-        module_name = self._names[point]
-        keep = (lambda t: t.detach().clone()) if self._storage == "clone" else (lambda t: t.detach())
         gate = call.routing.gate
-        routing = call.routing._replace(match=keep(call.routing.match), gate=None if gate is None else keep(gate))
-        during_backward = torch._C._current_graph_task_id() != -1
-        unknown = during_backward and self._masks.pending > 1
+        routing = call.routing._replace(
+            match=self._keep(call.routing.match), gate=None if gate is None else self._keep(gate)
+        )
         record = CapturedCall(
-            module_name=module_name,
-            module=self._layers[module_name],
-            call_index=self._index[module_name],
-            x=keep(call.x),
-            masked_output=keep(call.masked_output),
-            routing=routing,
-            valid=None if unknown else self._matching_valid(call.x, module_name),
-            during_backward=during_backward,
-            mask_unknown=unknown,
+            **self._common(name, call.x), masked_output=self._keep(call.masked_output), routing=routing
         )
         if self._masked:
-            record.computation_output = keep(call.computation_output)
-        if self._storage == "reference":
-            held = {name: getattr(record, name) for name in ("x", "masked_output", "computation_output")}
-            for name, tensor in (held | {"match": routing.match, "gate": routing.gate}).items():
-                if isinstance(tensor, Tensor):
-                    record.watch_version(name, tensor)
-        self._index[module_name] += 1
-        self._calls.append(record)
+            record.computation_output = self._keep(call.computation_output)
+        held = {each: getattr(record, each) for each in ("x", "masked_output", "computation_output")}
+        self._add(cast(C, record), held | {"match": routing.match, "gate": routing.gate})
         if self._masked and isinstance(output, Tensor) and output.requires_grad:
             self._watch_masked(record, output)
         if call.computation_output.requires_grad:
-            self._watch(record, call.computation_output)
+            self._watch(cast(C, record), call.computation_output)
+
+    def _record_linear(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        """What the layer returns in the place of `output`: a copy where all is copied, for others may modify it."""
+        if not torch.is_grad_enabled():
+            return None
+        if torch.compiler.is_compiling():
+            raise CaptureError(f"{name!r} was compiled; {WITHOUT_COMPILER}")
+        record = LinearCall(**self._common(name, args[0] if args else next(iter(kwargs.values()))))
+        self._add(cast(C, record), {"x": record.x})
+        if not output.requires_grad:
+            return None
+        self._watch(cast(C, record), output)
+        return output.clone() if self._storage == "clone" else None
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self._storage == "clone" else tensor.detach()
+
+    def _common(self, name: str, x: Tensor) -> dict[str, Any]:
+        """The fields of a record that say which call it is of."""
+        during_backward = torch._C._current_graph_task_id() != -1
+        unknown = during_backward and self._masks.pending > 1
+        in_no_pass = self._pass_index < 0 or (during_backward and self._passes.pending > 1)
+        return {
+            "module_name": name,
+            "module": self._layers[name],
+            "call_index": self._index[name],
+            "x": self._keep(x),
+            "valid": None if unknown else self._matching_valid(x, name),
+            "during_backward": during_backward,
+            "pass_index": None if in_no_pass else self._pass_index,
+            "mask_unknown": unknown,
+        }
+
+    def _add(self, record: C, held: dict[str, Any]) -> None:
+        if self._storage == "reference":
+            for name, tensor in held.items():
+                if isinstance(tensor, Tensor):
+                    record.watch_version(name, tensor)
+        self._index[record.module_name] += 1
+        self._calls.append(record)
 
     def _matching_valid(self, x: Tensor, name: str) -> Tensor | None:
         if self._valid is not None and self._valid.shape != x.shape[:-1]:
@@ -230,21 +230,19 @@ class Captured:
 
         self._handles.append(masked_output.register_hook(on_gradient))
 
-    def _watch(self, record: CapturedCall, computation_output: Tensor) -> None:
+    def _watch(self, record: C, computation_output: Tensor) -> None:
         # detach() shares storage and version counter, and keeps no graph alive.
-        output: Tensor | None = computation_output.detach()
-        version = computation_output._version
+        record.watch_output(computation_output.detach())
 
         def on_gradient(gradient: Tensor | None) -> None:
-            nonlocal output
-            if output is not None and output._version != version:
-                raise CaptureError(f"computation_output of {record.title} was modified in place after it was captured")
-            output = None  # its memory is autograd's to free
+            record.check_output()
+            record.watch_output(None)  # its memory is autograd's to free
             if gradient is None:  # inside a graph of torch.compile, where hooks of tensors are called for nothing
                 raise CaptureError(f"{record.title} was compiled; {WITHOUT_COMPILER}")
             if record.mask_unknown:
                 raise CaptureError(f"{record.title} {UNKNOWN_MASK}")
             self._masks.arrived()
+            self._passes.arrived()
             gradient = gradient.detach()
             if record.grad_output is not None:
                 record.grad_output = record.grad_output + gradient
@@ -272,35 +270,91 @@ class Captured:
         self._valid = None
 
 
-@contextmanager
+@overload
 def capture(
     model: nn.Module,
     *,
+    valid: Bool[Tensor, " *b"] | None = ...,
+    storage: Storage = ...,
+    on_gradient: Callable[[CapturedCall], None] | None = ...,
+    masked: bool = ...,
+) -> AbstractContextManager[Captured[CapturedCall]]: ...
+
+
+@overload
+def capture(
+    model: nn.Module,
+    *,
+    layers: Where,
+    valid: Bool[Tensor, " *b"] | None = ...,
+    storage: Storage = ...,
+    on_gradient: Callable[[LinearCall], None] | None = ...,
+    masked: bool = ...,
+) -> AbstractContextManager[Captured[LinearCall]]: ...
+
+
+def capture(
+    model: nn.Module,
+    *,
+    layers: Where | None = None,
     valid: Bool[Tensor, " *b"] | None = None,
     storage: Storage = "reference",
-    on_gradient: Callable[[CapturedCall], None] | None = None,
+    on_gradient: Callable[..., None] | None = None,
     masked: bool = False,
-) -> Iterator[Captured]:
-    """Watches every SparseProtoLinear of `model` (ADR-0004, steps 1 to 3).
+) -> AbstractContextManager[Captured[Any]]:
+    """Watches the linear layers of `model` (ADR-0004, steps 1 to 3).
 
-    Run the forward passes and the backward inside, and read `calls()` inside: on leaving, whatever happened, the hooks
-    are removed and every captured tensor is let go.
+    Run the forward passes and the backward inside, and read `calls()` or `norms()` inside: on leaving, whatever
+    happened, the hooks are removed and every captured tensor is let go.
 
     Args:
         model: any module.
+        layers: which: types such as `(nn.Linear,)`, qualified names, also with wildcards ("encoder.*.linear1"), or a
+            function of name and module. They may be nn.Linear, SparseProtoLinear and the Conv1D of Hugging Face's
+            transformers. By default every SparseProtoLinear.
         valid: which tokens count; see `Captured.use_valid`.
         storage: "reference" keeps no copy and raises where a tensor is modified in place; "clone" copies every tensor
             as the ADR's IMP-002 asks, at the cost of the memory.
         on_gradient: called with each call as its gradient arrives, during the backward pass; it may `let_go` of what
             nothing later needs. A second gradient for the same call is then an error.
-        masked: also capture `computation_output` and `masked_gradient`.
+        masked: of SparseProtoLinear, also capture `computation_output` and `masked_gradient`.
+
+    Raises:
+        ValueError: `layers` selects nothing, or something else than linear layers.
+        CaptureError: `layers` is given and the model is compiled, where hooks see nothing.
     """
-    layers = sparse_layers(model)
-    names = {layer.call_point: name for name, layer in layers.items()}
-    captured = Captured(names, layers, storage, on_gradient, masked)
+    if layers is None:
+        return _capture(model, dict(sparse_layers(model)), valid, storage, on_gradient, masked, counted=False)
+    selected = select_linear(model, layers, "layers")
+    if any(_is_compiled(module) for module in model.modules()):
+        raise CaptureError(f"the model is compiled; {WITHOUT_COMPILER}")
+    return _capture(model, selected, valid, storage, on_gradient, masked, counted=True)
+
+
+@contextmanager
+def _capture(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    valid: Tensor | None,
+    storage: Storage,
+    on_gradient: Callable[..., None] | None,
+    masked: bool,
+    *,
+    counted: bool,
+) -> Iterator[Captured[Any]]:
+    captured: Captured[Any] = Captured(layers, storage, on_gradient, masked)
     captured.use_valid(valid)
-    handles = [layer.call_point.register_forward_hook(captured._record) for layer in layers.values()]
-    handles += [layer.register_forward_pre_hook(_with_gradient) for layer in layers.values()]
+    handles: list[Any] = []
+    if counted:
+        captured.look_for_uses_without_calls(model)
+    handles.append(model.register_forward_pre_hook(_passes_of(model, captured)))
+    for name, layer in layers.items():
+        if isinstance(layer, SparseProtoLinear):
+            handles.append(layer.call_point.register_forward_hook(_named(captured._record_sparse, name)))
+        else:
+            record = _of_layer(layer, captured._record_linear, name)
+            handles.append(layer.register_forward_hook(record, prepend=True, with_kwargs=True))
+        handles.append(layer.register_forward_pre_hook(_with_gradient, with_kwargs=True))
     try:
         yield captured
     finally:
@@ -309,10 +363,45 @@ def capture(
         captured._release()
 
 
-def _with_gradient(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _named(record: Callable[..., None], name: str) -> Callable[..., None]:
+    return lambda module, args, output: record(name, args, output)
+
+
+def _of_layer(layer: nn.Module, record: Callable[..., Tensor | None], name: str) -> Callable[..., Tensor | None]:
+    """A hook of this layer: a copy of a watched model has the hook, too, and is not watched."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        return record(name, args, kwargs, output) if module is layer else None
+
+    return hook
+
+
+def _passes_of(model: nn.Module, captured: Captured[Any]) -> Callable[..., None]:
+    def hook(module: nn.Module, _: Any) -> None:
+        if module is model:
+            captured.begin_pass()
+
+    return hook
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """By torch.compile(module), which wraps it, or module.compile()."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _gradient_state(layer: nn.Module) -> tuple[int | None, int]:
+    gradient = weight_of(layer).grad if isinstance(layer, SparseProtoLinear) else layer.weight.grad
+    return (None, 0) if gradient is None else (id(gradient), gradient._version)
+
+
+def _with_gradient(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Has a gradient come to the output of a frozen layer on an input that has none: its router may still learn."""
-    assert isinstance(layer, SparseProtoLinear)
-    frozen = not (layer.mu_weight.requires_grad or layer.mu_bias.requires_grad)
-    if frozen and torch.is_grad_enabled() and not args[0].requires_grad:
-        return (args[0].detach().requires_grad_(True), *args[1:])
-    return None
+    frozen = not any(p is not None and p.requires_grad for p in (weight_of(layer), bias_of(layer)))
+    if not frozen or not torch.is_grad_enabled():
+        return None
+    if args:
+        return None if args[0].requires_grad else ((args[0].detach().requires_grad_(True), *args[1:]), kwargs)
+    name, x = next(iter(kwargs.items()))
+    return None if x.requires_grad else (args, kwargs | {name: x.detach().requires_grad_(True)})

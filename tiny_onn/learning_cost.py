@@ -125,6 +125,10 @@ class PerTokenGradients:
         """Summed over the tokens: what autograd calls the weight's gradient."""
         return torch.einsum("no,ni->oi", self.grad_output, self.x)
 
+    def dot(self, direction: Float[Tensor, "o i"]) -> Float[Tensor, " n"]:
+        """Every token's <dW[n], direction>, as in a score of influence; without the [n, o, i] tensor."""
+        return ((self.grad_output @ direction) * self.x).sum(dim=-1)
+
     def norms(self) -> Float[Tensor, "n o"]:
         """Every expert's gradient norm for every token."""
         return per_token(self.grad_output, self.x)
