@@ -3,8 +3,8 @@
 The names in `__all__` are the public interface; everything else may change between versions. They are imported when
 they are first used, so that `import tiny_onn.arms`, the facts about arms, takes no torch.
 
-`arm`, `capture` and `learning_cost` are functions here. What else their modules hold is reached by
-`from tiny_onn.arm import TASK_ONLY`.
+`arm`, `capture`, `gradient_norms`, `learning_cost` and `sparsify` are functions here. What else their modules hold is
+reached by `from tiny_onn.arm import TASK_ONLY`.
 """
 
 import sys
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
     from tiny_onn.learning_cost import LayerCost, TokenCost, learning_cost, per_token_gradients
     from tiny_onn.model import GridTransformer
+    from tiny_onn.sparsify import sparsify
 
 __all__ = [
     "Arm",
@@ -40,6 +41,7 @@ __all__ = [
     "learning_cost",
     "per_token_gradients",
     "router_parameters",
+    "sparsify",
 ]
 
 _MODULES = {
@@ -60,6 +62,7 @@ _MODULES = {
     "learning_cost": "learning_cost",
     "per_token_gradients": "learning_cost",
     "router_parameters": "layers",
+    "sparsify": "sparsify",
 }
 
 

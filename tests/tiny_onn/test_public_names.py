@@ -41,7 +41,7 @@ def test_the_names_for_type_checkers_are_those_that_are_imported() -> None:
 
 
 def test_functions_stay_functions_whether_their_modules_were_imported_before_or_after() -> None:
-    names = ("arm", "capture", "learning_cost")
+    names = ("arm", "capture", "gradient_norms", "learning_cost", "sparsify")
     check = f"assert all(getattr(tiny_onn, name).__name__ == name for name in {names})"
     modules = "; ".join(f"import tiny_onn.{name}" for name in names)
     in_a_new_process(f"import tiny_onn; {modules}; {check}; from tiny_onn.arm import TASK_ONLY")
