@@ -177,6 +177,9 @@ def _tell_answer(made: "Report", files: list[Path], output: Path, destination: D
     place = [] if output == Path("runs") else ["--output", str(output)]
     browse = destination.command(["tiny-onn", "ui", *place, *destination.options()])
     lines += [f"Report:  {page}", f"Next:    {browse}"]
+    for path in (each for each in files if each.name.startswith("best_draws")):
+        again = destination.command(["tiny-onn", "ablate", str(path), *place, *destination.options()])
+        lines += [f"Each arm's best draw, with fresh seeds: {again}"]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -230,5 +233,8 @@ def _file_report(
     print_report(made, console, in_short)
     if not in_short:
         page = next(path for path in files if path.suffix == ".html")
+        for path in (each for each in files if each.name.startswith("best_draws")):
+            said = f"Each arm's best draw, with fresh seeds: tiny-onn ablate {path}"
+            console.print(said, highlight=False, soft_wrap=True)
         console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
     return made, files

@@ -6,8 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.errors import UserError
 from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_json, read_bounded
+from pipeline.renamed import current_settings
 from pipeline.reporting.results import Results
+from pipeline.settings.config import Experiment, validated
 from pipeline.tracking.store import open_store, plain, store_errors
 from pipeline.training.distributions import FOLDER, Distributions, last_distributions, last_piece
 
@@ -30,15 +33,17 @@ class Drawn:
     prediction: Grid | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Artifacts:
     """By run id; a run that left no such file, or a damaged one, is not in it. `lost` are the runs of which there is no
-    file at all, though every run is given some."""
+    file at all, though every run is given some. `sweep`: the settings of the sweep itself, None where they are not of
+    today's version."""
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
     figures: dict[str, dict[str, bytes]] = field(default_factory=dict)  # PNG by name
     lost: list[str] = field(default_factory=list)
+    sweep: Experiment | None = None
 
 
 def read_artifacts(uri: str, results: Results) -> Artifacts:
@@ -46,6 +51,8 @@ def read_artifacts(uri: str, results: Results) -> Artifacts:
     client = open_store(uri, create=False)
     filed = Artifacts()
     with TemporaryDirectory() as aside, store_errors(uri):
+        if results.summary is not None:
+            filed.sweep = _settings(_text(client, results.summary, "config.json", aside))
         for row in results.rows:
             for seed, trial in sorted(row.trials.items()):
                 there = {file.path for file in client.list_artifacts(trial.run_id)}
@@ -69,6 +76,14 @@ def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
         return read_bounded(Path(client.download_artifacts(run_id, name, aside)), MOST_BYTES).decode("utf-8")
     except (MlflowException, OSError, ValueError, DamagedJson):  # a report is made of what there is
         return ""
+
+
+def _settings(text: str) -> Experiment | None:
+    try:
+        values = parse_json(text, "config.json")
+        return validated(current_settings(values), "config.json") if isinstance(values, dict) else None
+    except (DamagedJson, UserError):
+        return None
 
 
 def _figures(client: "MlflowClient", run_id: str, aside: str) -> dict[str, bytes]:

@@ -8,17 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.files import write_whole, write_whole_with
 from pipeline.reporting import tables
+from pipeline.reporting.best_draws import reruns
 from pipeline.reporting.comparisons import OVER_BASELINES, note
 from pipeline.reporting.data_used import parse_data, scores_of
 from pipeline.reporting.frames import results_frame
 from pipeline.reporting.renderings import escape, latex_table, markdown_table, terminal_table
 from pipeline.reporting.report import Report, headline
 from pipeline.reporting.results import Results
+from pipeline.settings.config import Experiment
 
 _DPI = 150
 
@@ -36,8 +39,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     text, page, data = folder / "report.md", folder / "report.html", folder / "results.json"
     write_whole(text, markdown(report, [path.name for path in figures]))
     write_whole(page, html(report))
+    again = _write_best_draws(report, folder)
     write_whole(data, json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n")
-    return [text, page, *figures, data, *(_write_data(report, folder) if report.results.rows else [])]
+    return [text, page, *figures, data, *again, *(_write_data(report, folder) if report.results.rows else [])]
 
 
 def print_report(report: Report, console: Console, in_short: bool = False) -> None:
@@ -69,6 +73,9 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
                 parts.append("![Held-out loss against active experts](loss_over_density.png)")
             parts.append(markdown_table(equal) if equal else "")
         parts += ["## Means over seeds", markdown_table(tables.means(report)), tables.LEGEND]
+        if (drawn := tables.draws(report)) is not None and drawn.rows:
+            again = f"Once more with seeds that they were not chosen by: `tiny-onn ablate {best_draws_name(report)}`."
+            parts += ["## Best draws", markdown_table(drawn), again if best_draws_name(report) else ""]
         if report.to_reference:
             parts += [
                 f"## Differences to {escape(report.reference)}, paired by seed",
@@ -105,6 +112,26 @@ def _write_data(report: Report, folder: Path) -> list[Path]:
     caption = f"{report.results.sweep}: means over seeds."
     write_whole(tex, latex_table(tables.means(report), caption, f"tab:{report.results.sweep}"))
     return [csv, parquet, tex]
+
+
+def best_draws_files(report: Report) -> dict[str, Experiment]:
+    """By file name, the sweeps that run a search's best draws again."""
+    return reruns(report.draws, report.filed.sweep) if report.filed.sweep else {}
+
+
+def best_draws_name(report: Report) -> str:
+    """The first of `best_draws_files`; "" without one."""
+    return next(iter(best_draws_files(report)), "")
+
+
+def _write_best_draws(report: Report, folder: Path) -> list[Path]:
+    paths = []
+    for name, experiment in best_draws_files(report).items():
+        values = experiment.model_dump(mode="json", exclude={"scales", "study"})
+        paths.append(folder / name)
+        head = f"# {experiment.description}\n#   tiny-onn ablate {paths[-1]}\n"
+        write_whole(paths[-1], head + yaml.safe_dump(values, sort_keys=False))
+    return paths
 
 
 def _series(results: Results) -> dict[str, dict[int, list[tuple[list[int], list[float]]]]]:

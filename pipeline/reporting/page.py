@@ -127,6 +127,15 @@ def _means(report: Report) -> Section:
     return Section("Means over seeds", "means", parts)
 
 
+def _draws(report: Report) -> Section:
+    words = (
+        "Of each arm the draws with the lowest held-out loss, as a mean over seeds, of those that have every seed. The "
+        "first was chosen for being low: best_draws.yaml, beside this page, runs it again with fresh seeds."
+    )
+    parts = _table(tables.draws(report))
+    return Section("Best draws", "draws", (*parts, Part("text", words)) if parts else (), expected=False)
+
+
 def _effects(report: Report) -> Section:
     title, results = f"Differences to {report.reference}, paired by seed", report.results
     compared = report.to_reference
@@ -282,6 +291,7 @@ _SECTIONS: tuple[Callable[[Report], Section], ...] = (
     _findings,
     _equal_density,
     _means,
+    _draws,
     _effects,
     _curves,
     _activation,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.reporting.artifacts import Artifacts, read_artifacts
 from pipeline.reporting.baselines import is_baseline
+from pipeline.reporting.best_draws import Ranking, draws_words, rankings
 from pipeline.reporting.changed_code import changed_code
 from pipeline.reporting.columns import EXCESS, Column, columns_of
 from pipeline.reporting.comparisons import (
@@ -40,6 +41,7 @@ class Report:
     filed: Artifacts
     reference: str = "per_token"
     primary: Primary | None = None
+    draws: tuple[Ranking, ...] = ()
 
     @property
     def to_reference(self) -> dict[int, dict[str, Difference]]:
@@ -73,6 +75,7 @@ def report_of(results: Results, filed: Artifacts) -> Report:
     differences = _differences(results, columns, reference)
     primary = primary_of(results, reference)
     comparisons = compare(differences, columns, primary)
+    draws = rankings(results, filed.sweep)
     words = [
         *changed_code(results),
         *grown_words(results, primary),
@@ -80,9 +83,12 @@ def report_of(results: Results, filed: Artifacts) -> Report:
         *equal_density_words(results, differences),
         *findings(results, reference),
         *data_words(results),
+        *draws_words(draws),
         _lost_files(results, filed),
     ]
-    return Report(results, columns, differences, comparisons, list(filter(None, words)), filed, reference, primary)
+    return Report(
+        results, columns, differences, comparisons, list(filter(None, words)), filed, reference, primary, draws
+    )
 
 
 def _differences(results: Results, columns: tuple[Column, ...], reference: str) -> dict[int, dict[str, Difference]]:

@@ -96,6 +96,7 @@ class Results:
     `question`, `expectation`, ... `unfinished` are the trials that have neither finished nor been pruned.
     `data`: name and profile, as MLflow has them, of each data set that a finished trial was trained on.
     `own`: settings in which arms differ, and the trials of one arm do not, by arm; they are of the arm and no cell.
+    `summary`: the id of the newest run that holds the sweep's report and its settings.
     """
 
     sweep: str
@@ -107,6 +108,7 @@ class Results:
     unfinished: tuple[str, ...] = ()
     data: tuple[tuple[str, str], ...] = ()
     own: dict[str, dict[str, str]] = field(default_factory=dict)
+    summary: str | None = None
 
     @property
     def finished(self) -> int:
@@ -173,7 +175,8 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     older = len(mine) - len(newest)
     finished = [run for run in newest.values() if _status(run) == "FINISHED"]
     about, data = _about(summaries), tuple(dict.fromkeys(each for run in finished for each in _data(run)))
-    return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data, own)
+    summary = max(summaries, key=lambda run: run.info.start_time).info.run_id if summaries else None
+    return Results(sweep, ordered, statuses, older, varying, about, tuple(unfinished), data, own, summary)
 
 
 def _data(run: "Run") -> list[tuple[str, str]]:

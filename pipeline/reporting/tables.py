@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.colours import arm_colour
 from pipeline.reporting.baselines import is_baseline
+from pipeline.reporting.best_draws import spread
 from pipeline.reporting.columns import DENSITY, EXCESS, HELD_OUT_LOSS, Column
 from pipeline.reporting.comparisons import OVER_BASELINES, Comparison
 from pipeline.reporting.frames import arms_frame
@@ -25,6 +26,9 @@ LEGEND = (
     "held-out token uses. A bold number is the best of its column and cell in every seed, of at least two; losses and "
     "accuracies are so marked only among arms of equal density (within a tenth)."
 )
+
+
+_MOST_DRAWS = 5  # of an arm
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,29 @@ def seeds(report: Report) -> Table:
     ]
     head = ["arm", *grid_names(report.results), "seed", *_titles(report.columns)]
     return Table(head, rows, 1 + len(report.results.varying))
+
+
+def draws(report: Report) -> Table | None:
+    """The best draws of each arm and cell of the grid, best first; None where nothing was drawn."""
+    if not report.draws:
+        return None
+    rows = []
+    for ranking in report.draws:
+        for rank, row in enumerate(ranking.ranked[:_MOST_DRAWS], start=1):
+            lowest, highest = min(HELD_OUT_LOSS.of_row(row).values()), max(HELD_OUT_LOSS.of_row(row).values())
+            name = Cell(ranking.arm, colour=arm_colour(ranking.arm))
+            drawn = [Cell(value) for value in ranking.settings(row).values()]
+            numbers = (HELD_OUT_LOSS.mean(row), spread(row), lowest, highest)
+            shown = [Cell(HELD_OUT_LOSS.show(each)) for each in numbers]
+            density = Cell(DENSITY.show(DENSITY.mean(row)))
+            cell = [Cell(value) for _, value in ranking.cell]
+            rows.append([name, *cell, Cell(str(rank)), *drawn, Cell(str(len(row.trials))), *shown, density])
+    first = report.draws[0]
+    fields = [each.split(".")[-1].replace("_", " ") for each in (*(name for name, _ in first.cell), *first.drawn)]
+    fields.insert(len(first.cell), "rank")
+    of_loss = ["standard deviation", "lowest seed", "highest seed"]
+    head = ["arm", *fields, "seeds", HELD_OUT_LOSS.heading, *of_loss, DENSITY.heading]
+    return Table(head, rows, 2 + len(first.cell) + len(first.drawn))
 
 
 def is_best(results: Results, row: Row, column: Column) -> bool:
