@@ -111,3 +111,43 @@ def _dotted(node: ast.AST, known: dict[str, str]) -> str:
 
 def _is(node: ast.AST | None, value: bool) -> bool:
     return isinstance(node, ast.Constant) and node.value is value
+
+
+LIBRARIES = ("ray", "mlflow", "torch")
+PRIVATE = ("pipeline/ray_private.py", "pipeline/mlflow_private.py", "tiny_onn/torch_private.py")
+
+
+def private_names(source: str) -> Iterator[str]:
+    """Private names of the libraries that `source` imports or reads, each as "line: what"."""
+    tree = ast.parse(source)
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known |= {name.asname or name.name.partition(".")[0]: name.name for name in node.names if name.asname}
+            known |= {name.name.partition(".")[0]: name.name.partition(".")[0] for name in node.names}
+            found = [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            known |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+            found = [f"{node.module}.{name.name}" for name in node.names]
+        else:
+            continue
+        yield from (f"{node.lineno}: {name}" for name in found if _is_private(name))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(name := _dotted(node, known)):
+            yield f"{node.lineno}: {name}"
+        elif isinstance(node, ast.Attribute) and node.attr == "_version":
+            yield f"{node.lineno}: {node.attr}"
+
+
+def _is_private(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] in LIBRARIES and any(part.startswith("_") and not part.startswith("__") for part in parts)
+
+
+def test_private_names_of_libraries_stand_in_one_file_each() -> None:
+    files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = {path.relative_to(ROOT).as_posix(): [*private_names(path.read_text(encoding="utf-8"))] for path in files}
+    assert {name: names for name, names in found.items() if names and name not in PRIVATE} == {}
+    assert all(found[name] for name in PRIVATE[::2])
+    assert [*private_names("import torch\nx = torch._C.y()")] == ["2: torch._C.y", "2: torch._C"]
+    assert next(private_names("from ray.train._internal import x\nx._version")) == "1: ray.train._internal.x"

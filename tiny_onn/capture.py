@@ -17,6 +17,7 @@ from tiny_onn.captured_call import CapturedCall, CaptureError, LinearCall
 from tiny_onn.gradient_norms import Per, norms_of_calls
 from tiny_onn.layers import SparseProtoCall, SparseProtoLinear, sparse_layers
 from tiny_onn.linear_layers import Where, bias_of, select_linear, weight_of
+from tiny_onn.torch_private import in_backward_pass, version_of
 
 Storage = Literal["reference", "clone"]
 
@@ -146,7 +147,7 @@ class Captured(Generic[C]):
 
     def begin_pass(self) -> None:
         """The model is called."""
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        if torch.is_grad_enabled() and not in_backward_pass():
             self._passes.next()
             self._pass_index += 1
 
@@ -188,7 +189,7 @@ class Captured(Generic[C]):
 
     def _common(self, name: str, x: Tensor) -> dict[str, Any]:
         """The fields of a record that say which call it is of."""
-        during_backward = torch._C._current_graph_task_id() != -1
+        during_backward = in_backward_pass()
         unknown = during_backward and self._masks.pending > 1
         in_no_pass = self._pass_index < 0 or (during_backward and self._passes.pending > 1)
         return {
@@ -391,7 +392,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _gradient_state(layer: nn.Module) -> tuple[int | None, int]:
     gradient = weight_of(layer).grad if isinstance(layer, SparseProtoLinear) else layer.weight.grad
-    return (None, 0) if gradient is None else (id(gradient), gradient._version)
+    return (None, 0) if gradient is None else (id(gradient), version_of(cast(Tensor, gradient)))
 
 
 def _with_gradient(

@@ -11,6 +11,7 @@ from tiny_onn.layers import SparseProtoLinear
 from tiny_onn.learning_cost import PerTokenGradients
 from tiny_onn.linear_layers import is_transposed
 from tiny_onn.routing import Routing, at_least_float32
+from tiny_onn.torch_private import version_of
 
 IN_PLACE = '; use an out-of-place operation, as ReLU(inplace=False) is, or capture(..., storage="clone")'
 
@@ -53,7 +54,7 @@ class LinearCall:
     def check_unchanged(self) -> None:
         """Raises CaptureError where a tensor that is held by reference has been written to since."""
         for name, tensor, version in self._versions:
-            if tensor._version != version:
+            if version_of(tensor) != version:
                 raise CaptureError(
                     f"{name} of {self.title} was modified in place after it was captured, so its values are lost; "
                     'use an out-of-place operation, or capture(..., storage="clone")'
@@ -61,15 +62,15 @@ class LinearCall:
 
     def watch_version(self, name: str, tensor: Tensor) -> None:
         """Has `check_unchanged` look at a tensor that is held by reference."""
-        self._versions.append((name, tensor, tensor._version))
+        self._versions.append((name, tensor, version_of(tensor)))
 
     def watch_output(self, output: Tensor | None) -> None:
         """Has `check_output` look at y, until its gradient is there."""
-        self._output = None if output is None else (output, output._version)
+        self._output = None if output is None else (output, version_of(output))
 
     def check_output(self) -> None:
         """Raises CaptureError where y was modified in place: its hook may be lost with its gradient, or see another."""
-        if self._output is not None and self._output[0]._version != self._output[1]:
+        if self._output is not None and version_of(self._output[0]) != self._output[1]:
             mend = "" if isinstance(self, CapturedCall) else IN_PLACE
             raise CaptureError(f"computation_output of {self.title} was modified in place after it was captured{mend}")
 

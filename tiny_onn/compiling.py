@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tiny_onn.torch_private import mark_any_size
+
 Result = TypeVar("Result")
 _TRY_S = 60
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps what it compiles, if not in the folder for temporary files
@@ -86,7 +88,7 @@ def compiled(function: Callable[..., Result], rows: int) -> Callable[..., Result
             return function(*arguments)
         for tensor in arguments[:rows]:
             if isinstance(tensor, Tensor):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                mark_any_size(tensor, 0)
         return fast(*arguments)
 
     return call
@@ -106,7 +108,7 @@ def compiled_amid_eager(function: Callable[..., Result]) -> Callable[..., Result
 def any_size(*tensors: Tensor) -> None:
     """Has what is compiled for these tensors serve any sizes of their first two axes, rows and tokens."""
     for tensor in tensors:
-        torch._dynamo.maybe_mark_dynamic(tensor, [0, 1][: tensor.ndim])
+        mark_any_size(tensor, [0, 1][: tensor.ndim])
 
 
 @functools.cache

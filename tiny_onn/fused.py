@@ -28,6 +28,7 @@ from tiny_onn.regulation import RegulationState, Seen
 from tiny_onn.routing import at_least_float32
 from tiny_onn.routing_health import Health
 from tiny_onn.signals import Moment
+from tiny_onn.torch_private import in_backward_pass
 
 
 class Plan(NamedTuple):
@@ -202,7 +203,7 @@ class LayerPass:
         """The layer's masked output for x; called by its `forward`."""
         valid, plan = self.valid, self.plan
         if not torch.compiler.is_compiling():
-            if torch._C._current_graph_task_id() == -1:
+            if not in_backward_pass():
                 self.calls += 1  # in a backward pass, checkpointing merely fills the saved tensors of a call anew
             elif self.masks.pending > 1:
                 valid = None  # it is needed where a gradient comes to this very call, and not where one is filled anew

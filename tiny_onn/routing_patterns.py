@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.layers import CallPoint, SparseProtoCall, sparse_layers
+from tiny_onn.torch_private import may_have_compiled
 
 CHUNK = 8  # neighbouring tokens of a chunk, as in BlockFFN's CLS_8
 NOT_A_TASK = -1  # the number of a row whose task is not counted
@@ -148,7 +148,7 @@ def watch_routing(model: nn.Module, tasks: int = 0) -> Iterator[RoutingPatterns]
         patterns.count(place, inputs[0])
 
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled, and to import it takes seconds
+        if may_have_compiled():  # else nothing is compiled, and to import it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for place, layer in enumerate(layers.values()):
             point: CallPoint = layer.call_point
@@ -172,7 +172,7 @@ def dominating_experts(model: nn.Module) -> Iterator[dict[str, Int[Tensor, "*b"]
         found[name] = expert.where(largest > weights.min(dim=-1).values, -1)
 
     with ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # what is compiled calls no hooks
+        if may_have_compiled():  # what is compiled calls no hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in sparse_layers(model).items():
             stack.callback(layer.call_point.register_forward_hook(functools.partial(hook, name)).remove)

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 import torch
-import torch._dynamo
 
 from experiments.benchmarks.kinds_of_work import KINDS, by_kind
 from experiments.benchmarks.report import Progress, Result, milliseconds
@@ -16,7 +15,7 @@ from tiny_onn.compiling import compiler_problem
 def measure(size: Size, repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> dict[str, Any]:
     """By variant: `seconds` of a step by kind, medians over `repeats` profiles of three steps, taken in turn."""
     torch.set_num_threads(threads)
-    torch._dynamo.reset()  # as in `step`
+    torch.compiler.reset()  # as in `step`
     device = torch.device(size.device)
     steps = {name: Step(name, size) for name in names if not (name in COMPILED and compiler_problem(device))}
     if not steps:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from experiments.benchmarks.measure import (
@@ -46,7 +45,7 @@ def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progre
     """
     torch.set_num_threads(threads)
     # For every size anew, as one training would compile it: torch gives up constants, then all, after a few sizes.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     device = torch.device(size.device)
     names = tuple(names)
     found: dict[str, Any] = {name: {} for name in names}  # keeps the order

@@ -49,7 +49,6 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     """Trains one worker's share of `experiment` for a few steps, by itself; what it has learnt is thrown away."""
     import ray.train.torch  # noqa: F401 - a worker has it in its memory
     import torch
-    import torch._inductor.config
 
     from pipeline.data.loader import Loader
     from pipeline.data.shards import open_prepared, read_rows
@@ -58,8 +57,9 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     from pipeline.training.decode import batch_size
     from pipeline.training.evaluate import evaluate, predict, voting_views
     from pipeline.training.step import train_step
+    from tiny_onn.torch_private import compile_in_this_process
 
-    torch._inductor.config.compile_threads = 1
+    compile_in_this_process()
     workers, training = experiment.workers, experiment.training
     autocast = training.precision == "bfloat16"
     device = torch.device("cuda" if workers.gpus else "cpu")

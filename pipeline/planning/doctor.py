@@ -109,6 +109,7 @@ def checks_of(output: Path, address: str | None, tracking_uri: str | None, quick
     ]
     slow: list[tuple[str, Check]] = [
         ("compiler", doctor_checks.compiler),
+        ("private names", doctor_services.private_names),
         ("Ray", lambda: doctor_services.ray_cluster(address, output)),
     ]
     tracker: list[tuple[str, Check]] = [("tracker", lambda: doctor_services.tracker(tracking_uri, output))]

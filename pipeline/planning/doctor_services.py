@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pipeline import mlflow_private, ray_private
 from pipeline.layout import Output
 from pipeline.planning.doctor import Finding, good, note, stops
 from pipeline.proxies import is_loopback
@@ -14,6 +15,7 @@ from pipeline.running.cluster import check_address, connect
 from pipeline.running.nodes import check_nodes
 from pipeline.secrecy import public
 from pipeline.tracking import mlflow_process
+from tiny_onn import torch_private
 
 _SERVER_PORT = 5000  # of `tiny-onn server`
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
@@ -80,6 +82,15 @@ def environment(own_cluster: bool) -> Iterator[Finding]:
         yield note("environment", f"{name} is set: {said}", fix)
     defaults = sorted(name for name in ray_process.DEFAULTS if name in is_set)
     yield good("environment", f"your own values count for {', '.join(defaults)}" if defaults else "checked")
+
+
+def private_names() -> Iterator[Finding]:
+    """Whether ray, mlflow and torch have the private names that are used; without one, something takes its place."""
+    lacking = [*ray_private.missing(), *mlflow_private.missing(), *torch_private.missing()]
+    for said in lacking:
+        yield note("private names", said, "Install the versions of constraints.txt.")
+    if not lacking:
+        yield good("private names", "ray, mlflow and torch have all that are used")
 
 
 def ray_cluster(address: str | None, output: Path) -> Iterator[Finding]:

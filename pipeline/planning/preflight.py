@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from pipeline import mlflow_private
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
@@ -21,6 +22,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import DTYPES, arm_of, build_model, compiling
 from pipeline.training.observer import load_observer
 from pipeline.training.observer_contract import observer_problem
+from tiny_onn import torch_private
 from tiny_onn.arm import arm
 from tiny_onn.cost_contract import twin_of
 
@@ -55,7 +57,7 @@ def check_start(
     else:
         check_address(address)
     _check_disk(experiments, output)
-    return tuple(_disguised(experiments))
+    return (*_disguised(experiments), *torch_private.missing())
 
 
 def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
@@ -87,6 +89,8 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
         tracker = Tracker(store, destination.experiment, artifacts, later)
     except StoreUnreachable as error:
         raise UserError(f"{error} To train now and deliver later, add --allow-offline-tracking.") from None
+    for lacking in mlflow_private.missing():
+        console.print(lacking, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if tracker.problem:
         told = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
         console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ import psutil
 from rich.console import Console
 
 from pipeline.errors import UserError
+from pipeline.ray_private import own_cluster_options
 from pipeline.running.ray_process import DEFAULTS, NEEDED, hangup_held, ray_process, short_folder
 from pipeline.running.token import Token, find_token
 from pipeline.running.waiting import told_after
@@ -108,8 +109,7 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
         if address is None:
             here = local_resources()
             options |= {"address": "local", "num_cpus": int(here.cpus), "num_gpus": int(here.gpus)}
-            options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-            options |= {"_temp_dir": folder} if folder else {}
+            options |= {"include_dashboard": False, **own_cluster_options(folder)}
         else:
             options |= {"address": address, "runtime_env": {"env_vars": NEEDED | _set_defaults()}}
         if not verbose:

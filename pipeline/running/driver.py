@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.ray_private import exit_detail, is_rays, is_startup_timeout, root_cause
 from pipeline.records.attempts import Attempt, last_attempt, write_attempt
 from pipeline.remote.index import has_ended
 from pipeline.remote.trial import Overtaken, RemoteTrial
@@ -172,21 +173,19 @@ def _fit(
 def may_pass(error: BaseException) -> bool:
     """Whether trying again may help: after a death, or where network, device or disk failed. What the train function
     itself found wrong would come again, and for room Ray has waited in vain by itself, several times over."""
-    from ray.exceptions import RayError
-    from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
-
     ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
-    causes = [_root(each) for each in (getattr(error, "controller_failure", error), *ranks.values())]
-    passing = (RayError, RayTrainError, RuntimeError, OSError)
-    return all(isinstance(each, passing) and not isinstance(each, WorkerGroupStartupTimeoutError) for each in causes)
+    causes = [root_cause(each) for each in (getattr(error, "controller_failure", error), *ranks.values())]
+    return all(
+        (is_rays(each) or isinstance(each, RuntimeError | OSError)) and not is_startup_timeout(each) for each in causes
+    )
 
 
 def explain(error: BaseException) -> str:
     """Why a trial failed, as text: first a line for each rank that failed, then all that is known."""
     ranks: dict[int, Exception] = getattr(error, "worker_failures", {})
     if not ranks:
-        cause = _root(getattr(error, "controller_failure", error))
-        if "Worker exit detail: " in str(cause):
+        cause = root_cause(getattr(error, "controller_failure", error))
+        if exit_detail(str(cause)):
             return f"{_in_a_line(cause)}\n\n{cause}"
         return f"{type(cause).__name__}: {cause}" if str(cause) else "".join(traceback.format_exception(cause))
     lines = [f"rank {rank}: {_in_a_line(failure)}" for rank, failure in sorted(ranks.items())]
@@ -194,15 +193,7 @@ def explain(error: BaseException) -> str:
 
 
 def _in_a_line(failure: BaseException) -> str:
-    root = _root(failure)
+    root = root_cause(failure)
     said = " ".join(str(root).split())
-    of_a_death = said.partition("Worker exit detail: ")[2].partition(" Some common causes")[0]
-    said = of_a_death or said
+    said = exit_detail(said) or said
     return f"{type(root).__name__}: {said}" if len(said) < 400 else f"{type(root).__name__}: {said[:400]} ..."
-
-
-def _root(failure: BaseException) -> BaseException:
-    """What Ray has wrapped: with a traceback a worker's own exception, with the worker's data that of its death."""
-    root = getattr(failure, "_base_exc", failure)
-    found: BaseException = getattr(root, "health_check_failure", root)
-    return found

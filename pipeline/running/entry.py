@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor.config
 import torch.distributed as dist
 
 from pipeline.errors import UserError
@@ -19,6 +18,7 @@ from pipeline.storage.opening import located, open_storage
 from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
+from tiny_onn.torch_private import compile_in_this_process
 
 
 def train_fn_per_worker(settings: dict[str, Any]) -> None:
@@ -28,8 +28,7 @@ def train_fn_per_worker(settings: dict[str, Any]) -> None:
 
     experiment = Experiment.model_validate_json(settings["experiment"])
     _check_user_code(experiment, settings.get("user_code"))
-    # Kernels are compiled in this process: a pool of compilers beside every worker would cost more than it saves.
-    torch._inductor.config.compile_threads = 1
+    compile_in_this_process()
     if experiment.workers.gpus == 0:
         torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
     folder, attempt = TrialFolder(Path(settings["folder"])), settings["attempt"]

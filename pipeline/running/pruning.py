@@ -7,11 +7,11 @@ outlives the process that made it, and nothing is killed.
 import json
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
+from pipeline.ray_private import tune_trial
 from pipeline.records.spool import DamagedSpool, Line, read_spool
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.search import AshaConfig
@@ -44,7 +44,7 @@ class Pruner:
             if stratum not in self._schedulers:
                 self._schedulers[stratum] = _scheduler(self._asha, longest[stratum])
             self._of_trial[key] = self._schedulers[stratum]
-            self._of_trial[key].on_trial_add(None, _named(key))
+            self._of_trial[key].on_trial_add(None, tune_trial(key))
         self._measure()
 
     def prune(self) -> list[str]:
@@ -79,7 +79,7 @@ class Pruner:
             if metric not in line.metrics or line.step >= self._trials[key][0].experiment.training.steps:
                 continue
             result = {"step": line.step, metric: self._finite(line.metrics[metric])}
-            if self._of_trial[key].on_trial_result(None, _named(key), result) == "STOP":
+            if self._of_trial[key].on_trial_result(None, tune_trial(key), result) == "STOP":
                 behind.append((key, line))
         return behind
 
@@ -112,8 +112,3 @@ def _scheduler(asha: AshaConfig, steps: int) -> Any:
         reduction_factor=asha.reduction_factor,
         stop_last_trials=False,
     )
-
-
-def _named(key: str) -> Any:
-    """All that the scheduler asks of one of Tune's trials."""
-    return SimpleNamespace(trial_id=key)

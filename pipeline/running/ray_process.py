@@ -1,16 +1,14 @@
 """What Ray reads from this process and leaves in it: set while a cluster is used, and put back afterwards."""
 
-import contextlib
 import os
 import secrets
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.ray_private import environment_of_now, read_environment_again
 
 # What this project relies on, whatever the user has set. Read by Ray when it is imported, and by the processes that it
 # starts.
@@ -34,19 +32,15 @@ DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's own state is never read: result.json files are
     "TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "3600",
-    # A trial whose machine is gone, or taken by others, waits for room; by default it would fail after minutes.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",
+    # A trial whose machine is gone, or taken by others, waits for it; by default it would fail after half a minute. Ray
+    # tries three times: six hours in all, then the trial fails with this reason, and --resume takes it up.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "7200",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # quicker polls
 }
 # Of a cluster of our own: Ray then takes 127.0.0.1 for this machine's address and listens nowhere else.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _NOT_OURS = ("RAY_RUNTIME_ENV_HOOK", "RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")  # of a cluster of our own
 _PREFIXES = ("RAY_", "TUNE_")
-# Ray's constants: the variable that each is read from, and what it is without.
-_CONSTANTS = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1"),
-    "ENABLE_RAY_CLUSTER": ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "1" if sys.platform == "linux" else "0"),
-}
 _LONGEST_SOCKET = 107  # bytes of a socket's path, by Linux
 _OF_A_SESSION = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 _SHORT = ("/tmp", "/var/tmp", "/dev/shm")
@@ -72,15 +66,15 @@ def ray_process(own_cluster: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             os.environ.update(_LOOPBACK)
             os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
-        _read_again()
-        with _read_at_import():
+        read_environment_again()
+        with environment_of_now():
             yield
     finally:
         for name in _of_ray():
             if name not in before:
                 del os.environ[name]
         os.environ.update(before)
-        _read_again()
+        read_environment_again()
 
 
 @contextmanager
@@ -121,34 +115,3 @@ def _usable(place: str) -> bool:
 
 def _of_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
-
-
-def _read_again() -> None:
-    """Has Ray, where it is imported, read its configuration and token from the environment anew.
-
-    In this order: a thread that still ends would look for the token of a mode that is over.
-    """
-    raylet: Any = sys.modules.get("ray._raylet")
-    if raylet is not None:
-        with contextlib.suppress(AttributeError):
-            raylet.Config.initialize("")
-            raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextmanager
-def _read_at_import() -> Iterator[None]:
-    """Has Ray follow the environment as it is now in what it reads when it is imported, which may have been long ago.
-
-    These are its hook for `uv run`, and whether it takes 127.0.0.1 for this machine's address: a cluster of our own
-    that follows another one would otherwise listen to all the world.
-    """
-    constants: Any = sys.modules.get("ray._private.ray_constants")
-    before = {name: getattr(constants, name) for name in _CONSTANTS if hasattr(constants, name)}
-    for name in before:
-        variable, default = _CONSTANTS[name]
-        setattr(constants, name, os.environ.get(variable, default) in ("1", "true", "True"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(constants, name, value)

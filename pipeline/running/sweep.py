@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline import ray_private
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.files import make_private
@@ -190,8 +191,11 @@ def _run(
             capacity = Capacity([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
             if shared:
                 shared.begin(job.session)
+            for lacking in ray_private.missing():
+                say(console, lacking, "yellow")
             pairs = [(p.trial, p.folder) for p in progress]
-            pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and experiment.sweep.scheduler else None
+            prunes = experiment.sweep and experiment.sweep.scheduler and ray_private.has("pruning")
+            pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and prunes else None
         thread = threading.Thread(target=tune_trials, args=(job, capacity.refresh, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()

@@ -4,7 +4,7 @@ As it comes, Ray Train starts three more for every trial, each with an interpret
 controller, one that serves Ray Data, and one, always on the head, that cleans up after a controller that died. Here the
 controller is an object in the trial's process, which would only wait for it. No torch: workers alone import it.
 
-That takes parts of Ray Train which are no public API. Where a version of Ray has them no longer, its own trainer runs.
+That takes private parts of Ray Train, which stand in `pipeline.ray_private`. Where Ray lacks one, its own trainer runs.
 """
 
 import contextlib
@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from ray import PlacementGroupID
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from pipeline.ray_private import has, lean_trainer, own_trainer
 
-def new_trainer(*arguments: Any, held: Path, **options: Any) -> DataParallelTrainer:
+
+def new_trainer(*arguments: Any, held: Path, **options: Any) -> Any:
     """A trainer for use inside an actor: a LeanTrainer, or Ray Train's own where that cannot be made."""
-    try:
-        from pipeline.running.lean_trainer import LeanTrainer
-    except ImportError:
-        return DataParallelTrainer(*arguments, **options)
-    return LeanTrainer(*arguments, held=held, **options)
+    if not has("lean trainer"):
+        return own_trainer()(*arguments, **options)
+    return lean_trainer()(*arguments, held=held, **options)
 
 
 def give_back(held: Path) -> None:

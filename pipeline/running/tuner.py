@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.layout import TrialFolder
+from pipeline.ray_private import on_the_head, silent_callbacks, trials_in_order
 from pipeline.records.attempts import write_failure
 from pipeline.records.state import State, state_of
 from pipeline.remote.trial import RemoteTrial
@@ -45,8 +46,6 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
     trial's workers all together or not at all, so that trials wait for room, and never for one another's halves.
     """
     from ray import tune
-    from ray.tune.progress_reporter import TrialProgressCallback
-    from ray.tune.search.basic_variant import BasicVariantGenerator
 
     from pipeline.running.trainer import give_back
 
@@ -61,15 +60,6 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
         job.stop,
         job.trials,
     )
-
-    class Silent(TrialProgressCallback):
-        """Keeps Tune from telling of each trial, which it does even when it is told to be silent."""
-
-        def _print(self, msg: str) -> None:
-            pass
-
-        def display_result(self, *_: Any, **__: Any) -> None:
-            pass
 
     class NoReport(tune.ProgressReporter):
         """In a notebook Tune's own reporter clears the cell's output, whatever it is told, and with it our table."""
@@ -101,13 +91,6 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
                 raise SystemExit
             return False
 
-    class AsRoomAllows(BasicVariantGenerator):
-        """The trials in their order. Tune asks for the next one all the time, and takes None for "not now"."""
-
-        def next_trial(self) -> Any:
-            self.max_concurrent = at_once()
-            return super().next_trial()
-
     def trial(config: dict[str, Any]) -> None:
         key = config["trial"]
         experiment = Experiment.model_validate_json(experiments[key])
@@ -118,12 +101,12 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
     try:
         # Tune refuses a trainable that holds nothing at all. Memory is what a node has that may have no CPU; the head's
         # own resource is there in every cluster.
-        held = {"memory": DRIVER_BYTES} if job.spread else {"node:__internal_head__": 0.001}
+        held = {"memory": DRIVER_BYTES} if job.spread else on_the_head()
         tune.Tuner(
             tune.with_resources(trial, {"CPU": 0, **held}),
             param_space={"trial": tune.grid_search(list(experiments))},
             tune_config=tune.TuneConfig(
-                search_alg=AsRoomAllows(),
+                search_alg=trials_in_order(at_once),
                 reuse_actors=True,  # seconds of imports less for every trial but the first
                 trial_dirname_creator=lambda tried: str(tried.trial_id),
             ),
@@ -133,7 +116,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
                 verbose=2 if verbose else 0,
                 stop=StopFile(),
                 progress_reporter=None if verbose else NoReport(),
-                callbacks=[GivesBack()] if verbose else [GivesBack(), Silent()],
+                callbacks=[GivesBack(), *([] if verbose else silent_callbacks())],
                 failure_config=tune.FailureConfig(max_failures=survived),
             ),
         ).fit()

@@ -7,6 +7,7 @@
 """
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,9 +15,9 @@ from urllib.request import url2pathname
 
 from mlflow import MlflowClient
 from mlflow.entities import FileInfo, Run
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from pipeline.layout import ARTIFACTS
+from pipeline.mlflow_private import artifact_repository
 
 
 class StoreClient(MlflowClient):
@@ -61,7 +62,19 @@ class StoreClient(MlflowClient):
 
     def _files(self, run_id: str) -> Any:
         # MLflow's own way remembers by run id alone: of two copies of a store it would take the first's files.
-        return get_artifact_repository(self.artifact_uri(self.get_run(run_id)), tracking_uri=self._uri)
+        found = artifact_repository(self.artifact_uri(self.get_run(run_id)), self._uri)
+        return _FilesByRun(self._uri, run_id) if found is None else found
+
+
+class _FilesByRun:
+    """The files of a run, by MLflow's client alone."""
+
+    def __init__(self, uri: str, run_id: str) -> None:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        self.log_artifact = partial(client.log_artifact, run_id)
+        self.log_artifacts = partial(client.log_artifacts, run_id)
+        self.list_artifacts = partial(client.list_artifacts, run_id)
+        self.download_artifacts = partial(client.download_artifacts, run_id)
 
 
 def beside(database: Path, uri: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
+from pipeline.mlflow_private import VIEW
 from pipeline.tracking.describe import SEED, SWEEP, SWEEP_ID, params_of
 from pipeline.tracking.images import FIGURE
 from pipeline.tracking.store import plain
@@ -50,7 +51,7 @@ def share_leaderboard(client: "MlflowClient", experiment_id: str) -> None:
     views |= {page.key: prototypes_view(arms, page) for page in prototype_pages(runs)}
     for key, view in views.items():
         state = {"name": key, "createdAt": 0, "updatedAt": 0, "state": _packed(view)}
-        client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(state))
+        client.set_experiment_tag(experiment_id, f"{VIEW}{key}", json.dumps(state))
 
 
 def links(address: str, experiment_id: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ import re
 import threading
 from typing import TYPE_CHECKING
 
+from pipeline.mlflow_private import is_no_registry
 from pipeline.tracking.describe import ARM, SEED, SWEEP, SWEEP_ID, TRIAL
 from pipeline.tracking.store import in_a_line
 
@@ -33,7 +34,6 @@ def register_model(client: "StoreClient", run_id: str) -> None:
         MlflowException: the server did not answer.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
 
     run = client.get_run(run_id)
     tags = {name: run.data.tags.get(name, "") for name in (SWEEP, SWEEP_ID, ARM, SEED, TRIAL)}
@@ -48,10 +48,8 @@ def register_model(client: "StoreClient", run_id: str) -> None:
             source = f"{client.artifact_uri(run)}/{MODEL}"
             client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
             _delete_twins(client, run_id, name)
-    except UnsupportedModelRegistryStoreURIException as error:
-        client.set_tag(run_id, "model_not_registered", in_a_line(error))
     except MlflowException as error:
-        if error.error_code not in _NO_REGISTRY:
+        if error.error_code not in _NO_REGISTRY and not is_no_registry(error):
             raise
         client.set_tag(run_id, "model_not_registered", in_a_line(error))
 

@@ -8,14 +8,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from pipeline.mlflow_private import known_path_columns
 from pipeline.tracking.client import beside
 
-_PATHS = (  # table and column
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-)
 _WAIT_S = 20.0
 
 
@@ -29,7 +24,7 @@ def correct_paths(database: Path) -> int:
         with closing(sqlite3.connect(database, timeout=_WAIT_S)) as store:
             wrong = [
                 (table, column, was, now)
-                for table, column in _PATHS
+                for table, column in known_path_columns(store)
                 for (was,) in store.execute(f"select distinct {column} from {table} where {column} is not null")
                 if (now := beside(database, was)) != was
             ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
+from pipeline.mlflow_private import image_steps
 from pipeline.records.attempts import noted_attempts
 from pipeline.records.memories import shipped_memory
 from pipeline.records.pruned import pruned_at
@@ -191,7 +192,4 @@ def _steps(client: "StoreClient", run_id: str, name: str) -> set[int]:
 
 
 def _image_steps(client: "StoreClient", run_id: str, key: str) -> set[int]:
-    """MLflow keeps a stepped image as images/<key>+step+<step>+timestamp+...; older ones part with %."""
-    paths = [file.path.replace("%", "+") for file in client.list_artifacts(run_id, "images")]
-    start = f"images/{key}+step+"
-    return {int(path.removeprefix(start).split("+")[0]) for path in paths if path.startswith(start)}
+    return image_steps([file.path for file in client.list_artifacts(run_id, "images")], key)

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import append_to
+from pipeline.mlflow_private import is_no_registry
 from pipeline.proxies import no_proxy_for
 from pipeline.secrecy import mask
 
@@ -103,13 +104,12 @@ def _knock(uri: str) -> None:
 def store_errors(uri: str, named_by: str = "tracking URI") -> Iterator[None]:
     """What MLflow, its database or the network raise comes out as an error to read, as `open_store` tells."""
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking.registry import UnsupportedModelRegistryStoreURIException
     from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
     try:
         yield
     except (MlflowException, OSError, ValueError, ImportError, SQLAlchemyError) as error:
-        never = isinstance(error, UnsupportedModelRegistryStoreURIException | ImportError | ArgumentError)
+        never = is_no_registry(error) or isinstance(error, ImportError | ArgumentError)
         never |= isinstance(error, ValueError) and not isinstance(error, OSError)  # of requests' errors some are both
         never |= isinstance(error, SQLAlchemyError) and not isinstance(error, OperationalError)
         scheme = uri.partition("://")[0].partition("+")[0]

@@ -33,6 +33,7 @@ from pipeline.measures import OBSERVED
 from pipeline.training.agreement import gather_json
 from pipeline.training.stopping import TrainingStopped
 from tiny_onn.routing_health import Health
+from tiny_onn.torch_private import version_of
 
 Observer = Callable[[int, nn.Module, Batch, dict[str, Health]], Mapping[str, Any]]
 Numbers = dict[str, tuple[float, float]]
@@ -82,7 +83,7 @@ def observe(
     Raises:
         ObserverFailed: it raised, returned what is neither, or changed the model.
     """
-    before = [parameter._version for parameter in model.parameters()]
+    before = [version_of(parameter) for parameter in model.parameters()]
     training, tokens = model.training, float(batch.valid.sum())
     with own_style(), torch.no_grad():
         try:
@@ -101,7 +102,7 @@ def observe(
             else:
                 numbers[name] = _as_sum(name, value, tokens)
     for (name, parameter), version in zip(model.named_parameters(), before, strict=True):
-        if parameter._version != version:
+        if version_of(parameter) != version:
             raise ObserverFailed(f"changed the parameter {name}; it may look at the model, and change nothing")
         if parameter.grad is not None:
             raise ObserverFailed(f"left a gradient in {name}; use torch.autograd.grad, which leaves none")

@@ -17,7 +17,6 @@ from typing import Any
 import psutil
 import ray
 from ray.exceptions import GetTimeoutError
-from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 
 from pipeline.files import write_whole
@@ -55,7 +54,7 @@ class _Backend(Backend):
         places = worker_group.execute(choose_interface)
         ranks = [{"rank": rank, **place} for rank, place in enumerate(places)]
         write_whole(Path(backend_config.placement), json.dumps(ranks, indent=1))
-        address, port = worker_group.execute_single(0, get_address_and_port)
+        address, port = worker_group.execute_single(0, free_address)
         worker_group.execute(_tell_ranks)
         size, backend, limit_s = len(worker_group), backend_config.backend, backend_config.timeout_s
         arguments = (size, address, port, limit_s)
@@ -89,22 +88,47 @@ def join(backend: str, rank: int, size: int, address: str, port: int, timeout_s:
 @contextlib.contextmanager
 def on_its_device() -> Iterator[None]:
     """A worker's GPU, if it has one, is the one that torch takes by default."""
-    from ray.train.torch.config import TorchConfigContextManager
+    import ray.train.torch
+    import torch
 
-    with TorchConfigContextManager():
-        yield
+    if torch.cuda.is_available() and (device := ray.train.torch.get_device()).type == "cuda":
+        torch.cuda.set_device(device)
+    yield
+
+
+def free_address() -> tuple[str, int]:
+    """This node's address in the cluster, and a port that is free there now."""
+    address = ray.util.get_node_ip_address()
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as door:
+        door.bind(("", 0))
+        return address, door.getsockname()[1]
 
 
 def _tell_ranks() -> None:
-    from ray.train.torch.config import _set_torch_distributed_env_vars
+    """Sets the variables of torchrun, as Ray Train's TorchConfig does: a user's code may read them."""
+    import ray.train
+    import ray.train.torch
 
-    _set_torch_distributed_env_vars()
+    context = ray.train.get_context()
+    os.environ |= {
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "NODE_RANK": str(context.get_node_rank()),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "ACCELERATE_TORCH_DEVICE": str(ray.train.torch.get_device()),
+    }
 
 
 def _part(from_others: bool) -> None:
-    from ray.train.torch.config import _shutdown_torch
+    import torch
+    import torch.distributed as dist
 
-    _shutdown_torch(destroy_process_group=from_others)
+    if from_others and dist.is_initialized():
+        dist.destroy_process_group()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def choose_interface() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`python -m tests.pipeline.run_toy OUTPUT DESCRIPTION LOG`: a toy sweep in a process of its own, for signals."""
+"""`python -m tests.pipeline.run_toy OUTPUT DESCRIPTION LOG [STEPS]`: a toy sweep in a process of its own."""
 
 import sys
 from pathlib import Path
@@ -12,12 +12,12 @@ from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
 
 
-def main(output: Path, description: str, log: Path) -> int:
+def main(output: Path, description: str, log: Path, steps: int = 1000) -> int:
     """The sweep's exit code."""
     experiment = toy_experiment(
         arms=("task_only",),
         description=description,
-        training=TrainingConfig(steps=1000, warmup_steps=1, batch_tokens=64),
+        training=TrainingConfig(steps=steps, warmup_steps=1, batch_tokens=64),
     )
     outcome = run_sweep(
         experiment,
@@ -34,4 +34,4 @@ def main(output: Path, description: str, log: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *map(int, sys.argv[4:])))

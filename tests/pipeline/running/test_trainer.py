@@ -12,7 +12,7 @@ from pipeline.running.cluster import Resources, connect
 _IN_A_TRIALS_PROCESS = (
     "pipeline.running.tuner",
     "pipeline.running.trainer",
-    "pipeline.running.lean_trainer",
+    "pipeline.ray_private",
     "pipeline.training.rendezvous",
     "pipeline.training.stopping",
     "ray.tune",
@@ -25,18 +25,6 @@ def test_a_trials_process_imports_no_torch() -> None:
     check = "import sys\nprint(*[name for name in ('torch', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", imports + check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_a_version_of_ray_without_the_parts_runs_its_own_trainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.running.lean_trainer import LeanTrainer
-    from pipeline.running.trainer import new_trainer
-
-    assert type(new_trainer(print, held=tmp_path / "held")) is LeanTrainer
-    monkeypatch.delitem(sys.modules, "pipeline.running.lean_trainer")
-    monkeypatch.setitem(sys.modules, "ray.train.v2._internal.callbacks.placement_group_callback", None)
-    assert type(new_trainer(print, held=tmp_path / "held")).__name__ == "DataParallelTrainer"
 
 
 @pytest.mark.slow
