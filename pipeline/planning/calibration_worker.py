@@ -90,7 +90,8 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         set_learning_rates(dynamics, training, step)
         began, cpu_began = now(), time.process_time()
         observe = kind == "logged step" or step == 0
-        train_step(model, batch, dynamics, observe=observe, autocast=autocast, skip_nonfinite=True)
+        parts = training.micro_batches
+        train_step(model, batch, dynamics, observe=observe, autocast=autocast, skip_nonfinite=True, micro_batches=parts)
         seconds[kind].append(now() - began)
         if kind == "step":
             busy.append(time.process_time() - cpu_began)

@@ -34,7 +34,7 @@ def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where:
                 f"{HELPERS_BYTES / 1e9:.2f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
                 f"{where} has {total_bytes / 1e9:.1f} GB. "
                 + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
-                + " or a smaller training.batch_tokens."
+                + " or a smaller training.batch_tokens, or more training.micro_batches."
             )
 
 

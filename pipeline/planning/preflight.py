@@ -22,6 +22,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import DTYPES, arm_of, build_model, compiling
 from pipeline.training.observer import load_observer
 from pipeline.training.observer_contract import observer_problem
+from pipeline.training.optimizers import optimizer_problem
 from tiny_onn import torch_private
 from tiny_onn.arm import arm
 from tiny_onn.cost_contract import twin_of
@@ -113,7 +114,8 @@ def parameters_of(experiment: Experiment) -> int:
 def _of_the_arm(experiment: Experiment) -> str:
     """Equal for experiments that `_check_arm` need look at once."""
     training = experiment.training
-    return f"{training.arm} {training.parts} {training.engine} {training.compile} {experiment.model.density}"
+    of_training = (training.arm, training.parts, training.engine, training.compile, training.optimizer)
+    return f"{of_training} {experiment.model.density}"
 
 
 def _disguised(experiments: Sequence[Experiment]) -> Iterator[str]:
@@ -139,6 +141,8 @@ def _check_arm(experiment: Experiment, place: str) -> None:
         )
         text = f"{place}: {training.arm!r} cannot be used ({error})" + ("" if imported else how)
         raise UserError(text) from error
+    if problem := optimizer_problem(training, found):
+        raise UserError(f"training.optimizer: {training.optimizer!r} {problem}")
     if problem := found.problem(experiment.model.density):
         raise UserError(f"{place}: {training.arm!r} {problem} (model.density: {experiment.model.density})")
     if found.measures_layers:

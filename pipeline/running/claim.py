@@ -14,13 +14,12 @@ from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts
 from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.renamed import current_settings
-from pipeline.settings.config import Experiment
+from pipeline.settings.config import BEFORE, Experiment
 from pipeline.settings.growth import growth, may_grow, parsed
 from pipeline.settings.trials import every_trial
 from pipeline.settings.user_code import as_record, code_difference, code_digest, user_code
 from pipeline.tracking.destination import remembered_id
 
-_BEFORE = {"training.schedule": "linear"}  # what a setting was before there was it, in records that lack it
 _WITHOUT_EFFECT = ("description", "sweep.max_concurrent", "scales")  # on any trial's result
 _GROWN = "grown"  # in the record: what was added to the experiment, and when
 _CODE = "user_code"  # in the record: the files that the settings name as code
@@ -169,7 +168,7 @@ def _record(experiment: Experiment, data_hash: str) -> dict[str, Any]:
 def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
     """What the experiment `now` has more of than `before`; refused where it is another, or cannot grow so."""
     before = {**before, "experiment": current_settings(before["experiment"])}
-    old, new = _BEFORE | _flat(before), _BEFORE | _flat(now)
+    old, new = BEFORE | _flat(before), BEFORE | _flat(now)
     different = [f for f in sorted(old | new) if old.get(f) != new.get(f) and not _is_without_effect(f)]
     if not different:
         return ()

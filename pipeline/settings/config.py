@@ -28,6 +28,12 @@ from tiny_onn.arms import GRANULARITY, canonical
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
+OPTIMIZERS = ("adamw", "sgd")
+BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests and records that lack it
+    "training.schedule": "linear",
+    "training.micro_batches": 1,
+    "training.optimizer": "adamw",
+}
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -140,15 +146,25 @@ class TrainingConfig(Settings):
     seed: NonNegative = Field(0, description="of initialisation and order of batches; a sweep takes sweep.seeds")
     steps: Count = Field(300, description="optimiser steps; `tiny-onn plan` says how many epochs they are")
     batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
-    learning_rate: Rate = Field(3e-3, description="AdamW's, of the computation parameters, at its highest")
-    router_learning_rate: Rate = Field(3e-3, description="AdamW's, of the router's parameters P and G, at its highest")
-    schedule: Literal["linear", "constant"] = Field(
+    micro_batches: Count = Field(
+        1,
+        description="parts in which a worker's share of a batch goes through, one after the other: less memory, the "
+        "same step but for rounding",
+    )
+    optimizer: str = Field(
+        "adamw",
+        description="of both streams: adamw, sgd (momentum 0.9), or package.module:attribute, which is called with "
+        "groups of parameters and lr",
+    )
+    learning_rate: Rate = Field(3e-3, description="of the computation parameters, at its highest")
+    router_learning_rate: Rate = Field(3e-3, description="of the router's parameters P and G, at its highest")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear",
-        description="of both rates after warm-up: linear falls to a tenth at the last step; constant stays, so that "
-        "a trial can go on for more steps later",
+        description="of both rates after warm-up: linear and cosine fall to a tenth at the last step; constant stays, "
+        "so that a trial can go on for more steps later",
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="AdamW's, on the matrices of the computation parameters alone"
+        0.01, description="the optimizer's, on the matrices of the computation parameters alone"
     )
     warmup_steps: NonNegative = Field(30, description="over which both rates rise linearly; fewer than steps")
     clip_norm: Rate = Field(1.0, description="largest norm of the computation parameters' gradient")
@@ -194,6 +210,12 @@ class TrainingConfig(Settings):
             raise ValueError(f"arm: {problem}")
         if self.observer is not None and not _IMPORTED_ARM.fullmatch(self.observer):
             raise ValueError(f"observer: found {self.observer!r}; expected package.module:function")
+        if self.optimizer not in OPTIMIZERS and not _IMPORTED_ARM.fullmatch(self.optimizer):
+            near = did_you_mean(self.optimizer, OPTIMIZERS)
+            raise ValueError(
+                f"optimizer: found {self.optimizer!r}{near}; expected {', '.join(OPTIMIZERS)}, or "
+                "package.module:attribute for one of your own"
+            )
         of_a_layer = GRANULARITY.get(self.parts.cost or self.arm) == "layer"
         if self.engine == "fused" and of_a_layer:
             raise ValueError(f"engine: fused cannot run arm {self.arm!r}, a cost of a whole layer; use engine: auto")
@@ -346,8 +368,10 @@ class Experiment(Settings):
         values = self.model_dump(mode="json", exclude={"description", "scales", "study"})
         if values["training"]["schedule"] == "constant":
             del values["training"]["steps"]
-        else:  # as it was before there was another
-            del values["training"]["schedule"]
+        for name, value in BEFORE.items():  # as it was before there was another
+            group, field = name.split(".")
+            if values[group][field] == value:
+                del values[group][field]
         values["training"]["generate_tasks"] = values["training"].pop("decode_tasks")  # its name when digests began
         canonical = json.dumps(values, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]

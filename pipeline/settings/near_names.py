@@ -44,12 +44,11 @@ _ELSEWHERE = {
     ),
     **dict.fromkeys(
         ("optimizer", "optimiser", "optim", "opt", "betas", "beta1", "beta2", "momentum", "adam_epsilon"),
-        "no setting: AdamW trains both streams, with training.learning_rate, training.router_learning_rate and "
-        "training.weight_decay",
+        "training.optimizer; for its further options name a function of your own there",
     ),
     **dict.fromkeys(
         ("gradient_accumulation_steps", "grad_accum", "accumulate", "accumulate_grad_batches", "micro_batch_size"),
-        "no setting: a batch is training.batch_tokens over all workers, and goes through at once",
+        "training.micro_batches; a batch stays training.batch_tokens over all workers",
     ),
     **dict.fromkeys(
         ("dropout", "attention_dropout", "hidden_dropout", "dropout_rate"), "no setting: the model has no dropout"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.colours import arm_colour
 from pipeline.renamed import current_setting
-from pipeline.settings.config import Experiment
+from pipeline.settings.config import BEFORE, Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import CONTINUED, GROWN, STEPS, DataInput, Description, flat_params
 
@@ -56,7 +56,8 @@ def params_of(run: "Run") -> dict[str, str]:
     found = {current_setting(name): value for name, value in run.data.params.items()}
     if STEPS in found:
         found[STEPS] = run.data.tags.get(CONTINUED, found[STEPS])
-        found.setdefault("training.schedule", "linear")  # of runs from before there was another
+        for name, value in BEFORE.items():  # of runs from before there was another
+            found.setdefault(name, str(value))
     return found
 
 

@@ -1,5 +1,6 @@
 """From an experiment's settings to the model, its learning dynamics and its schedule."""
 
+import math
 from typing import Literal
 
 import torch
@@ -7,10 +8,10 @@ import torch
 from pipeline.data import tokens
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, TrainingConfig
+from pipeline.training.optimizers import optimizers
 from tiny_onn.arm import Arm, arm, configure
 from tiny_onn.compiling import compiler_problem
 from tiny_onn.dynamics import EngineName, LearningDynamics
-from tiny_onn.layers import computation_parameters, router_parameters
 from tiny_onn.model import GridTransformer
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
@@ -41,19 +42,13 @@ def arm_of(training: TrainingConfig) -> Arm:
 
 
 def build_dynamics(model: GridTransformer, training: TrainingConfig) -> LearningDynamics:
-    """Two AdamW, one a stream; weight decay on the computation stream's matrices only."""
-    computation = computation_parameters(model)
-    groups = [
-        {"params": [p for p in computation if p.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in computation if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """With two optimizers, one a stream; weight decay on the computation stream's matrices only."""
     if compiling(training, next(model.parameters()).device) == "blocks":
         model.compile_blocks()
     return LearningDynamics(
         model,
         arm_of(training),
-        torch.optim.AdamW(groups, lr=training.learning_rate, fused=True),
-        torch.optim.AdamW(router_parameters(model), lr=training.router_learning_rate, weight_decay=0.0, fused=True),
+        *optimizers(model, training),
         engine=engine_of(training),
         clip_norm=training.clip_norm,
         use_compiler=compiling(training, next(model.parameters()).device) != "eager",
@@ -84,11 +79,15 @@ def compiling(
 
 
 def schedule(training: TrainingConfig, step: int) -> float:
-    """The factor on both learning rates at a step, counted from 0: linear warm-up, then linear to a tenth, or 1."""
+    """The factor on both learning rates at a step, counted from 0: linear warm-up, then to a tenth along a line or
+    half a cosine, or 1."""
     if step < training.warmup_steps:
         return (step + 1) / (training.warmup_steps + 1)
     if training.schedule == "constant":
         return 1.0
+    part = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    if training.schedule == "cosine":
+        return 0.1 + 0.45 * (1.0 + math.cos(math.pi * part))
     return 1.0 - 0.9 * (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
 
 

@@ -26,6 +26,7 @@ SCHEMA_VERSION = 2
 _STATE, _MANIFEST = "state.safetensors", "manifest.json"
 _NAME = re.compile(r"step-[0-9]{6,12}")
 _MOST_MANIFEST_BYTES = 2**16
+_LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}  # slots that have its shape
 DAMAGE = "damage.txt"  # in a checkpoint that was damaged where it came from: what was wrong with it
 
 
@@ -198,7 +199,7 @@ def _restore(dynamics: LearningDynamics, state: dict[str, Tensor]) -> None:
                 slots.setdefault(int(place), {})[slot] = tensor
         for index, values in slots.items():
             if index >= len(parameters) or any(
-                values[slot].shape != parameters[index].shape for slot in values.keys() - {"step"}
+                values[slot].shape != parameters[index].shape for slot in values.keys() & _LIKE_THE_PARAMETER
             ):
                 raise UserError(f"the checkpoint's {stream} state {index} does not fit the model's parameters")
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})

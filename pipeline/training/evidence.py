@@ -15,7 +15,7 @@ from pipeline.layout import TrialFolder
 from pipeline.training.agreement import gather_json
 from pipeline.training.checkpoint import newest_whole, save_checkpoint
 from pipeline.training.replicas import ReplicasDiffer
-from pipeline.training.step import batch_loss
+from pipeline.training.step import batch_loss, parts_of
 from pipeline.training.stopping import TrainingStopped
 from tiny_onn.capture import CaptureError
 from tiny_onn.dynamics import LearningDynamics, NonFiniteStep
@@ -33,6 +33,7 @@ def stop(
     error: NonFiniteStep | CaptureError | ReplicasDiffer,
     *,
     autocast: bool,
+    micro_batches: int = 1,
 ) -> TrainingStopped:
     """Keeps the evidence of a failed step and returns the error to raise.
 
@@ -49,7 +50,7 @@ def stop(
         what |= {
             "not_finite": list(error.quantities),
             "gradients_not_finite": list(error.parameters),
-            **_look_closer(dynamics.model, batch, autocast),
+            **_look_closer(dynamics.model, batch, autocast, micro_batches),
         }
     alone = isinstance(error, CaptureError)
     everyone = [what] if alone else gather_json(what, device)
@@ -101,7 +102,7 @@ def _tasks(what: dict[str, Any]) -> str:
     return f"tasks {', '.join(ids[:_NAMED_TASKS])}{more}"
 
 
-def _look_closer(model: nn.Module, batch: Batch, autocast: bool) -> dict[str, Any]:
+def _look_closer(model: nn.Module, batch: Batch, autocast: bool, micro_batches: int) -> dict[str, Any]:
     """Runs this worker's share again, by itself: its own loss, and the first layer and gradients not finite."""
     layer: list[str] = []
     names = {module: name for name, module in model.named_modules() if name and not isinstance(module, CallPoint)}
@@ -112,24 +113,24 @@ def _look_closer(model: nn.Module, batch: Batch, autocast: bool) -> dict[str, An
 
     parameters = dict(reversed(list(model.named_parameters())))
     handles = [module.register_forward_hook(look) for module in names]
-    loss, gradients, problem = None, [], None
+    loss: float | None = 0.0
+    bad, problem = set[str](), None
     try:
         with torch.compiler.set_stance("force_eager"):
-            total = batch_loss(model, batch, autocast=autocast)
-            found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        loss = float(total.detach())
-        gradients = [
-            name for name, g in zip(parameters, found, strict=True) if g is not None and not g.isfinite().all()
-        ]
+            for part in parts_of(batch, micro_batches):
+                total = batch_loss(model, part, autocast=autocast)
+                found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+                loss = (loss or 0.0) + float(total.detach())
+                bad |= {n for n, g in zip(parameters, found, strict=True) if g is not None and not g.isfinite().all()}
     except RuntimeError as error:  # of memory above all; the other workers wait for what is known without it
-        problem = f"{type(error).__name__}: {error}"
+        loss, problem = None, f"{type(error).__name__}: {error}"
     finally:
         for handle in handles:
             handle.remove()
     return {
         "own_loss": str(loss),
         "layer": layer[0] if layer else None,
-        "own_gradients_not_finite": gradients,
+        "own_gradients_not_finite": [name for name in parameters if name in bad],
         "parameters_not_finite": [name for name, p in parameters.items() if not p.isfinite().all()],
         "second_look": problem,
     }

@@ -52,6 +52,9 @@ def _checksums(dynamics: LearningDynamics) -> Iterator[tuple[str, Tensor]]:
         for slot in _SLOTS:
             tensor = None if state is None else state.get(slot)
             yield f"Adam's {slot} of {name}", nothing if tensor is None else _checksum(tensor)
+        others = [v for slot, v in sorted((state or {}).items()) if slot not in _SLOTS and isinstance(v, Tensor)]
+        if others:
+            yield f"the optimizer's state of {name}", torch.stack([_checksum(each) for each in others]).sum()
 
 
 def _checksum(tensor: Tensor) -> Tensor:

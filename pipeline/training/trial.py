@@ -224,6 +224,7 @@ def take_step(trial: Trial, step: int, epoch: int, batch: Batch) -> Entry | None
                 observe=logs,
                 autocast=trial.autocast,
                 skip_nonfinite=training.on_nonfinite == "skip",
+                micro_batches=training.micro_batches,
             )
             trial.window.valid.append(report.valid)
         trial.skipped.count(report)
@@ -231,5 +232,14 @@ def take_step(trial: Trial, step: int, epoch: int, batch: Batch) -> Entry | None
         if every and (step % every == 0 or last):
             check_replicas(trial.dynamics, step)
     except (NonFiniteStep, CaptureError, ReplicasDiffer) as error:
-        raise stop(trial.folder, step, batch, trial.dynamics, trial.digest, error, autocast=trial.autocast) from None
+        raise stop(
+            trial.folder,
+            step,
+            batch,
+            trial.dynamics,
+            trial.digest,
+            error,
+            autocast=trial.autocast,
+            micro_batches=training.micro_batches,
+        ) from None
     return Entry(step, epoch, batch, rates, report, is_evaluated(training, step), last) if logs else None

@@ -126,7 +126,7 @@ def test_all_unknown_settings_are_told_at_once(tmp_path: Path) -> None:
         "        search: {samples: 1, space: {training.bs: {choice: [1]}}}}\n"
     )
     with pytest.raises(UserError) as refused:
-        api.read(path, {"training.optimizer": "sgd", "model.stepz": 1, "workers.count": 2, "scales.gpu": {}})
+        api.read(path, {"training.momentum": 0.9, "model.stepz": 1, "workers.count": 2, "scales.gpu": {}})
     said = str(refused.value)
     for each in (
         "training.lr: no such setting (here: training.learning_rate)",
@@ -137,7 +137,7 @@ def test_all_unknown_settings_are_told_at_once(tmp_path: Path) -> None:
         "sweep.grid: 'model.depth' is no setting (here: model.layers)",
         "sweep.arm_settings.dense: 'training.wd' is no setting (here: training.weight_decay)",
         "sweep.search.space: 'training.bs' is no setting (here: training.batch_tokens",
-        "--set:\n  'training.optimizer' is no setting (here: no setting: AdamW",
+        "--set:\n  'training.momentum' is no setting (here: training.optimizer",
         "'model.stepz' is no setting (did you mean 'training.steps'?)",
     ):
         assert each in said
