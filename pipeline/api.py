@@ -186,7 +186,7 @@ def prepare(
     storage: str | None = None,
     console: "Console | None" = None,
 ) -> "Prepared":
-    """Turns ARC tasks into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
+    """Turns the data into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
     from pipeline.data.preparing import prepare_and_tell
     from pipeline.storage.opening import checked_storage
 
@@ -238,11 +238,12 @@ def predict(
     *,
     tracking_uri: str | None = None,
     step: "Step" = "last",
+    own_code: bool = False,
 ) -> "Answers":
     """Draws two attempts at each test pair of the tasks in a file, in any of the formats that `data.folder` takes.
 
     Args:
-        run, step: as in `load_model`.
+        run, step, own_code: as in `load_model`.
         submission: where to write them in the format of Kaggle's ARC competitions; nowhere by default.
 
     Raises:
@@ -253,7 +254,7 @@ def predict(
     from pipeline.training.answers import answer_file
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model_of(run, output, tracking_uri, step, device)
+    model = _model_of(run, output, tracking_uri, step, device, own_code)
     return answer_file(model, Path(file), None if submission is None else Path(submission))
 
 
@@ -264,6 +265,7 @@ def load_model(
     tracking_uri: str | None = None,
     step: "Step" = "last",
     device: str = "cpu",
+    own_code: bool = False,
 ) -> "TrainedModel":
     """The model of a run: as it ended, at its best by held-out loss, or at any step whose checkpoint is kept.
 
@@ -271,15 +273,18 @@ def load_model(
         run: the id of a finished run in MLflow; or the path of a trial's folder, or of a model's.
         output: where the run's checkpoints lie, for steps that MLflow does not have.
         step: "last", "best", or a number.
+        own_code: of a model that names code, `model.build` or a task of your own: import it, and so run it. Whoever can
+            write to the store or the folder chooses what is named.
 
     Raises:
-        UserError: there is no such run, or no model of this step; names the steps that there are.
+        UserError: there is no such run, or no model of this step; names the steps that there are. Or the model names
+            code, and `own_code` is not set.
     """
-    return _model_of(run, output, tracking_uri, step, device)
+    return _model_of(run, output, tracking_uri, step, device, own_code)
 
 
 def _model_of(
-    run: str | Path, output: str | Path, tracking_uri: str | None, step: "Step", device: str
+    run: str | Path, output: str | Path, tracking_uri: str | None, step: "Step", device: str, own_code: bool
 ) -> "TrainedModel":
     from pipeline.layout import TrialFolder
     from pipeline.tracking.load_model import load_model as load_logged
@@ -288,12 +293,12 @@ def _model_of(
 
     if not Path(run).is_dir():
         uri = tracking_uri or local_store(Path(output), f"run {run}")
-        return load_logged(str(run), uri, device, step=step, output=output)
+        return load_logged(str(run), uri, device, step=step, output=output, own_code=own_code)
     if not is_model(Path(run)):
-        return open_step(TrialFolder(Path(run)), step, device)
+        return open_step(TrialFolder(Path(run)), step, device, own_code=own_code)
     if step != "last":
         raise UserError(f"RUN {run}: is the folder of one model. Expected a run's id or a trial's folder with a step.")
-    return open_model(Path(run), device)
+    return open_model(Path(run), device, own_code=own_code)
 
 
 def routing_map(model: "TrainedModel", task: Any, pair: int = 0, *, projection: str = "o", title: str = "") -> "Figure":

@@ -117,14 +117,14 @@ def main(context: click.Context) -> None:
         click.echo(first_steps())
 
 
-@main.command(short_help="Turn ARC tasks into Parquet shards.")
+@main.command(short_help="Turn the data into Parquet shards.")
 @CONFIG
 @OUTPUT
 @STORAGE
 @SCALE
 @SET
 def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
-    """Turn ARC tasks into Parquet shards, as the `data` section of CONFIG says.
+    """Turn the data into Parquet shards, as the `data` section of CONFIG says.
 
     `train` and `ablate` do this by themselves; data already prepared and intact is used as it is.
 

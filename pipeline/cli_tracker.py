@@ -148,9 +148,12 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     metavar="STEP",
     help="Which model of the run: last, best (the lowest held-out loss of its checkpoints), or a step that was saved.",
 )
+@click.option("--own-code", is_flag=True, help="Import the code that the model names, such as model.build, and run it.")
 @OUTPUT
 @URI
-def predict(run: str, file: Path, submission: Path | None, step: str, output: Path, tracking_uri: str | None) -> None:
+def predict(
+    run: str, file: Path, submission: Path | None, step: str, own_code: bool, output: Path, tracking_uri: str | None
+) -> None:
     """Draw the answers to the tasks in FILE with the model of RUN.
 
     RUN is the id of a finished run, which `train` prints and results.json of a report holds, or the folder of a trial
@@ -170,7 +173,7 @@ def predict(run: str, file: Path, submission: Path | None, step: str, output: Pa
     if step not in ("last", "best") and not step.isdecimal():
         raise UserError(f"--step: found {step!r}; expected last, best or the number of a step")
     wanted: Any = int(step) if step.isdecimal() else step
-    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri, step=wanted)
+    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri, step=wanted, own_code=own_code)
     if submission is None:
         click.echo(json.dumps(made.submission))
     tasks = len(made.submission)

@@ -29,7 +29,8 @@ from pipeline.remote.index import Stored, parse_index, written
 from pipeline.remote.recalled import parse_claim, parse_tracked
 from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import Changed, RemoteTrial, parse_attempt
-from pipeline.reporting.artifacts import _drawn
+from pipeline.reporting.artifacts import _drawn, _said
+from pipeline.reporting.columns import score_columns
 from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.results import Results
 from pipeline.running.claim import check_claim, claim
@@ -305,6 +306,19 @@ def _drawn_grids(data: bytes) -> None:
         assert drawn.task_id.isprintable()
 
 
+def _texts(data: bytes) -> None:
+    for said in _said(data.decode("utf-8", "replace")):
+        assert said.task_id.isprintable()
+        assert all(line.isprintable() for line in said.predicted.split("\n"))
+
+
+def _scores(data: bytes) -> None:
+    results = Results("x", [], {}, 0, [], data=(("text", data.decode("utf-8", "replace")),))
+    for column in score_columns(results):
+        column.show(0.5)
+        column.heading.encode()
+
+
 def _jobs(data: bytes) -> None:
     value = parse_json(data, "here")
     (parse_jobs if isinstance(value, list) else parse_job)(value, "http://h")
@@ -415,6 +429,8 @@ def profile(folder: Path) -> Target:
 _JOB = {"submission_id": "x-1", "metadata": {"tiny_onn_name": "x"}, "status": "RUNNING", "message": "m",
         "driver_exit_code": None, "start_time": 1, "end_time": None}  # fmt: skip
 _HOLDER = {"token": "x", "pid": 1, "host": "h", "among": None, "beats": 3}
+_EXAMPLE = {"task_id": "a", "pair": 0, "given": "one", "predicted": "two", "target": "three"}
+_SCORE = {"name": "a", "title": "an a", "unit": "%", "best": "lowest", "scale": 100, "digits": 2}
 _PREDICTION = {"task_id": "a", "pair": 0, "input": [[1]], "target": [[2]], "prediction": [[2]], "exact": True}
 
 STORED: dict[str, Callable[[Path], Target]] = {
@@ -439,6 +455,8 @@ STORED: dict[str, Callable[[Path], Target]] = {
     "snapshot": snapshot,
     "distributions": distributions,
     "predictions": _parsing(_drawn_grids, [_PREDICTION], []),
+    "examples": _parsing(_texts, [_EXAMPLE], []),
+    "scores": _parsing(_scores, {"scores": [_SCORE]}, {}),
     "jobs": lambda folder: Target(_refused(_jobs), (json.dumps([_JOB]).encode(), json.dumps(_JOB).encode()), _JSON),
     "token": _file("token", _token, b"0123abcd\n", b"", b"a\nb"),
     "pins": _file(

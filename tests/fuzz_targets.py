@@ -21,6 +21,7 @@ from pipeline.data.rows import read_by_arrow
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.data.sources.folder import read_tasks
 from pipeline.data.task import Pair, grid_of
+from pipeline.data.text import passages, read_texts, related_passages
 from pipeline.data.tokens import (
     COORDINATE_RANGE,
     VOCABULARY_SIZE,
@@ -169,7 +170,7 @@ def shards(folder: Path) -> Target:
             for sequence in read_rows(open_prepared(prepared.folder), "train"):
                 assert len(sequence) > 0
                 assert sequence.tokens.max() < VOCABULARY_SIZE
-                assert max(sequence.rows.max(), sequence.columns.max()) < COORDINATE_RANGE
+                assert max(axis.max() for axis in sequence.coordinates) < COORDINATE_RANGE
         except UserError as refusal:
             str(refusal).encode()
             return False
@@ -246,6 +247,29 @@ def lengths(folder: Path) -> Target:
     return Target(run, (path.read_bytes(),), (b"\x00", b"\xff\xff\xff\xff", b"PAR1", b"\x15\x00"))
 
 
+def text(folder: Path) -> Target:
+    """A file of text: as far as its passages and the groups of them."""
+    path = folder / "x.txt"
+
+    def run(data: bytes) -> bool:
+        path.write_bytes(data)
+        try:
+            documents = read_texts(str(path))
+        except UserError as refusal:
+            str(refusal).encode()
+            return False
+        found, note = passages(documents, 40)
+        assert all(0 < len(each.data) <= 40 and each.data.decode() for each in found)
+        assert sum(len(each.data) for each in found) == len(documents.texts["x.txt"].encode()) or note
+        assert sorted(name for group in related_passages(found) for name in group) == sorted(
+            each.name for each in found
+        )
+        return True
+
+    seed = "One two three four five, six.\n\nMore, größer: 世界.\n\none TWO three four five six\n".encode()
+    return Target(run, (seed, seed * 3), (b"\n\n", b"\xff", b"\xe4\xb8", b"\x00", b"\xef\xbb\xbf", b" ", b"\r\n"))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "arc": arc,
     "tokens": tokens,
@@ -255,6 +279,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "solutions": solutions,
     "parquet": parquet,
     "lengths": lengths,
+    "text": text,
     **STORED,
 }
 

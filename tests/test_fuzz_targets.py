@@ -38,6 +38,8 @@ LENIENT = {
     "record",
     "distributions",
     "predictions",
+    "examples",
+    "scores",
     "address",
     "token",
     "destination",

@@ -1,30 +1,34 @@
-"""Greedy decoding of whole batches, one token at a time, with a KV cache."""
+"""Decoding of whole batches, one token at a time: with a KV cache where the model has one, else without."""
 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from tiny_onn.model import GridTransformer
 
-Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-GoesOn = Callable[[Tensor, Tensor, Tensor], Tensor]
+Advance = Callable[[Tensor, tuple[Tensor, ...], Tensor], tuple[Tensor, ...]]
+GoesOn = Callable[..., Tensor]
+
+
+def _greedy(logits: Float[Tensor, "b v"]) -> Int[Tensor, " b"]:
+    return logits.argmax(dim=-1)
 
 
 @torch.no_grad()
 def generate(
-    model: GridTransformer,
+    model: nn.Module,
     tokens: Int[Tensor, "b s"],
-    rows: Int[Tensor, "b s"],
-    columns: Int[Tensor, "b s"],
+    coordinates: tuple[Int[Tensor, "b s"], ...],
     lengths: Int[Tensor, " b"],
     *,
     limit: int,
-    stop: int,
-    advance: Advance,
+    stop: int | None,
+    advance: Advance = lambda token, place, following: (),
     alive: Callable[[], None] = lambda: None,
-    goes_on: GoesOn = lambda token, row, column: torch.ones_like(token, dtype=torch.bool),
+    goes_on: GoesOn = lambda token, *place: torch.ones_like(token, dtype=torch.bool),
+    choose: Callable[[Float[Tensor, "b v"]], Int[Tensor, " b"]] = _greedy,
 ) -> list[list[int]]:
     """What the model says after each prompt, up to `stop` (left out) or until the sequence holds `limit` tokens.
 
@@ -32,30 +36,72 @@ def generate(
     its own position, over the padding, so that a row's result does not depend on the others in the batch.
 
     Args:
-        advance: (token, row, column, next_token) -> the next token's row and column, elementwise.
+        model: (tokens, *coordinates) -> logits of each next token. One that is no GridTransformer has no cache, and is
+            called with the whole sequences each time.
+        coordinates: of the tokens, a tensor for each axis.
+        advance: (token, its coordinates, next token) -> the next token's coordinates, elementwise.
         alive: called before each token, for those who wait.
-        goes_on: (token, row, column) of each row's newest token, in turn -> bool [b]: False ends a row with this token,
-            as one of which nothing good can come. It may keep a state.
+        goes_on: (token, *coordinates) of each row's newest token, in turn -> bool [b]: False ends a row with this
+            token, as one of which nothing good can come. It may keep a state.
+        choose: logits of each row -> its next token; the most likely by default.
     """
     batch, device = len(tokens), tokens.device
-    cache = model.new_cache(batch, max(limit, tokens.shape[1]) + 1)
     each, last = torch.arange(batch, device=device), lengths - 1
-    logits = model(tokens, rows, columns, cache, torch.arange(tokens.shape[1], device=device).expand_as(tokens))
-    logits = logits[each, last]
-    token, row, column = tokens[each, last], rows[each, last], columns[each, last]
+    following_logits = _Cached(model, limit) if isinstance(model, GridTransformer) else _Whole(model, limit)
+    logits = following_logits.begin(tokens, coordinates)[each, last]
+    token, place = tokens[each, last], tuple(axis[each, last] for axis in coordinates)
     positions, going = lengths.clone(), lengths < limit
     said: list[list[int]] = [[] for _ in range(batch)]
     while bool(going.any()):
         alive()
-        following = logits.argmax(dim=-1)
-        row, column = advance(token, row, column, following)
+        following = choose(logits)
+        place = advance(token, place, following)
         token = following
-        going = going & (token != stop)
+        if stop is not None:
+            going = going & (token != stop)
         for words, goes, word in zip(said, going.tolist(), token.tolist(), strict=True):
             if goes:
                 words.append(word)
-        going = going & (positions + 1 < limit) & goes_on(token, row, column)
-        at = positions.clamp(max=limit - 1)[:, None]
-        logits = model(token[:, None], row[:, None], column[:, None], cache, at)[:, 0]
+        going = going & (positions + 1 < limit) & goes_on(token, *place)
+        logits = following_logits.go_on(token, place, positions.clamp(max=limit - 1))
         positions = positions + going.long()
     return said
+
+
+class _Cached:
+    """Logits from a KV cache: each token goes through the model once."""
+
+    def __init__(self, model: GridTransformer, limit: int) -> None:
+        self._model, self._limit = model, limit
+
+    def begin(self, tokens: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
+        batch, length = tokens.shape
+        self._cache = self._model.new_cache(batch, max(self._limit, length) + 1)
+        positions = torch.arange(length, device=tokens.device).expand_as(tokens)
+        found: Tensor = self._model(tokens, *coordinates, cache=self._cache, positions=positions)
+        return found
+
+    def go_on(self, token: Tensor, place: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+        axes = (axis[:, None] for axis in place)
+        found: Tensor = self._model(token[:, None], *axes, cache=self._cache, positions=positions[:, None])
+        return found[:, 0]
+
+
+class _Whole:
+    """Logits of any causal model, called with the sequences so far: what stands after a token does not matter to it."""
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        self._model, self._limit = model, limit
+
+    def begin(self, tokens: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
+        room = max(self._limit - tokens.shape[1], 0)
+        self._axes = [nn.functional.pad(axis, (0, room)) for axis in (tokens, *coordinates)]
+        found: Tensor = self._model(tokens, *coordinates)
+        return found
+
+    def go_on(self, token: Tensor, place: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+        for axis, values in zip(self._axes, (token, *place), strict=True):
+            axis.scatter_(1, positions[:, None], values[:, None])
+        length = int(positions.max()) + 1
+        found: Tensor = self._model(*(axis[:, :length] for axis in self._axes))
+        return found[torch.arange(len(token), device=token.device), positions]

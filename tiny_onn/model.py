@@ -1,5 +1,6 @@
-"""A causal transformer over grids, its projections SparseProtoLinear layers."""
+"""A causal transformer over tokens and their coordinates, its projections SparseProtoLinear layers."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -107,14 +108,17 @@ class MoIETransformerBlock(nn.Module):
 
 
 class GridTransformer(nn.Module):
-    """Token, row and column embeddings, MoIETransformerBlocks, a final LayerNorm and a head over the vocabulary.
+    """Embeddings of tokens and of their coordinates, MoIETransformerBlocks, a final LayerNorm and a head.
+
+    RoPE gives every model the position in the sequence, also one without further coordinates.
 
     Args:
         vocabulary: number of token ids.
-        coordinates: number of row and of column ids.
+        coordinates: for each axis of coordinates, its name and number of ids; a number alone: of rows and of columns.
         hidden: width; `hidden / heads` must be even, for RoPE.
         layers: number of blocks.
         heads: attention heads.
+        outputs: number of logits for each token; `vocabulary` by default.
         routing: keyword arguments of every SparseProtoLinear, such as gain, density and gate_parameter.
 
     Raises:
@@ -125,10 +129,11 @@ class GridTransformer(nn.Module):
         self,
         *,
         vocabulary: int,
-        coordinates: int,
+        coordinates: int | Mapping[str, int],
         hidden: int,
         layers: int,
         heads: int,
+        outputs: int | None = None,
         **routing: Any,
     ) -> None:
         super().__init__()
@@ -137,24 +142,31 @@ class GridTransformer(nn.Module):
         self.heads = heads
         self._blocks_are_compiled = False
         self.token_embedding = nn.Embedding(vocabulary, hidden)
-        self.row_embedding = nn.Embedding(coordinates, hidden)
-        self.column_embedding = nn.Embedding(coordinates, hidden)
+        axes = {"row": coordinates, "column": coordinates} if isinstance(coordinates, int) else coordinates
+        self._axes = tuple(f"{axis}_embedding" for axis in axes)
+        for name, ids in zip(self._axes, axes.values(), strict=True):
+            self.add_module(name, nn.Embedding(ids, hidden))
         self.blocks = nn.ModuleList(MoIETransformerBlock(hidden, heads, **routing) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden)
-        self.head = nn.Linear(hidden, vocabulary)
+        self.head = nn.Linear(hidden, vocabulary if outputs is None else outputs)
 
     def forward(
         self,
         tokens: Int[Tensor, "b s"],
-        rows: Int[Tensor, "b s"],
-        columns: Int[Tensor, "b s"],
+        *coordinates: Int[Tensor, "b s"],
         cache: KVCache | None = None,
         positions: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b s v"]:
-        """Logits of each next token. With a cache, `positions` says where in the sequence each token stands."""
+        """Logits of each next token. With a cache, `positions` says where in the sequence each token stands.
+
+        Args:
+            coordinates: one tensor for each axis, such as rows and columns.
+        """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        x = self.token_embedding(tokens) + self.row_embedding(rows) + self.column_embedding(columns)
+        x = self.token_embedding(tokens)
+        for name, ids in zip(self._axes, coordinates, strict=True):
+            x = x + self.get_submodule(name)(ids)
         turn = rotation(positions, x.shape[-1] // self.heads, x.dtype)
         for layer, block in enumerate(self.blocks):
             if self._blocks_are_compiled:

@@ -3,7 +3,7 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.benchmarks.report import Progress, Result
 from experiments.benchmarks.workers import WorkerGroup
-from pipeline.data.batch import Batch
+from pipeline.data.batch import IGNORED, Batch
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.data.shards import open_prepared, prepare
@@ -36,7 +36,7 @@ class Run:
         self._dynamics = build_dynamics(self._model, experiment.training)
         self._wrapped = distribute(self._model, router_in_backward=self._dynamics.router_in_backward)
         size, rank = dist.get_world_size(), dist.get_rank()
-        prepared = open_prepared(Path(folder))
+        prepared = open_prepared(Path(folder), task=experiment.data.task)
         loaders = [
             Loader(prepared, "train", self._training.batch_tokens, self._training.seed, shard, WORKERS)
             for shard in range(WORKERS)
@@ -61,13 +61,17 @@ def joined(batches: Sequence[Batch]) -> Batch:
     """One batch of all rows, padded to the longest."""
     length = max(batch.tokens.shape[1] for batch in batches)
 
-    def pad(name: str, value: int | bool) -> Tensor:
-        tensors = [getattr(batch, name) for batch in batches]
+    def pad(tensors: Iterable[Tensor], value: int | bool) -> Tensor:
         padded = [torch.nn.functional.pad(t, (0, length - t.shape[1]), value=value) for t in tensors]
         return torch.cat(padded)
 
-    ids = tuple(name for batch in batches for name in batch.task_ids)
-    return Batch(pad("tokens", 0), pad("rows", 0), pad("columns", 0), pad("labels", -100), pad("valid", False), ids)
+    return Batch(
+        tokens=pad((batch.tokens for batch in batches), 0),
+        coordinates=tuple(pad(axes, 0) for axes in zip(*(batch.coordinates for batch in batches), strict=True)),
+        labels=pad((batch.labels for batch in batches), IGNORED),
+        valid=pad((batch.valid for batch in batches), False),
+        task_ids=tuple(name for batch in batches for name in batch.task_ids),
+    )
 
 
 def ways(experiment: Experiment) -> tuple[Way, ...]:

@@ -15,6 +15,7 @@ from experiments.benchmarks.measure import peak_since_reset, reset_peak
 from pipeline.data.loader import Loader
 from pipeline.data.rows import read_group
 from pipeline.data.shards import open_prepared
+from pipeline.data.tokens import FORMAT
 
 STAGES = ("open_with_hashes", "open", "plan", "read", "next_epoch")
 BATCHES = 300  # that are read, or an epoch where it has fewer
@@ -42,7 +43,7 @@ def reading(folder: Path, batch_tokens: int, threads: int) -> dict[str, Stage]:
 def _read(folder: Path, batch_tokens: int, threads: int) -> dict[str, Stage]:
     torch.set_num_threads(threads)
     pa.set_cpu_count(threads)
-    read_group(min(folder.glob("train-*.parquet")), 0)  # what libraries take at their first use
+    read_group(min(folder.glob("train-*.parquet")), 0, FORMAT)  # what libraries take at their first use
 
     stages: dict[str, Stage] = {}
     before = reset_peak()

@@ -8,6 +8,7 @@ from pipeline.data.arc import Corpus
 from pipeline.data.shard_writer import write_data_set
 from pipeline.data.tokens import encoded_length
 from pipeline.settings.config import DataConfig
+from pipeline.tasks.arc import ARC, source_of
 
 
 def write_repeated(
@@ -20,4 +21,5 @@ def write_repeated(
     short = [task for task in corpus.train if encoded_length(task.pairs) <= config.max_tokens]
     tasks = tuple(replace(task, task_id=f"{task.task_id}-{copy}") for copy in range(times) for task in short)
     folder.mkdir(parents=True)
-    write_data_set(config, Corpus(tasks, (), corpus.refused, corpus.source_hash), folder, progress)
+    source = source_of(Corpus(tasks, (), corpus.refused, corpus.source_hash), config)
+    write_data_set(ARC, config, source, folder, progress)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.batch import Batch, collate
+from pipeline.data.batch import Batch
 from pipeline.data.manifest import Prepared, Split
 from pipeline.data.plan import Address, PlannedBatch, UnequalSteps, plan_epoch
 from pipeline.data.published import lengths_of
 from pipeline.data.rows import read_footer, read_group
-from pipeline.data.tokens import Sequence
+from pipeline.data.sequence import Sequence
 from pipeline.errors import UserError
 from pipeline.storage.storage import Place, patiently
 
@@ -40,6 +40,7 @@ class Loader:
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.budget = batch_tokens // world_size
         self._here = isinstance(prepared.folder, Path)
+        self.task = prepared.task
         self._footer = lru_cache(_FOOTERS)(lambda path: patiently(partial(read_footer, path)))
         self._name = f"{prepared.folder}, split {split}"
         self._groups: list[tuple[Place, int]] = []
@@ -48,7 +49,7 @@ class Loader:
             self._groups.append((path, number))
             self._lengths.append(lengths)
         if not self._lengths:
-            raise UserError(f"{self._name}: there is no row. Raise data.max_tokens or give more tasks.")
+            raise UserError(f"{self._name}: there is no row. Raise data.max_tokens or give more data.")
         longest = max(int(group.max()) for group in self._lengths)
         if longest > self.budget:
             raise UserError(
@@ -75,7 +76,7 @@ class Loader:
             here = tuple(window)
             rows = self._read(here)
             for batch in here:
-                yield collate([rows[address] for address in batch.rows])
+                yield self.task.batch([rows[address] for address in batch.rows])
 
     def stream(self, step: int = 0) -> Iterator[tuple[int, Batch]]:
         """(epoch, batch) without end, from global step `step` on, counted from 0."""
@@ -100,7 +101,7 @@ class Loader:
 
     def _read_group(self, group: int) -> list[Sequence]:
         path, index = self._groups[group]
-        sequences = patiently(partial(read_group, path, index, self._footer(path)))
+        sequences = patiently(partial(read_group, path, index, self.task.format, self._footer(path)))
         if [len(sequence) for sequence in sequences] != self._lengths[group].tolist():
             raise UserError(f"{path}, row group {index}: its rows are not as long as was planned with.")
         return sequences

@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.data.contract import Split as Split
+from pipeline.data.contract import Task, find_task
 from pipeline.files import write_whole
 from pipeline.settings.config import DataConfig
 from pipeline.storage.storage import Place
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2  # part of a data set's name: what another version made is not used again
-Split = Literal["train", "held_out", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
@@ -27,7 +28,7 @@ class Part(BaseModel):
 
 
 class SplitCounts(Part):
-    """How much a split holds, and what was too long for it.
+    """How much a split holds, and what was too long for it. `tasks` are what the rows are of: `Task.item`.
 
     A training task that is too long is in neither `train` nor `held_out`; it is counted once, in `train`.
     `too_long_views` are rows left out because a task grows when it is turned (each row of a grid costs a token).
@@ -52,7 +53,7 @@ class Shard(Part):
 
 
 class Leak(Part):
-    """A task of `split` that is related (`related.marks`) to a task that is trained on, in whatever views."""
+    """An item of `split` that is related to one that is trained on."""
 
     split: Split
     task: str
@@ -83,6 +84,11 @@ class Prepared:
 
     folder: Place
     manifest: Manifest
+
+    @property
+    def task(self) -> Task:
+        """The task that it is the data of."""
+        return find_task(self.manifest.config.task)
 
     def shards(self, split: Split) -> tuple[Shard, ...]:
         """The shards of a split, in order."""

@@ -21,7 +21,7 @@ _SHOWN = 10  # refused files, and leaks, that are named
 def prepare_and_tell(
     config: DataConfig, root: Path, console: Console | None = None, storage: Storage | None = None
 ) -> Prepared:
-    """`prepare`, and `publish` in `storage`, telling of counts, of tasks too long, of refused files and of leaks.
+    """`prepare`, and `publish` in `storage`, telling of counts, of what is too long, of refused files and of leaks.
 
     Raises:
         UserError: as `prepare` and `publish`; or the storage does not take the data.
@@ -44,15 +44,15 @@ def prepare_and_tell(
 
 def tell(prepared: Prepared, console: Console) -> None:
     """What is in a prepared data set, and what was left out of it."""
-    manifest = prepared.manifest
+    manifest, item = prepared.manifest, prepared.task.item
 
     def say(text: str, style: str = "") -> None:
         console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     say(f"Data: {manifest.dataset} in {prepared.folder}")
     for split, count in manifest.counts.items():
-        held = f"{count.tasks} tasks, {count.rows} sequences, {count.tokens} tokens"
-        say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens)}")
+        held = f"{count.tasks} {item}s, {count.rows} sequences, {count.tokens} tokens"
+        say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens, item)}")
     if manifest.config.held_out_for == "selection":
         say(f"  {FOR_SELECTION}")
     for note in manifest.notes:
@@ -60,7 +60,7 @@ def tell(prepared: Prepared, console: Console) -> None:
     for reason in manifest.refused[:_SHOWN]:
         say(f"  refused: {reason}", "yellow")
     for leak in manifest.leakage[:_SHOWN]:
-        say(f"  leak: {leak.split} task {leak.task} shares pairs with {leak.train_task}, which is trained on", "yellow")
+        say(f"  leak: {leak.split} {item} {leak.task} is related to {leak.train_task}, which is trained on", "yellow")
     for number, what, more in (
         (len(manifest.refused), "file", " refused, the rest prepared"),
         (len(manifest.leakage), "leak", ""),
@@ -69,6 +69,6 @@ def tell(prepared: Prepared, console: Console) -> None:
             say(f"  {number} {what}{'s' * (number != 1)}{more}; all of them in {prepared.folder / MANIFEST}", "yellow")
 
 
-def _left_out(count: SplitCounts, limit: int) -> str:
-    too_long = {"tasks": count.too_long_tasks, "views of other tasks": count.too_long_views}
+def _left_out(count: SplitCounts, limit: int, item: str) -> str:
+    too_long = {f"{item}s": count.too_long_tasks, f"views of other {item}s": count.too_long_views}
     return "".join(f"; {n} {what} of more than {limit} tokens left out" for what, n in too_long.items() if n)

@@ -40,7 +40,7 @@ def publish(prepared: Prepared, storage: Storage, progress: Progress = lambda do
         for split in SPLITS:
             (there / _name(split)).write_bytes(_written(prepared, split))
         (there / MANIFEST).upload(prepared.folder / MANIFEST)
-    return open_prepared(there)
+    return open_prepared(there, task=prepared.manifest.config.task)
 
 
 def lengths_of(prepared: Prepared, split: Split) -> list[tuple[Place, int, np.ndarray]]:

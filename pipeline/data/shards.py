@@ -1,4 +1,4 @@
-"""Prepared data sets: tasks written once as Parquet shards, found again, and trusted only after a look."""
+"""Prepared data sets: rows written once as Parquet shards, found again, and trusted only after a look."""
 
 import fcntl
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pipeline.data.arc import Corpus, load_corpus
+from pipeline.data.contract import Source, find_task
 from pipeline.data.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -22,12 +22,13 @@ from pipeline.data.manifest import (
     write_manifest,
 )
 from pipeline.data.rows import check_file, read_footer, read_group
+from pipeline.data.sequence import Sequence
 from pipeline.data.shard_writer import Progress, write_data_set
-from pipeline.data.tokens import Sequence
 from pipeline.errors import UserError
 from pipeline.files import append_to
 from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_object, read_bounded
 from pipeline.settings.config import DataConfig
+from pipeline.settings.user_code import code_digest, code_of
 from pipeline.storage.storage import Place, Storage, StorageError
 
 _log = logging.getLogger(__name__)
@@ -43,20 +44,21 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
     Raises:
         UserError: no usable tasks, too few to hold some out, or `root` cannot be written to.
     """
-    corpus = load_corpus(config)
-    folder = root / f"{config.dataset}-{_digest(config, corpus.source_hash)[:12]}"
+    task = find_task(config.task)
+    source = task.read(config)
+    folder = root / f"{task.data_name(config)}-{_digest(config, source.hash)[:12]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _alone(root / f".{folder.name}.lock"):
             if folder.exists():
                 try:
-                    return _with_reasons(open_prepared(folder), corpus)
+                    return _with_reasons(open_prepared(folder, task=config.task), source)
                 except UserError as damage:
                     _log.warning("%s Writing the data set anew.", damage)
             aside = root / f".{folder.name}.partial"
             shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
             aside.mkdir()
-            write_data_set(config, corpus, aside, progress or (lambda done, total: None))
+            write_data_set(task, config, source, aside, progress or (lambda done, total: None))
             if folder.exists():
                 shutil.rmtree(folder)
             aside.rename(folder)
@@ -65,14 +67,17 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
             f"{root}: the data set cannot be written ({error}). Expected a folder that can be written to, with space "
             "left; name another with --output."
         ) from error
-    return open_prepared(folder)
+    return open_prepared(folder, task=config.task)
 
 
-def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
+def open_prepared(folder: Place, hashes: bool = True, task: str = "arc") -> Prepared:
     """The prepared data set in `folder`, checked: schema version, every shard, its hash, columns, types and ids.
 
     `hashes=False` spares reading every file whole; pages carry checksums that are verified when they are read. Of a
     storage it then looks at the manifest alone: every row group is checked by the rank that reads it.
+
+    Args:
+        task: the `data.task` that is expected. It is the caller's: code that a manifest names is never imported.
 
     Raises:
         UserError: names the file, what was found and what was expected.
@@ -86,6 +91,8 @@ def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
     except (OSError, UnicodeDecodeError, DamagedJson) as error:
         raise UserError(f"{path}: cannot be read ({error}). Expected a data set made by `tiny-onn prepare`.") from error
     manifest = _parse_manifest(text, path)
+    if manifest.config.task != task:
+        raise UserError(f"{path}: holds data of task {manifest.config.task!r}; expected data.task: {task}.")
     prepared = Prepared(folder, manifest)
     found_hash = data_hash(manifest.shards)
     if found_hash != manifest.data_hash:
@@ -96,7 +103,7 @@ def open_prepared(folder: Place, hashes: bool = True) -> Prepared:
             raise UserError(f"{file}: is missing, but {MANIFEST} names it. Prepare the data again.")
         if hashes and (found := file_hash(file)) != shard.sha256:
             raise UserError(f"{file}: is damaged: sha256 {found}; expected {shard.sha256}. Prepare the data again.")
-        check_file(file, shard.rows, shard.row_groups, values=hashes)
+        check_file(file, shard.rows, shard.row_groups, prepared.task.format, values=hashes)
     return prepared
 
 
@@ -111,13 +118,13 @@ def read_rows(prepared: Prepared, split: Split) -> list[Sequence]:
         path = prepared.path(shard)
         footer = read_footer(path)
         for group in range(shard.row_groups):
-            rows += read_group(path, group, footer)
+            rows += read_group(path, group, prepared.task.format, footer)
     return rows
 
 
-def _with_reasons(prepared: Prepared, corpus: Corpus) -> Prepared:
+def _with_reasons(prepared: Prepared, source: Source) -> Prepared:
     """The same data set, which a folder makes whatever unusable files lie in it: the manifest names those of now."""
-    reasons = {"refused": corpus.refused, "notes": corpus.notes}
+    reasons = {"refused": source.refused, "notes": source.notes}
     if all(getattr(prepared.manifest, name) == value for name, value in reasons.items()):
         return prepared
     assert isinstance(prepared.folder, Path)
@@ -148,5 +155,9 @@ def _parse_manifest(text: str, path: Place) -> Manifest:
         raise UserError(f"{path}: is no manifest of this version ({problems}). Prepare the data again.") from error
 
 
-def _digest(config: DataConfig, source_hash: str) -> str:
-    return hashlib.sha256(f"{SCHEMA_VERSION} {source_hash} {config.model_dump_json()}".encode()).hexdigest()
+def _digest(config: DataConfig, source_digest: str) -> str:
+    """Of all that the rows depend on; of a task of one's own that is its code, too."""
+    code = code_digest(code_of([config.task]))
+    settings = config.model_dump_json(exclude=config.at_default("task", "options"))  # as before there were these
+    parts = [str(SCHEMA_VERSION), source_digest, settings, *([code] if code else [])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which training tasks are held out."""
+"""Which of the training data are held out."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -26,6 +26,36 @@ def hold_out(tasks: Sequence[Task], part: float, seed: int, purpose: Purpose = "
     return (train, test) if purpose == "test" else _cut(train, len(test), seed, "hold out for selection")
 
 
+def hold_out_groups(
+    groups: Sequence[Sequence[str]], part: float, seed: int, purpose: Purpose = "test"
+) -> tuple[set[str], set[str]]:
+    """(train, held out) of names in groups, each of which is wholly on one side; as `hold_out`, whose rule it is.
+
+    Nothing is held out where there are fewer than two groups.
+    """
+    sets = [set(group) for group in groups]
+    everything = set().union(*sets)
+    test = _choose(sets, max(1, round(part * len(everything))), seed, "hold out")
+    if purpose == "test":
+        return everything - test, test
+    left = [group for group in sets if not group & test]
+    held = _choose(left, len(test), seed, "hold out for selection")
+    return set().union(*left) - held, held
+
+
+def _choose(groups: list[set[str]], target: int, seed: int, purpose: str) -> set[str]:
+    """The names of the groups that are held out, about `target`; none of fewer than two groups."""
+    if len(groups) < 2:
+        return set()
+    total = sum(map(len, groups))
+    order = sorted(groups, key=lambda group: stable_hash(purpose, seed, min(group)))
+    held: set[str] = set()
+    for group in order:
+        if len(held) + len(group) <= min(target, total - 1):
+            held |= group
+    return held or min(order, key=len)
+
+
 def _cut(tasks: Sequence[Task], target: int, seed: int, purpose: str) -> tuple[list[Task], list[Task]]:
     groups = [{task.task_id for task in group} for group in related_groups(tasks)]
     if len(groups) < 2:
@@ -34,12 +64,6 @@ def _cut(tasks: Sequence[Task], target: int, seed: int, purpose: str) -> tuple[l
             "mirrored or recoloured, or all are made of one list of pairs. None can be held out from training. Give "
             "tasks of at least 2 rules, or raise data.max_tokens."
         )
-    order = sorted(groups, key=lambda group: stable_hash(purpose, seed, min(group)))
-    held: set[str] = set()
-    for group in order:
-        if len(held) + len(group) <= min(target, len(tasks) - 1):
-            held |= group
-    if not held:
-        held = min(order, key=len)
+    held = _choose(groups, target, seed, purpose)
     train = [task for task in tasks if task.task_id not in held]
     return train, [task for task in tasks if task.task_id in held]

@@ -6,11 +6,12 @@ row, each row closed by ROW_END, so that the tokens alone tell a grid's shape.
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.data.sequence import WHOLE, Format, Sequence
 from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task
 
 PAD = COLOURS
@@ -21,32 +22,19 @@ ROW_END = 14
 END = 15
 VOCABULARY_SIZE = 16
 COORDINATE_RANGE = MAX_SIDE + 2  # 0 for no cell, 1..30 for cells, 31 for the ROW_END of the widest row
-WHOLE = -1  # in place of the number of a test pair: all pairs of the task
+FORMAT = Format(
+    vocabulary=VOCABULARY_SIZE,
+    coordinates={"rows": COORDINATE_RANGE, "columns": COORDINATE_RANGE},
+    padding=PAD,
+    extra={"view": pa.int8(), "colours": pa.string()},  # the symmetry, and ten digits: what each colour became
+    pair_type=pa.int16(),
+)
 
 _NAMES = {PAD: "PAD", BOS: "BOS", INPUT: "INPUT", OUTPUT: "OUTPUT", ROW_END: "ROW_END", END: "END"}
 
 
 class NotDecodable(ValueError):
     """Why tokens are no grid, or no sequence: what a model draws may be anything."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sequence:
-    """n tokens with their coordinates (all uint8 [n]) and whether each is to be predicted (bool [n]).
-
-    `labelled[t]` speaks of token t itself. The shift that makes "given token t, predict token t + 1" of it happens
-    once, in `pipeline.data.batch.collate`.
-    """
-
-    tokens: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
-    labelled: np.ndarray
-    task_id: str = ""
-    pair: int = WHOLE
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 def encode_task(task: Task, pair: int = WHOLE) -> Sequence:
@@ -76,7 +64,7 @@ def encode_pairs(pairs: Items[Pair], labelled: Items[bool], task_id: str = "", p
             raise ValueError(f"task {task_id}: pair {i} has no output, but another pair comes after it")
     joined = np.concatenate(parts, axis=1)
     tokens, rows, columns = joined[:3]
-    return Sequence(tokens, rows, columns, joined[3].astype(bool), task_id, pair)
+    return Sequence(tokens, (rows, columns), joined[3].astype(bool), task_id, pair)
 
 
 def encoded_length(pairs: Iterable[Pair], transposed: bool = False) -> int:

@@ -54,8 +54,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     from pipeline.data.shards import open_prepared, read_rows
     from pipeline.training.build import build_dynamics, build_model, set_learning_rates
     from pipeline.training.checkpoint import save_checkpoint
-    from pipeline.training.decode import batch_size
-    from pipeline.training.evaluate import evaluate, predict, voting_views
+    from pipeline.training.evaluate import evaluate
     from pipeline.training.step import train_step
     from tiny_onn.torch_private import compile_in_this_process
 
@@ -72,7 +71,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         return time.perf_counter()
 
     began = now()
-    prepared = open_prepared(data, hashes=True)
+    prepared = open_prepared(data, task=experiment.data.task)
     held_out = read_rows(prepared, "held_out")
     evaluation = read_rows(prepared, "evaluation") if training.score_evaluation != "never" else []
     loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, workers.count)
@@ -102,17 +101,20 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     late = {kind: [s - per_token * n for s, n in zip(seconds[kind], tokens[kind], strict=True)] for kind in seconds}
     some = held_out[:: max(1, len(held_out) // _EVALUATED)]
     batch_tokens = training.batch_tokens // workers.count
-    evaluate(model, some[:2], batch_tokens, 0, 1, autocast=autocast)  # warms up
+    task = loader.task
+    evaluate(model, some[:2], batch_tokens, 0, 1, autocast=autocast, task=task)  # warms up
     began = now()
-    evaluate(model, some, batch_tokens, 0, 1, autocast=autocast)
+    evaluate(model, some, batch_tokens, 0, 1, autocast=autocast, task=task)
     evaluating = (now() - began) * sum(map(len, held_out)) / sum(map(len, some)) / workers.count
     tell("evaluated")
-    rows, others = (_decoded(part, experiment) for part in (held_out, evaluation))
-    began = now()
-    views, at_once = voting_views(experiment), batch_size(experiment.data.max_tokens)
-    # One batch. An untrained model seldom stops by itself: this is the most it may take.
-    predict(model, rows[: max(1, at_once // views)], experiment.data.max_tokens, views)
-    decoding = (now() - began) * sum(math.ceil(len(part) * views / at_once) for part in (rows, others))
+    decoding = 0.0
+    if task.examples is not None:
+        chosen = [task.examples.choose(part, training.decode_tasks) for part in (held_out, evaluation)]
+        shares, at_once = [part[:: workers.count] for part in chosen], task.examples.at_once(experiment)
+        began = now()
+        # One batch. An untrained model seldom stops by itself: this is the most it may take.
+        task.examples.draw(model, shares[0][:at_once], experiment, lambda: None)
+        decoding = (now() - began) * sum(math.ceil(len(part) / at_once) for part in shares)
     with tempfile.TemporaryDirectory() as folder:
         began = now()
         save_checkpoint(Path(folder), 1, dynamics, experiment.digest(), 1)
@@ -133,12 +135,6 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         peak_bytes=_bytes(device),
         gpu_bytes=torch.cuda.get_device_properties(device).total_memory if workers.gpus else 0,
     )
-
-
-def _decoded(rows: list[Any], experiment: Experiment) -> list[Any]:
-    """One worker's share of the rows that are decoded at the end."""
-    wanted = list(dict.fromkeys(row.task_id for row in rows))[: experiment.training.decode_tasks]
-    return [row for row in rows if row.task_id in wanted][:: experiment.workers.count]
 
 
 def _bytes(device: Any) -> int:

@@ -16,6 +16,7 @@ from pipeline.layout import Output
 from pipeline.running.cluster import check_address, fit, local_resources
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.tasks.check import check_model, check_task
 from pipeline.tracking.destination import Destination
 from pipeline.tracking.store import StoreUnreachable
 from pipeline.tracking.tracker import Tracker
@@ -34,7 +35,8 @@ _SPARE_BYTES = 100e6  # for data, metrics, figures and logs
 def check_start(
     trials: Sequence[Trial], output: Path, address: str | None, arms: str = "training.arm"
 ) -> tuple[str, ...]:
-    """Arms of one's own can be imported, the trials fit the machine, the cluster answers, the disk has room.
+    """Arms, tasks and models of one's own keep their contracts, the trials fit the machine, the cluster answers, the
+    disk has room.
 
     Args:
         arms: the setting that names the arms.
@@ -48,6 +50,10 @@ def check_start(
     experiments = [trial.experiment for trial in trials]
     for experiment in {_of_the_arm(experiment): experiment for experiment in experiments}.values():
         _check_arm(experiment, arms)
+    for data in {e.data.model_dump_json(): e.data for e in experiments}.values():
+        check_task(data)
+    for experiment in {_of_the_model(e): e for e in experiments if _is_own(e)}.values():
+        check_model(experiment)
     for experiment in {_of_the_observer(e): e for e in experiments if e.training.observer}.values():
         _check_observer(experiment)
     if address is None:
@@ -107,8 +113,23 @@ def checkpoint_bytes(experiment: Experiment) -> int:
 
 def parameters_of(experiment: Experiment) -> int:
     """How many parameters its model has."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in build_model(experiment, "meta").parameters())
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build_model(experiment, "meta").parameters())
+    except UserError:
+        raise
+    except Exception:  # a model of one's own need not be one that can be built without its numbers
+        return sum(p.numel() for p in build_model(experiment).parameters())
+
+
+def _is_own(experiment: Experiment) -> bool:
+    """Whether somebody else has written its model or its task."""
+    return experiment.model.build is not None or bool(experiment.model.options) or ":" in experiment.data.task
+
+
+def _of_the_model(experiment: Experiment) -> str:
+    """Equal for experiments of which `check_model` need look at one."""
+    return f"{experiment.data.task} {experiment.data.max_tokens} {experiment.model} {_of_the_arm(experiment)}"
 
 
 def _of_the_arm(experiment: Experiment) -> str:

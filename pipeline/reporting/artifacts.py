@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.arc_json import RefusedTask, parse_task
 from pipeline.errors import UserError
+from pipeline.escaping import shown
 from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_json, read_bounded
 from pipeline.renamed import current_settings
 from pipeline.reporting.results import Results
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 Grid = list[list[int]]
 FIGURES = "figures"  # the folder of a run's last figures, of its routing maps and its observer
 _MOST_FIGURES, _LARGEST_FIGURE = 64, 2**22  # of a run; bytes
+_LONGEST_TEXT = 4000  # characters of an example
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,17 @@ class Drawn:
     prediction: Grid | None
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model said to a part of a held-out row, as text, and how the row goes on."""
+
+    task_id: str
+    pair: int
+    given: str
+    predicted: str
+    target: str
+
+
 @dataclass
 class Artifacts:
     """By run id; a run that left no such file, or a damaged one, is not in it. `lost` are the runs of which there is no
@@ -41,6 +54,7 @@ class Artifacts:
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
+    texts: dict[str, list[Said]] = field(default_factory=dict)
     figures: dict[str, dict[str, bytes]] = field(default_factory=dict)  # PNG by name
     lost: list[str] = field(default_factory=list)
     sweep: Experiment | None = None
@@ -65,7 +79,8 @@ def read_artifacts(uri: str, results: Results) -> Artifacts:
                 if FIGURES in there and seed == min(row.trials):
                     filed.figures[trial.run_id] = _figures(client, trial.run_id, aside)
                 if "predictions.json" in there and seed == min(row.trials):
-                    filed.predictions[trial.run_id] = _drawn(_text(client, trial.run_id, "predictions.json", aside))
+                    text = _text(client, trial.run_id, "predictions.json", aside)
+                    filed.predictions[trial.run_id], filed.texts[trial.run_id] = _drawn(text), _said(text)
     return filed
 
 
@@ -128,6 +143,25 @@ def _drawn(text: str) -> list[Drawn]:
     except DamagedJson:
         return []
     return [drawn for value in values if (drawn := _one(value)) is not None] if isinstance(values, list) else []
+
+
+def _said(text: str) -> list[Said]:
+    """The texts that are well-formed in the file; control characters are escaped."""
+    try:
+        values = parse_json(text, "predictions.json")
+    except DamagedJson:
+        return []
+    return [said for value in values if (said := _one_text(value)) is not None] if isinstance(values, list) else []
+
+
+def _one_text(value: Any) -> Said | None:
+    parts = ("task_id", "given", "predicted", "target")
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in parts):
+        return None
+    if type(value.get("pair")) is not int:
+        return None
+    name, *texts = (shown(value[each][:_LONGEST_TEXT], keep="\n") for each in parts)
+    return Said(name, value["pair"], *texts)
 
 
 def _one(value: Any) -> Drawn | None:

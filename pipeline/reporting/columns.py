@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline import measures
 from pipeline.measures import Metric, Shown
+from pipeline.reporting.data_facts import parse_data
 from pipeline.reporting.frontier import excesses
 from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.statistics import mean, signed
@@ -103,8 +105,35 @@ def columns_of(results: Results) -> tuple[Column, ...]:
     trials = [trial for row in results.rows for trial in row.trials.values()]
     there = any(map(math.isfinite, found.values()))
     every = [each for c in COLUMNS for each in ((c, excess) if c is DENSITY and there else (c,))]
-    every += observed_columns(results)
+    every += [*score_columns(results), *observed_columns(results)]
     return tuple(column for column in every if any(not math.isnan(column.of(trial)) for trial in trials))
+
+
+def score_columns(results: Results) -> list[Column]:
+    """A column for each score of the data's own task, held-out, as the runs' data sets tell of them."""
+    found: dict[str, Column] = {}
+    for each in results.data:
+        scores = parse_data(*each).get("scores")
+        for facts in scores if isinstance(scores, list) else []:
+            if (column := _of_facts(facts)) is not None:
+                found.setdefault(column.key, column)
+    return list(found.values())
+
+
+def _of_facts(facts: Any) -> Column | None:
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name), str) for name in ("name", "title", "unit")):
+        return None
+    scale, digits, best = facts.get("scale"), facts.get("digits"), facts.get("best")
+    if (
+        not isinstance(scale, float | int)
+        or not math.isfinite(scale)
+        or type(digits) is not int
+        or not 0 <= digits < 16
+    ):
+        return None
+    better = {"lowest": min, "highest": max}.get(best) if isinstance(best, str) else None
+    metric = measures.of_split("held_out", facts["name"])
+    return Column(facts["name"], facts["title"], facts["unit"], _last(metric), float(scale), digits, better, True)
 
 
 def observed_columns(results: Results) -> list[Column]:

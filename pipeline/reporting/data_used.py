@@ -5,10 +5,9 @@ from typing import Any
 
 from pipeline import measures
 from pipeline.data.split import FOR_SELECTION
-from pipeline.foreign_json import DamagedJson, parse_json
+from pipeline.reporting.data_facts import parse_data
 from pipeline.reporting.results import Results
 from pipeline.reporting.statistics import mean
-from pipeline.tracking.store import plain
 
 _SPLITS = {"held_out": "held-out", "evaluation": "evaluation"}
 _SCORES = {
@@ -16,18 +15,6 @@ _SCORES = {
     "tasks exactly right": measures.HELD_OUT_TASKS_EXACT,
     "right in two attempts (pass_at_2)": measures.HELD_OUT_PASS_AT_2,
 }
-
-
-def parse_data(name: str, profile: str) -> dict[str, Any]:
-    """What a run's data set says of itself in MLflow; of older runs less, and of what is no such text its name alone.
-
-    Texts are plain, and all else is numbers: the page shows it.
-    """
-    try:
-        told = parse_json(profile, name)
-    except DamagedJson:
-        told = None
-    return {"name": plain(name), **(_plain(told) if isinstance(told, dict) else {})}
 
 
 def data_words(results: Results) -> list[str]:
@@ -47,18 +34,19 @@ def scores_of(results: Results, place: int) -> dict[str, dict[int, float]]:
 def _of(data: dict[str, Any]) -> str:
     """Empty for runs from before data sets told of themselves."""
     parts = []
+    item = data["item"] if isinstance(data.get("item"), str) else "task"
     for split, title in _SPLITS.items():
         scored, long = _count(data, split, "tasks"), _count(data, split, "too_long_tasks")
         if scored is None or (split == "evaluation" and not scored and not long):
             continue
         left = f", {long} too long to score" if long else ""
-        parts.append(f"{scored} {title} tasks scored{left}")
+        parts.append(f"{scored} {title} {item}s scored{left}")
     if not parts:
         return ""
     trained, long = _count(data, "train", "tasks"), _count(data, "train", "too_long_tasks")
     where = f" in {data['source']}" if isinstance(data.get("source"), str) else ""
     left = f" ({long} too long to train on or hold out)" if long else ""
-    text = f"Data: {data['name']}{where}; {trained} tasks trained on{left}; {'; '.join(parts)}."
+    text = f"Data: {data['name']}{where}; {trained} {item}s trained on{left}; {'; '.join(parts)}."
     if data.get("held_out_for") == "selection":
         text += f" {FOR_SELECTION}"
     for what, one, several in (("leaks", "leak", "leaks"), ("refused", "file refused", "files refused")):
@@ -94,11 +82,3 @@ def _count(data: dict[str, Any], split: str, what: str) -> int | None:
     counts = data.get(split)
     value = counts.get(what) if isinstance(counts, dict) else None
     return value if type(value) is int else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {plain(str(name)): _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_plain(part) for part in value]
-    return plain(value) if isinstance(value, str) else value

@@ -177,16 +177,18 @@ def limits(results: Results) -> str:
     trials = [trial for row in results.rows for trial in row.trials.values()]
     if not trials:
         return "No trial has finished: there is nothing to tell."
-    sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps", "data.dataset")}
+    sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps")}
+    data = " / ".join(sorted({name for name, _ in results.data})) or _values(trials, "data.dataset")
     seeds = sorted({trial.seed for trial in trials})
     diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.held_out_loss)})
     text = (
         f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
         f"{sizes['model.hidden']}, {_counted(sizes['model.layers'], 'layer')}, "
         f"{_counted(sizes['training.steps'], 'training step')} and "
-        f"the data {sizes['data.dataset']}; nothing here tests wider or deeper models, longer training or other data"
+        f"the data {data}; nothing here tests wider or deeper models, longer training or other data"
     )
-    if not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
+    of_arc = any(trial.params.get("data.task", "arc") == "arc" for trial in trials)
+    if of_arc and not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
         text += ", nor whether whole tasks are solved (none was decoded)"
     text += (
         ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.errors import UserError
 from pipeline.measures import current_name
 from pipeline.records.spool import read_spool
-from pipeline.reporting.columns import COLUMNS, DENSITY, EXCESS, Column, columns_of, observed_columns
+from pipeline.reporting.columns import COLUMNS, DENSITY, EXCESS, Column, columns_of, observed_columns, score_columns
 from pipeline.reporting.results import NOT_SET, Results
 from pipeline.settings.wrong_settings import did_you_mean
 
@@ -69,7 +69,7 @@ def _every_column(results: Results) -> dict[str, Column | None]:
     found: dict[str, Column | None] = {}
     for column in COLUMNS:
         found |= {column.key: column} | ({EXCESS: excess} if column is DENSITY else {})
-    return found | {column.key: column for column in observed_columns(results)}
+    return found | {column.key: column for column in [*score_columns(results), *observed_columns(results)]}
 
 
 def _of_one_type(texts: pd.Series) -> pd.Series:

@@ -27,7 +27,7 @@ from pipeline.tracking.mlflow_run import GROWN
 
 _TASKS = 4  # held-out test pairs that are drawn
 _SETTINGS = (
-    *("data_hash", "data.dataset", "workers.count"),
+    *("data_hash", "data.task", "data.dataset", "model.build", "workers.count"),
     *("training.precision", "training.engine", "training.compile"),
 )
 _COMMIT = "mlflow.source.git.commit"
@@ -45,7 +45,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a section: "text", "note", "table" (Table), "picture" (Picture) or "tasks"."""
+    """A piece of a section: "text", "note", "table" (Table), "picture" (Picture), "tasks" or "samples"."""
 
     kind: str
     value: Any
@@ -194,6 +194,8 @@ def _experts(report: Report) -> Section:
 
 def _predictions(report: Report) -> Section:
     title, found = "Held-out predictions", report.filed.predictions
+    if any(report.filed.texts.values()):
+        return _texts(report, title)
     first = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
     shown = [(row, trial, found[trial.run_id]) for row, trial in first if found.get(trial.run_id)]
     if not shown:
@@ -204,6 +206,23 @@ def _predictions(report: Report) -> Section:
         "chosen by what came out, drawn greedily by each arm's lowest seed." + _exact(report.results)
     )
     return Section(title, "predictions", (Part("text", text), Part("tasks", tasks)))
+
+
+def _texts(report: Report, title: str) -> Section:
+    first = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
+    shown = [(row, trial, told) for row, trial in first if (told := report.filed.texts.get(trial.run_id))]
+    samples = []
+    for place, one in enumerate(shown[0][2][:_TASKS]):
+        texts = [{"name": "given", "text": one.given}, {"name": "how it goes on", "text": one.target}]
+        for row, trial, told in shown:
+            if place < len(told) and (told[place].task_id, told[place].pair) == (one.task_id, one.pair):
+                texts.append({"name": f"{figures.name_of(row)} · s{trial.seed}", "text": told[place].predicted})
+        samples.append({"title": f"{one.task_id}, part {one.pair}", "texts": texts})
+    text = (
+        f"What each arm's lowest seed says to the first {len(samples)} held-out examples that are kept, in the order "
+        "of the data and not chosen by what came out."
+    )
+    return Section(title, "predictions", (Part("text", text), Part("samples", samples)))
 
 
 def _task(drawn: Drawn, place: int, shown: list[tuple[Row, TrialResult, list[Drawn]]]) -> dict[str, Any]:

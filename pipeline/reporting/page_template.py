@@ -30,6 +30,9 @@ figcaption { color: #555; font-size: .88rem; margin-top: .3rem; }
 .task { display: flex; flex-wrap: wrap; gap: .9rem; margin: .3rem 0 1rem; }
 .task div { width: 132px; font-size: .8rem; line-height: 1.3; }
 .task b { display: block; }
+.said dt { font-size: .8rem; font-weight: 600; margin-top: .4rem; }
+.said dd { margin: 0; font-family: monospace; font-size: .82rem; white-space: pre-wrap; background: #f6f6f6;
+  padding: .3rem .5rem; }
 .grid { display: block; margin-top: .2rem; }
 .nothing { display: block; width: 128px; height: 64px; border: 1px dashed #999; margin-top: .2rem; }
 """
@@ -80,6 +83,14 @@ TEMPLATE = """<!doctype html>
 <img alt="{{ part.value.alt }}" src="data:image/{{ part.value.kind }};base64,{{ part.value.data }}">
 </div>
 <figcaption>{{ part.value.caption }}</figcaption></figure>
+{% elif part.kind == "samples" %}
+{% for sample in part.value %}
+<h3>{{ sample.title }}</h3><dl class="said">
+{% for each in sample.texts %}
+<dt>{{ each.name }}</dt><dd>{{ each.text }}</dd>
+{% endfor %}
+</dl>
+{% endfor %}
 {% elif part.kind == "tasks" %}
 {% for task in part.value %}
 <h3>{{ task.title }}</h3><div class="task">

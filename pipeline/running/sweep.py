@@ -159,9 +159,11 @@ def data_tags(prepared: Prepared) -> dict[str, str]:
     """What the tracker is told of the data set, and the report says of it."""
     manifest = prepared.manifest
     facts: dict[str, Any] = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
-    leaks = [f"{leak.split} task {leak.task} shares pairs with {leak.train_task}" for leak in manifest.leakage]
+    task = prepared.task
+    leaks = [f"{leak.split} {task.item} {leak.task} is related to {leak.train_task}" for leak in manifest.leakage]
     config = manifest.config
     facts |= {"source": config.folder, "notes": list(manifest.notes[:10]), "held_out_for": config.held_out_for}
+    facts |= {"item": task.item, "scores": [score.facts() for score in task.scores]}
     if isinstance(prepared.folder, Path):  # the address of a storage may hold a password
         facts["prepared"] = str(prepared.folder)
     for name, lines in (("leaks", leaks), ("refused", list(manifest.refused))):

@@ -30,11 +30,15 @@ Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
 OPTIMIZERS = ("adamw", "sgd")
 BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests and records that lack it
+    "data.task": "arc",
     "training.schedule": "linear",
     "training.micro_batches": 1,
     "training.optimizer": "adamw",
 }
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
+_IMPORTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
+BUILT_IN_TASKS = ("arc", "text")
+_OF_ARC = ("dataset", "pairs_per_task", "dihedral_views", "colour_permutations")
 
 
 def _arm_problem(arm: str) -> str | None:
@@ -57,17 +61,28 @@ Arm = Annotated[str, BeforeValidator(_named_today)]
 
 
 class DataConfig(Settings):
-    """Which tasks, how they become sequences, and which part is held out."""
+    """What is learnt, from which data, and which part is held out."""
 
-    dataset: Dataset = Field("arc-agi-2", description="the tasks: two that ship with the package, or a folder's")
-    folder: Annotated[str, Field(min_length=1)] | None = Field(
-        None, description="with dataset: folder, a folder of ARC tasks, or one file of them"
+    task: Annotated[str, Field(min_length=1)] = Field(
+        "arc",
+        description="what is learnt: arc, text, or package.module:attribute, a task of your own; see docs/tasks.md",
     )
+    dataset: Dataset = Field(
+        "arc-agi-2", description="of arc, the tasks: two that ship with the package, or a folder's"
+    )
+    folder: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="with dataset: folder, a folder of ARC tasks, or one file of them; with task: text, a folder of "
+        "UTF-8 text or one file, by default the prose of Python's own help",
+    )
+    options: dict[str, Any] = Field({}, description="settings of a task of your own, for example {letters: 5}")
     pairs_per_task: Annotated[int, Field(ge=2, le=64)] | None = Field(
         None, description="of a file that is a list of pairs, how many make a task, the last of them its test"
     )
-    max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(512, description="longer tasks are counted, not used")
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training tasks held out")
+    max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
+        512, description="of a sequence: longer ARC tasks are counted, not used; text is cut into passages"
+    )
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training data held out")
     held_out_for: Literal["test", "selection"] = Field(
         "test",
         description="selection: to choose settings by; the tasks held out for the test are used for nothing, and as "
@@ -80,16 +95,31 @@ class DataConfig(Settings):
     rows_per_shard: Count = Field(4096, description="rows of a Parquet file")
 
     @model_validator(mode="after")
-    def _folder_goes_with_dataset(self) -> "DataConfig":
+    def _settings_are_of_the_task(self) -> "DataConfig":
+        if self.task not in BUILT_IN_TASKS and not _IMPORTED.fullmatch(self.task):
+            raise ValueError(
+                f"task: found {self.task!r}{did_you_mean(self.task, BUILT_IN_TASKS)}; expected one of "
+                f"{', '.join(BUILT_IN_TASKS)}, or package.module:attribute for a task of your own"
+            )
+        if self.task != "arc":
+            for name in sorted({*_OF_ARC} - self.at_default(*_OF_ARC)):
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, a setting of task: arc, but task: {self.task}"
+                )
+            return self
         if self.dataset == "folder" and self.folder is None:
             raise ValueError("folder: is missing; with dataset: folder it names a folder of ARC JSON files")
         if self.dataset != "folder" and self.folder is not None:
             raise ValueError(f"folder: found {self.folder!r}, but dataset: {self.dataset}; expected dataset: folder")
         return self
 
+    def at_default(self, *names: str) -> set[str]:
+        """Those of the settings that have their default."""
+        return {name for name in names if getattr(self, name) == type(self).model_fields[name].get_default()}
+
 
 class ModelConfig(Settings):
-    """The transformer, and how it routes."""
+    """The model, and how it routes."""
 
     hidden: Annotated[int, Field(ge=1, le=65536)] = Field(
         64, description="width of the residual stream, and experts of a layer; a multiple of 2 x heads"
@@ -104,10 +134,18 @@ class ModelConfig(Settings):
         "off", description="G of the routing logits; zero is the decision record's, which never moves"
     )
 
+    build: str | None = Field(
+        None,
+        description="package.module:function that makes a model of your own of these settings; see docs/models.md",
+    )
+    options: dict[str, Any] = Field({}, description="settings of a model of your own, for example {kernel: 3}")
+
     @model_validator(mode="after")
     def _heads_are_even(self) -> "ModelConfig":
+        if self.build is not None and not _IMPORTED.fullmatch(self.build):
+            raise ValueError(f"build: found {self.build!r}; expected package.module:function")
         multiple = 2 * self.heads
-        if self.hidden % multiple:
+        if self.build is None and self.hidden % multiple:
             below = self.hidden // multiple * multiple
             near = " or ".join(str(n) for n in (below, below + multiple) if n)
             raise ValueError(
@@ -372,9 +410,17 @@ class Experiment(Settings):
             group, field = name.split(".")
             if values[group][field] == value:
                 del values[group][field]
+        _drop_defaults(values["data"], {"options": {}})  # as it was before there were these
+        _drop_defaults(values["model"], {"build": None, "options": {}})
         values["training"]["generate_tasks"] = values["training"].pop("decode_tasks")  # its name when digests began
         canonical = json.dumps(values, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _drop_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    for name, default in defaults.items():
+        if values[name] == default:
+            del values[name]
 
 
 def check_name(name: str, what: str) -> None:

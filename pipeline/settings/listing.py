@@ -47,6 +47,8 @@ _UNITS = {
 _OTHERS: dict[str, Any] = {
     "name": "my-study",
     "description": "Does a wider model route better?",
+    "data.task": "text",
+    "data.options": {"letters": 5},
     "data.dataset": "arc-agi-1",
     "data.max_tokens": 1024,
     "data.held_out": 0.1,
@@ -61,6 +63,8 @@ _OTHERS: dict[str, Any] = {
     "model.heads": 4,
     "model.gain": 2.0,
     "model.gate_parameter": "uniform",
+    "model.build": "my_model:build",
+    "model.options": {"kernel": 3},
     "training.arm": "top_k",
     "training.seed": 7,
     "training.steps": 600,

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,13 @@ def user_code(experiment: Experiment) -> Code:
     Of an installed package that is the package alone. Modules that cannot be found are left out: they are refused when
     they are to be used.
     """
+    return code_of(_texts(experiment.model_dump(mode="json", exclude=set(_TEXT))))
+
+
+def code_of(texts: Iterable[str]) -> Code:
+    """The same of those of `texts` that name code."""
     found: Code = {}
-    settings = experiment.model_dump(mode="json", exclude=set(_TEXT))
-    for module in sorted({match[1] for text in _texts(settings) if (match := _NAMED.fullmatch(text))}):
+    for module in sorted({match[1] for text in texts if (match := _NAMED.fullmatch(text))}):
         root = _root(module.partition(".")[0])
         if root is not None and module.partition(".")[0] not in _OURS:
             _collect(module, root, found)

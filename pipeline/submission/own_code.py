@@ -48,12 +48,17 @@ def own_files(
 
 
 def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
-    """What to say of each module that an arm or observer names and that is not among the files sent: the nodes must
-    have it."""
+    """What to say of each module that an arm, observer, task or model names and that is not among the files sent:
+    the nodes must have it."""
     tops = {path.parts[0] for path in sent}
-    trained = [trial.experiment.training for trial in every_trial(experiment)]
-    named = {(each.arm, f"the arm {each.arm!r}") for each in trained}
-    named |= {(each.observer, f"the observer {each.observer!r}") for each in trained if each.observer}
+    settings = [trial.experiment for trial in every_trial(experiment)]
+    named = {(each.training.arm, f"the arm {each.training.arm!r}") for each in settings}
+    others: dict[str, set[str | None]] = {
+        "observer": {each.training.observer for each in settings},
+        "task": {each.data.task for each in settings},
+        "model": {each.model.build for each in settings},
+    }
+    named |= {(name, f"the {what} {name!r}") for what, names in others.items() for name in names if name}
     modules = {name.partition(":")[0].partition(".")[0]: told for name, told in sorted(named) if ":" in name}
     return [
         f"{module}, of {told}, does not go along. The cluster's nodes must have it; else submit with "

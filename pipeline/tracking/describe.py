@@ -119,6 +119,8 @@ def _trial_note(experiment: Experiment, sweep: str) -> str:
         "sweep": sweep,
         "arm": training.arm,
         "seed": training.seed,
+        "task": experiment.data.task,
+        **({"built by": model.build} if model.build else {}),
         "model": f"hidden {model.hidden}, {model.layers} layers, {model.heads} heads",
         "training": f"{training.steps} steps of {training.batch_tokens} tokens, {experiment.workers.count} worker(s)",
     }

@@ -25,6 +25,7 @@ def load_model(
     *,
     step: Step = "last",
     output: str | Path | None = None,
+    own_code: bool = False,
 ) -> TrainedModel:
     """The trained model of a finished trial, from MLflow; of any other step that is kept, from the trial's folder.
 
@@ -34,6 +35,7 @@ def load_model(
         step: "last", "best" (of the checkpoints the one with the lowest held-out loss) or a step that was saved.
         output: the output folder in which the trial ran, for steps that MLflow does not have; by default the one that
             a SQLite store lies in.
+        own_code: as in `open_model`.
 
     Raises:
         UserError: the store cannot be used, has no such run, or the run has no model of this step.
@@ -42,7 +44,11 @@ def load_model(
     ended: list[TrainedModel] = []
     problem: UserError | None = None
     try:
-        ended = [model for name in (MODEL, BEST_MODEL) if (model := _logged(client, run_id, name, device)) is not None]
+        ended = [
+            model
+            for name in (MODEL, BEST_MODEL)
+            if (model := _logged(client, run_id, name, device, own_code)) is not None
+        ]
     except UserError as error:  # a trial that has not finished has checkpoints all the same
         problem = error
     if (found := chosen(ended, step)) is not None:
@@ -51,7 +57,7 @@ def load_model(
     root = Path(output) if output is not None else database.parent if database else None
     folder = None if root is None or step == "last" else _folder(client, run_id, root)
     if folder is not None:
-        return open_step(folder, step, device)
+        return open_step(folder, step, device, own_code=own_code)
     steps = [model.step for model in ended if model.step is not None]
     raise problem or UserError(
         f"run {run_id}: {not_kept(step, steps)} MLflow has the last and the best; for another name the folder in which "
@@ -59,7 +65,9 @@ def load_model(
     )
 
 
-def _logged(client: "MlflowClient", run_id: str, name: str, device: torch.device | str) -> TrainedModel | None:
+def _logged(
+    client: "MlflowClient", run_id: str, name: str, device: torch.device | str, own_code: bool
+) -> TrainedModel | None:
     """A model among the run's files; None where there is no best one, as where the last is the best."""
     from mlflow.exceptions import MlflowException
 
@@ -74,7 +82,7 @@ def _logged(client: "MlflowClient", run_id: str, name: str, device: torch.device
                 f"run {run_id}: has no model that can be had ({reason}). Expected a finished trial; its id is in "
                 "results.json of the report and in the address of its page."
             ) from None
-        return open_model(folder, device)
+        return open_model(folder, device, own_code=own_code)
 
 
 def _folder(client: "MlflowClient", run_id: str, root: Path) -> TrialFolder | None:

@@ -11,8 +11,8 @@ from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.training.decode import ATTEMPTS, Grid, draw_in_views, vote
-from pipeline.training.evaluate import voting_views
 from pipeline.training.model_file import TrainedModel
+from pipeline.training.predictions import voting_views
 
 _NO_ANSWER: Grid = [[0]]
 Submission = dict[str, list[dict[str, Grid]]]
@@ -58,7 +58,12 @@ def answer_file(model: TrainedModel, file: Path, submission: Path | None) -> Ans
 
 
 def answer(model: TrainedModel, tasks: Sequence[Task]) -> Answers:
-    """Draws two attempts at every test pair. Where there is one grid only, it is both."""
+    """Draws two attempts at every test pair. Where there is one grid only, it is both.
+
+    Raises:
+        UserError: the model was trained on another task than ARC's.
+    """
+    model.require_task("arc")
     limit, views = model.experiment.data.max_tokens, voting_views(model.experiment)
     asked = [(task, pair) for task in tasks for pair in range(len(task.test))]
     fits = [_prompt_length(task, pair) < limit for task, pair in asked]

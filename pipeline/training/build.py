@@ -4,36 +4,88 @@ import math
 from typing import Literal
 
 import torch
+from torch import nn
 
-from pipeline.data import tokens
+from pipeline.data.contract import ModelSettings, find_task, import_attribute
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, TrainingConfig
 from pipeline.training.optimizers import optimizers
 from tiny_onn.arm import Arm, arm, configure
 from tiny_onn.compiling import compiler_problem
 from tiny_onn.dynamics import EngineName, LearningDynamics
+from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 
-def build_model(experiment: Experiment, device: torch.device | str = "cpu") -> GridTransformer:
-    """The experiment's model, initialised from its seed alone: within a seed, all arms start alike."""
-    size, training = experiment.model, experiment.training
+def build_model(experiment: Experiment, device: torch.device | str = "cpu") -> nn.Module:
+    """The experiment's model, initialised from its seed alone: within a seed, all arms start alike.
+
+    Raises:
+        UserError: `model.build` or `data.task` cannot be imported, or does not build what it should.
+    """
+    training, settings = experiment.training, model_settings(experiment)
+    name = experiment.model.build
+    build = find_task(experiment.data.task).build or transformer
+    if name is not None:
+        build = import_attribute(name, "model.build", "a function of pipeline.tasks.ModelSettings")
+        if not callable(build):
+            raise UserError(f"model.build: {name!r} is a {type(build).__name__}; expected a function of ModelSettings")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(training.seed)
-        model = GridTransformer(
-            vocabulary=tokens.VOCABULARY_SIZE,
-            coordinates=tokens.COORDINATE_RANGE,
-            hidden=size.hidden,
-            layers=size.layers,
-            heads=size.heads,
-            gain=size.gain,
-            density=size.density,
-            gate_parameter=size.gate_parameter,
-        )
+        model = build(settings)
+    who = f"model.build: {name!r}" if name is not None else f"data.task: {experiment.data.task!r}"
+    if problem := _model_problem(model, settings):
+        raise UserError(f"{who} {problem}")
     configure(model, arm_of(training))
     return model.to(device=device, dtype=DTYPES[training.precision])
+
+
+def model_settings(experiment: Experiment) -> ModelSettings:
+    """What the model is built from."""
+    size, form = experiment.model, find_task(experiment.data.task).format
+    return ModelSettings(
+        vocabulary=form.vocabulary,
+        outputs=form.outputs,
+        coordinates=dict(form.coordinates),
+        max_tokens=experiment.data.max_tokens,
+        hidden=size.hidden,
+        layers=size.layers,
+        heads=size.heads,
+        gain=size.gain,
+        density=size.density,
+        gate_parameter=size.gate_parameter,
+        options=dict(size.options),
+    )
+
+
+def transformer(settings: ModelSettings) -> nn.Module:
+    """The transformer of `tiny_onn.model`, with an embedding for each axis of coordinates."""
+    return GridTransformer(
+        vocabulary=settings.vocabulary,
+        coordinates=settings.coordinates,
+        outputs=settings.outputs,
+        hidden=settings.hidden,
+        layers=settings.layers,
+        heads=settings.heads,
+        **settings.routing,
+    )
+
+
+def _model_problem(model: object, settings: ModelSettings) -> str | None:
+    if not isinstance(model, nn.Module):
+        return f"returned a {type(model).__name__}; expected a torch.nn.Module"
+    layers = sparse_layers(model)
+    if not layers:
+        return "returned a model without a tiny_onn.SparseProtoLinear; expected at least one, whose router is trained"
+    for name, layer in layers.items():
+        if layer.density != settings.density:
+            return (
+                f"returned a model whose layer {name} has density={layer.density}, but model.density: "
+                f"{settings.density}; give each SparseProtoLinear **settings.routing"
+            )
+    return None
 
 
 def arm_of(training: TrainingConfig) -> Arm:
@@ -41,9 +93,11 @@ def arm_of(training: TrainingConfig) -> Arm:
     return arm(training.arm, training.parts.model_dump())
 
 
-def build_dynamics(model: GridTransformer, training: TrainingConfig) -> LearningDynamics:
+def build_dynamics(model: nn.Module, training: TrainingConfig) -> LearningDynamics:
     """With two optimizers, one a stream; weight decay on the computation stream's matrices only."""
     if compiling(training, next(model.parameters()).device) == "blocks":
+        if not isinstance(model, GridTransformer):
+            raise UserError("training.compile: blocks needs the transformer of tiny_onn; use compile: auto")
         model.compile_blocks()
     return LearningDynamics(
         model,

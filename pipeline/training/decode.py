@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from pipeline.data import tokens
 from pipeline.data.augment import View, inverse, view_grid, view_task
 from pipeline.data.batch import collate
+from pipeline.data.sequence import Sequence as Row
 from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task, grid_of
 from tiny_onn.generate import generate
-from tiny_onn.model import GridTransformer
 
 Grid = list[list[int]]
 ATTEMPTS = 2  # that ARC allows at each test pair
@@ -23,8 +24,8 @@ def batch_size(limit: int) -> int:
 
 
 def decode_grids(
-    model: GridTransformer,
-    prompts: Sequence[tokens.Sequence],
+    model: nn.Module,
+    prompts: Sequence[Row],
     limit: int,
     alive: Callable[[], None] = lambda: None,
 ) -> list[Grid | None]:
@@ -38,17 +39,16 @@ def decode_grids(
     found: dict[int, Grid | None] = {}
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]
-        batch = collate([prompts[place] for place in places]).to(device)
+        batch = collate([prompts[place] for place in places], tokens.PAD).to(device)
         lengths = torch.tensor([len(prompts[place]) for place in places], device=device)
         said = generate(
             model,
             batch.tokens,
-            batch.rows,
-            batch.columns,
+            batch.coordinates,
             lengths,
             limit=limit,
             stop=tokens.END,
-            advance=tokens.advance,
+            advance=_advance,
             alive=alive,
             goes_on=MayBeGrid(),
         )
@@ -76,7 +76,7 @@ class MayBeGrid:
 
 
 def draw_in_views(
-    model: GridTransformer,
+    model: nn.Module,
     asked: Sequence[tuple[Task, int]],
     limit: int,
     views: int,
@@ -85,7 +85,7 @@ def draw_in_views(
     """For each (task, number of its test pair), what the model draws in each of the first `views` symmetries, turned
     back: the task as it is first. A view whose prompt leaves no room for an answer is left out.
     """
-    prompts: list[tokens.Sequence] = []
+    prompts: list[Row] = []
     seen: list[tuple[int, View]] = []
     for number, (task, pair) in enumerate(asked):
         prompt = Task(task.task_id, task.train, (Pair(task.test[pair].input, None),))
@@ -108,7 +108,7 @@ def vote(drawn: Sequence[Grid | None]) -> list[Grid]:
     return [kept[name] for name, _ in counted.most_common(ATTEMPTS)]
 
 
-def task_of(row: tokens.Sequence) -> Task:
+def task_of(row: Row) -> Task:
     """The demonstrations and the one test pair of a row."""
     *train, test = (
         Pair(grid_of(given), None if answer is None else grid_of(answer))
@@ -117,12 +117,16 @@ def task_of(row: tokens.Sequence) -> Task:
     return Task(row.task_id, tuple(train), (test,))
 
 
-def prompt_of(row: tokens.Sequence) -> tokens.Sequence:
+def prompt_of(row: Row) -> Row:
     """The row up to its last OUTPUT: what a model is given before it draws the answer."""
     end = tokens.prompt_length(row.tokens)
-    return tokens.Sequence(
-        row.tokens[:end], row.rows[:end], row.columns[:end], row.labelled[:end], row.task_id, row.pair
-    )
+    coordinates = tuple(axis[:end] for axis in row.coordinates)
+    return Row(row.tokens[:end], coordinates, row.labelled[:end], row.task_id, row.pair)
+
+
+def _advance(token: Tensor, place: tuple[Tensor, ...], following: Tensor) -> tuple[Tensor, ...]:
+    row, column = place
+    return tokens.advance(token, row, column, following)
 
 
 def _grid(said: list[int]) -> Grid | None:

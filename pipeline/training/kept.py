@@ -15,7 +15,7 @@ from pipeline.settings.config import replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import best_step, checkpoints, read_checkpoint
-from pipeline.training.model_file import TrainedModel, open_model
+from pipeline.training.model_file import TrainedModel, open_model, refuse_own_code
 
 Step = int | Literal["last", "best"]
 """A step that was saved; "best", the saved one with the lowest held-out loss; "last", the end of training."""
@@ -23,13 +23,17 @@ Step = int | Literal["last", "best"]
 _MOST_CONFIG_BYTES = 2**20
 
 
-def open_step(trial: TrialFolder, step: Step, device: torch.device | str = "cpu") -> TrainedModel:
-    """The model of a trial at a step, from the trial's folder, verified.
+def open_step(
+    trial: TrialFolder, step: Step, device: torch.device | str = "cpu", *, own_code: bool = False
+) -> TrainedModel:
+    """The model of a trial at a step, from the trial's folder, verified; `own_code` as in `open_model`.
 
     Raises:
         UserError: it is not kept (names the steps that are), or damaged.
     """
-    ended = [open_model(folder, device) for folder in (trial.model, trial.best_model) if folder.is_dir()]
+    ended = [
+        open_model(folder, device, own_code=own_code) for folder in (trial.model, trial.best_model) if folder.is_dir()
+    ]
     if (found := chosen(ended, step)) is not None:
         return found
     kept = {int(path.name.removeprefix("step-")): path for path in checkpoints(trial.checkpoints)}
@@ -42,6 +46,8 @@ def open_step(trial: TrialFolder, step: Step, device: torch.device | str = "cpu"
         settings = validate_experiment(read_object_file(trial.config, _MOST_CONFIG_BYTES), str(trial.config))
     except (OSError, DamagedJson) as error:
         raise UserError(f"{trial.config}: cannot be read ({error}). Expected the folder of a trial.") from error
+    if not own_code:
+        refuse_own_code(settings, trial.config)
     _, state = read_checkpoint(kept[wanted])
     model = build_model(replace(settings, {"training.engine": "auto", "training.compile": "auto"}, str(trial.config)))
     try:

@@ -5,14 +5,17 @@ What a training step, routing health or a pass over held-out rows is measured by
 
 import math
 import statistics
+from typing import Any
 
 from pipeline import measures
+from pipeline.data.contract import Examples
 from pipeline.data.manifest import Split
-from pipeline.data.tokens import Sequence
+from pipeline.data.sequence import Sequence
 from pipeline.training.agreement import gather_json
-from pipeline.training.evaluate import Prediction, evaluate, exact_match, predict, together, voting_views
+from pipeline.training.evaluate import evaluate, together
 from pipeline.training.machine import peak_memory_mib
 from pipeline.training.observer import Numbers, ObserverFailed, observe, reduced
+from pipeline.training.places import places_of
 from pipeline.training.step import StepReport
 from pipeline.training.trial import Entry, Measure, Trial
 
@@ -46,11 +49,11 @@ def scores(trial: Trial, entry: Entry) -> None:
 
 
 def decoded(trial: Trial, entry: Entry) -> None:
-    """At the end, the grids that are decoded greedily: how many are right, and those of held-out tasks themselves."""
-    if entry.last:
-        entry.predictions = _predict(trial, trial.held_out)
-        entry.metrics |= exact_match(entry.predictions)
-        entry.metrics |= exact_match(_predict(trial, trial.evaluation), "evaluation")
+    """At the end, what the task draws: what it measures of that, and the examples of held-out rows themselves."""
+    if entry.last and (examples := trial.task.examples) is not None:
+        entry.examples = _drawn(trial, examples, trial.held_out)
+        entry.metrics |= _measured(examples, entry.examples, "held_out")
+        entry.metrics |= _measured(examples, _drawn(trial, examples, trial.evaluation), "evaluation")
 
 
 def observed(trial: Trial, entry: Entry) -> None:
@@ -81,8 +84,9 @@ def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dic
     there = [metric for metric in measures.METRICS if has_goodness or not metric.of_goodness]
     metrics = {metric.name: metric.of_step(report.dynamics) for metric in there if metric.of_step is not None}
     layers: dict[tuple[str, int], list[float]] = {}
+    places = places_of(report.dynamics.health or {})
     for name, health in (report.dynamics.health or {}).items():
-        layer, projection = place_of(name)
+        layer, projection = places[name]
         known = health.measures()
         for metric in there:
             if metric.name not in known and metric.of_module is None:
@@ -97,28 +101,24 @@ def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dic
     return metrics
 
 
-def place_of(name: str) -> tuple[int, str]:
-    """(layer, projection) of a module of GridTransformer: (3, "q") of "blocks.3.attention.q"."""
-    _, layer, _, projection = name.split(".")
-    return int(layer), projection
-
-
 def _scores(trial: Trial, rows: list[Sequence], split: Split, patterns: bool = False) -> dict[str, float]:
     budget, place = trial.loader.budget, (trial.rank, trial.world_size)
-    return evaluate(trial.model, rows, budget, *place, autocast=trial.autocast, patterns=patterns, split=split)
+    return evaluate(
+        trial.model, rows, budget, *place, autocast=trial.autocast, patterns=patterns, split=split, task=trial.task
+    )
 
 
-def _predict(trial: Trial, judged: list[Sequence]) -> list[Prediction]:
-    """Decodes the first `decode_tasks` of the tasks, which are the same for every trial on this data.
+def _drawn(trial: Trial, examples: Examples, judged: list[Sequence]) -> list[dict[str, Any]]:
+    """Examples of the rows that the task chooses, which are the same for every trial on this data.
 
     Every worker takes its share, and gets all.
     """
-    experiment, world_size = trial.experiment, trial.world_size
-    wanted = trial.training.decode_tasks
-    tasks = set(list(dict.fromkeys(row.task_id for row in judged))[:wanted])
-    rows = [row for row in judged if row.task_id in tasks]
+    rows, world_size = examples.choose(judged, trial.training.decode_tasks), trial.world_size
     with together(trial.device) as alive:
-        share = rows[trial.rank :: world_size]
-        mine = predict(trial.model, share, experiment.data.max_tokens, voting_views(experiment), alive)
-    shares = gather_json([each.as_dict() for each in mine], trial.device)
-    return [Prediction(**shares[place % world_size][place // world_size]) for place in range(len(rows))]
+        mine = examples.draw(trial.model, rows[trial.rank :: world_size], trial.experiment, alive)
+    shares = gather_json(mine, trial.device)
+    return [shares[place % world_size][place // world_size] for place in range(len(rows))]
+
+
+def _measured(examples: Examples, drawn: list[dict[str, Any]], split: Split) -> dict[str, float]:
+    return {f"{split}/{name}": value for name, value in examples.measure(drawn).items()} if drawn else {}

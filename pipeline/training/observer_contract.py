@@ -1,15 +1,13 @@
 """Does an observer keep its contract? Tried on a small sample, before a run starts, as learning costs are."""
 
-import numpy as np
 import torch
 
-from pipeline.data.batch import collate
-from pipeline.data.task import Pair, Task, grid_of
-from pipeline.data.tokens import encode_task
+from pipeline.data.contract import find_task
 from pipeline.settings.cadence import logged_steps
 from pipeline.settings.config import Experiment
 from pipeline.training.build import build_dynamics, build_model
 from pipeline.training.observer import Observer, ObserverFailed, observe
+from pipeline.training.sample import sample_rows
 from pipeline.training.step import train_step
 
 _WIDEST = 256  # hidden, of the model that it is tried on
@@ -19,7 +17,7 @@ def observer_problem(observer: Observer, experiment: Experiment) -> str | None:
     """What is wrong with an observer, as a sentence without its subject; None where nothing is.
 
     It is called as a worker would call it, for the first step that is logged and for the last, after a step on two
-    small tasks; with the experiment's arm and number of layers, and its width up to 256.
+    small rows; with the experiment's arm and number of layers, and its width up to 256.
     """
     size, training = experiment.model, experiment.training
     width = min(size.hidden, max(_WIDEST // (2 * size.heads), 1) * 2 * size.heads)
@@ -29,7 +27,7 @@ def observer_problem(observer: Observer, experiment: Experiment) -> str | None:
             "training": training.model_copy(update={"compile": "eager", "precision": "float32"}),
         }
     )
-    batch = collate([encode_task(_task(numbers)) for numbers in (2, 3)])
+    batch = find_task(experiment.data.task).batch(sample_rows(experiment))
     with torch.random.fork_rng(devices=[]):
         model = build_model(tried)
         health = train_step(model, batch, build_dynamics(model, tried.training), observe=True).dynamics.health
@@ -39,10 +37,3 @@ def observer_problem(observer: Observer, experiment: Experiment) -> str | None:
             except ObserverFailed as failed:
                 return f"{failed}; it was tried as for step {step}"
     return None
-
-
-def _task(side: int) -> Task:
-    def grid(shift: int) -> np.ndarray:
-        return grid_of((np.arange(side * (side + 1)) + shift).reshape(side, side + 1) % 10)
-
-    return Task(f"sample-{side}", (Pair(grid(1), grid(2)), Pair(grid(3), grid(4))), (Pair(grid(5), grid(6)),))

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.colours import GRID_COLOURS
 from pipeline.data.batch import collate
 from pipeline.data.given import task_given
+from pipeline.data.sequence import Sequence
 from pipeline.data.task import COLOURS, Task
-from pipeline.data.tokens import INPUT, OUTPUT, Sequence, encode_task
+from pipeline.data.tokens import INPUT, OUTPUT, encode_task
 from pipeline.errors import UserError
 from pipeline.files import flush
 from pipeline.training.checkpoint import write_tensors
 from pipeline.training.model_file import TrainedModel
-from tiny_onn.model import GridTransformer
+from pipeline.training.places import places_of
 from tiny_onn.routing_patterns import dominating_experts
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class RoutingMap:
 
 @torch.no_grad()
 def map_routing(
-    model: GridTransformer, sequence: Sequence, *, projection: str = PROJECTION, step: int | None = None
+    model: nn.Module, sequence: Sequence, *, projection: str = PROJECTION, step: int | None = None
 ) -> RoutingMap:
     """Routes a task through the model, in one forward pass.
 
@@ -73,9 +74,12 @@ def map_routing(
         raise UserError(f"projection: found {projection!r}; expected q, k, v or o")
     batch = collate([sequence]).to(next(model.parameters()).device)
     with dominating_experts(model) as found:
-        model(batch.tokens, batch.rows, batch.columns)
-    experts = torch.stack([found[f"blocks.{layer}.attention.{projection}"][0] for layer in range(len(model.blocks))])
-    known = sequence.tokens, sequence.rows, sequence.columns, experts.cpu().numpy()
+        model(*batch.inputs)
+    wanted = sorted((layer, name) for name, (layer, last) in places_of(found).items() if last == projection)
+    if not wanted:
+        raise UserError(f"projection: the model has no layer that is called {projection}: it is not ours, but your own")
+    experts = torch.stack([found[name][0] for _, name in wanted])
+    known = sequence.tokens, *sequence.coordinates, experts.cpu().numpy()
     tokens, rows, columns, dominating = (np.asarray(each, dtype=np.int32) for each in known)
     return RoutingMap(sequence.task_id, tokens, rows, columns, dominating, projection, step)
 
@@ -86,6 +90,7 @@ def sequence_of(model: TrainedModel, task: Any, pair: int) -> Sequence:
     Raises:
         UserError: see `pipeline.api.routing_map`.
     """
+    model.require_task("arc")
     known = task if isinstance(task, Task) else task_given(task)
     if not 0 <= pair < len(known.test):
         raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")

@@ -121,5 +121,5 @@ def batch_loss(model: nn.Module, batch: Batch, *, autocast: bool) -> Float[Tenso
 def batch_logits(model: nn.Module, batch: Batch, *, autocast: bool) -> Float[Tensor, "b s v"]:
     """The logits of each next token, in float32 at least; with `autocast` computed in bfloat16."""
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=autocast):
-        logits = model(batch.tokens, batch.rows, batch.columns)
+        logits = model(*batch.inputs)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,17 +15,17 @@ from torch import nn
 
 from pipeline import measures
 from pipeline.data.batch import Batch
+from pipeline.data.contract import Task
 from pipeline.data.loader import Loader
 from pipeline.data.prefetch import Prefetch
+from pipeline.data.sequence import Sequence
 from pipeline.data.shards import open_prepared, read_rows
-from pipeline.data.tokens import Sequence
 from pipeline.layout import TrialFolder
 from pipeline.settings.cadence import is_evaluated, is_logged
 from pipeline.settings.config import Experiment, TrainingConfig
 from pipeline.storage.storage import Place, patiently
 from pipeline.training.build import build_dynamics, build_model, set_learning_rates
 from pipeline.training.checkpoint import load_newest
-from pipeline.training.evaluate import Prediction
 from pipeline.training.evidence import stop
 from pipeline.training.observer import Observer, load_observer
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
@@ -32,7 +33,6 @@ from pipeline.training.step import StepReport, train_step
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute
 from tiny_onn.dynamics import LearningDynamics, NonFiniteStep
-from tiny_onn.model import GridTransformer
 
 MOST_SKIPPED_IN_A_ROW = 10
 
@@ -110,7 +110,7 @@ class Trial:
     loader: Loader
     held_out: list[Sequence]
     evaluation: list[Sequence]
-    model: GridTransformer
+    model: nn.Module
     wrapped: nn.Module
     dynamics: LearningDynamics
     first: int
@@ -124,6 +124,11 @@ class Trial:
     def training(self) -> TrainingConfig:
         """Its settings."""
         return self.experiment.training
+
+    @property
+    def task(self) -> Task:
+        """What is learnt."""
+        return self.loader.task
 
     @property
     def digest(self) -> str:
@@ -148,7 +153,7 @@ class Entry:
     evaluated: bool
     last: bool
     metrics: dict[str, float] = field(default_factory=dict)
-    predictions: list[Prediction] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)  # of held-out rows, as the task draws them
     figures: dict[str, bytes] = field(default_factory=dict)  # of the user's own observer, as PNG
 
 
@@ -165,7 +170,8 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     """
     started, training = time.monotonic(), experiment.training
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    prepared = patiently(lambda: open_prepared(data, hashes=rank == 0 and isinstance(data, Path)))
+    hashes = rank == 0 and isinstance(data, Path)
+    prepared = patiently(lambda: open_prepared(data, hashes, experiment.data.task))
     held_out = patiently(lambda: read_rows(prepared, "held_out"))
     scored = training.score_evaluation != "never"
     evaluation = patiently(lambda: read_rows(prepared, "evaluation")) if scored else []

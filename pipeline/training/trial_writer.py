@@ -21,8 +21,8 @@ from pipeline.training.distributions import DistributionPieces
 from pipeline.training.evidence import disk_errors
 from pipeline.training.kept import held_out_losses, model_of
 from pipeline.training.machine import environment
-from pipeline.training.measuring import place_of
 from pipeline.training.model_file import save_model
+from pipeline.training.places import places_of
 from pipeline.training.routing_map import map_routing, save_map
 from pipeline.training.trial import Entry, Trial
 from tiny_onn.layers import sparse_layers
@@ -52,9 +52,8 @@ class TrialWriter:
         """Writes a logged step, and what is due with it; the checkpoint last, for it says that the rest is there."""
         trial, training, health = self.trial, self.trial.training, entry.report.dynamics.health
         with disk_errors(trial.folder, f"writing what step {entry.step} came to", trial.digest):
-            if entry.predictions:
-                found = json.dumps([each.as_dict() for each in entry.predictions])
-                write_whole(trial.folder.predictions, found)
+            if entry.examples:
+                write_whole(trial.folder.predictions, json.dumps(entry.examples))
             for name, drawn in entry.figures.items():
                 place = trial.folder.figures / name / f"step-{entry.step:06d}.png"
                 write_whole_with(place, partial(_write, drawn))
@@ -107,9 +106,10 @@ class TrialWriter:
 
     def _prototypes(self, step: int, health: dict[str, Health] | None) -> None:
         """A snapshot of all prototypes and of how each expert was judged."""
-        tensors = {}
-        for name, layer in sparse_layers(self.trial.model).items():
-            title = "L{}.{}".format(*place_of(name))
+        tensors, layers = {}, sparse_layers(self.trial.model)
+        places = places_of(layers)
+        for name, layer in layers.items():
+            title = "L{}.{}".format(*places[name])
             tensors[f"{title}/prototypes"] = layer.proto_weight.detach().float().cpu().contiguous()
             if health:
                 seen = health[name]
@@ -126,7 +126,9 @@ class TrialWriter:
         aside.rename(folder / f"step-{step:06d}.safetensors")
 
     def _routing_maps(self, step: int) -> None:
-        """The routing of the first held-out tasks, as they are judged."""
+        """The routing of the first held-out tasks, as they are judged; only of our model, on rows that are grids."""
+        if not self.trial.task.maps_routing or self.trial.experiment.model.build is not None:
+            return
         rows = {row.task_id: row for row in reversed(self.trial.held_out)}  # of each task the first test pair
         wanted = list(dict.fromkeys(row.task_id for row in self.trial.held_out))[: self.trial.training.routing_maps]
         for number, task in enumerate(wanted, 1):
@@ -140,8 +142,9 @@ class TrialWriter:
     def _distributions(self, step: int, health: dict[str, Health] | None) -> None:
         """Adds the step's histograms of learning cost and Goodness, by layer."""
         layers: dict[int, list[Health]] = {}
+        places = places_of(health or {})
         for name, seen in (health or {}).items():
-            layers.setdefault(place_of(name)[0], []).append(seen)
+            layers.setdefault(places[name][0], []).append(seen)
         self._pieces.add(step, layers)
 
 

@@ -12,7 +12,7 @@ from experiments.benchmarks.agreement import joined
 from experiments.benchmarks.agreement import ways as ways_of
 from experiments.benchmarks.cli import bench
 from pipeline.data.batch import IGNORED, collate
-from pipeline.data.tokens import Sequence
+from pipeline.data.sequence import Sequence
 from tests.pipeline.samples import small_experiment, write_config
 
 
@@ -43,7 +43,7 @@ def test_every_way_ends_at_the_same_parameters(tmp_path: Path, monkeypatch: pyte
 def test_shards_are_joined_row_by_row_and_padded_to_the_longest() -> None:
     numbers = np.arange(1, 6, dtype=np.uint8)
     short, long = (
-        collate([Sequence(numbers[:n], numbers[:n], numbers[:n], np.ones(n, dtype=bool), f"t{n}")]) for n in (3, 5)
+        collate([Sequence(numbers[:n], (numbers[:n], numbers[:n]), np.ones(n, dtype=bool), f"t{n}")]) for n in (3, 5)
     )
     whole = joined([short, long])
     assert whole.tokens.shape == (2, 5)

@@ -4,7 +4,7 @@ from tests.tiny_onn.helpers import VOCABULARY, small_model
 from tiny_onn.generate import generate
 
 
-def advance(token, row, column, following):
+def advance(token, place, following):
     """The rule that the small model's tests use: coordinates are the token, modulo 5."""
     return following % 5, following % 5
 
@@ -32,7 +32,7 @@ def test_a_cached_batch_says_what_each_prompt_says_alone_without_a_cache() -> No
         lengths = torch.tensor([len(p) for p in prompts])
         first = int(model(tokens, tokens % 5, tokens % 5)[0, 4].argmax())
         for stop in (first, 99):
-            found = generate(model, tokens, tokens % 5, tokens % 5, lengths, limit=14, stop=stop, advance=advance)
+            found = generate(model, tokens, (tokens % 5, tokens % 5), lengths, limit=14, stop=stop, advance=advance)
             assert found == [without_cache(model, prompt, 14, stop) for prompt in prompts]
             seen_stop |= found[0] == []
     assert seen_stop
@@ -48,8 +48,7 @@ def test_a_row_ends_with_the_token_that_nothing_good_can_follow_and_leaves_the_o
         found = generate(
             model,
             tokens,
-            tokens % 5,
-            tokens % 5,
+            (tokens % 5, tokens % 5),
             torch.tensor([6, 6, 6]),
             limit=14,
             stop=99,

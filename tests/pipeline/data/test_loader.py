@@ -43,16 +43,14 @@ def _rows(batch):
 
 
 def _same(first, second):
-    fields = ("tokens", "rows", "columns", "labels", "valid")
-    return first.task_ids == second.task_ids and all(
-        torch.equal(getattr(first, name), getattr(second, name)) for name in fields
-    )
+    tensors = [(*batch.inputs, batch.labels, batch.valid) for batch in (first, second)]
+    return first.task_ids == second.task_ids and all(map(torch.equal, *tensors))
 
 
 def test_a_batch_worked_by_hand():
     short = Task("s", (Pair(grid_of([[1]]), grid_of([[2]])),), (Pair(grid_of([[3]]), grid_of([[4]])),))
     longer = Task("l", short.train, (Pair(grid_of([[3]]), grid_of([[5, 6]])),))
-    batch = collate([encode_task(short, 0), encode_task(longer, 0)])
+    batch = collate([encode_task(short, 0), encode_task(longer, 0)], PAD)
     assert batch.task_ids == ("s", "l")
     assert batch.tokens.tolist() == [
         [11, 12, 1, 14, 13, 2, 14, 15, 12, 3, 14, 13, 4, 14, 15, PAD],
@@ -60,8 +58,8 @@ def test_a_batch_worked_by_hand():
     ]
     none = [IGNORED] * 11
     assert batch.labels.tolist() == [[*none, 4, 14, 15, IGNORED, IGNORED], [*none, 5, 6, 14, 15, IGNORED]]
-    assert batch.columns[1].tolist() == [0, 0, 1, 2, 0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 3, 0]
-    assert batch.rows[0].tolist() == [0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 0]
+    assert batch.coordinates[1][1].tolist() == [0, 0, 1, 2, 0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 3, 0]
+    assert batch.coordinates[0][0].tolist() == [0, 0, 1, 1, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0, 0]
     assert batch.valid.tolist() == [[True] * 15 + [False], [True] * 16]
     assert batch.to("cpu").tokens.dtype == batch.labels.dtype == torch.int64
 
@@ -90,8 +88,7 @@ def test_batches_carry_their_rows_whole(prepared):
         for b, row in enumerate(_rows(batch)):
             decode_sequence(row)
             sequence, n = by_tokens[row], len(row)
-            assert batch.rows[b, :n].tolist() == sequence.rows.tolist()
-            assert batch.columns[b, :n].tolist() == sequence.columns.tolist()
+            assert [axis[b, :n].tolist() for axis in batch.coordinates] == [a.tolist() for a in sequence.coordinates]
             labels = [int(t) if label else IGNORED for t, label in zip(sequence.tokens, sequence.labelled, strict=True)]
             assert batch.labels[b, :n].tolist() == [*labels[1:], IGNORED]
 
@@ -135,9 +132,9 @@ def test_the_order_is_a_function_of_seed_epoch_and_world_size(prepared):
 def test_only_the_row_groups_that_are_needed_are_read(prepared, monkeypatch):
     read = []
 
-    def counting(path, group, footer):
+    def counting(path, group, form, footer):
         read.append((path.name, group))
-        return read_group(path, group, footer)
+        return read_group(path, group, form, footer)
 
     loaders = _ranks(prepared, 2)
     monkeypatch.setattr("pipeline.data.loader.read_group", counting)

@@ -14,10 +14,11 @@ import pytest
 from pipeline.data import rows
 from pipeline.data.arc_json import RefusedTask
 from pipeline.data.parquet_pages import TooMuch, footer_in, read_bounded
-from pipeline.data.rows import SCHEMA, check_file, read_group, read_lengths
+from pipeline.data.rows import check_file, read_group, read_lengths
 from pipeline.data.sources import parquet
 from pipeline.data.sources.parquet import read_parquet
 from pipeline.data.thrift import Damaged
+from pipeline.data.tokens import FORMAT
 from pipeline.errors import UserError
 
 MIB = 2**20
@@ -157,7 +158,9 @@ def shard(folder: Path, tokens: int) -> Path:
     row = {"task_id": "t", "pair": 0, "view": 0, "colours": "0123456789", "length": tokens}
     lists = {name: [zeros] for name in ("tokens", "rows", "columns")} | {"labelled": [zeros.astype(bool)]}
     path = folder / "train-00000.parquet"
-    path.write_bytes(written(pa.table({**{name: [value] for name, value in row.items()}, **lists}, schema=SCHEMA)))
+    path.write_bytes(
+        written(pa.table({**{name: [value] for name, value in row.items()}, **lists}, schema=FORMAT.schema))
+    )
     return path
 
 
@@ -168,7 +171,7 @@ def test_a_shard_whose_rows_would_fill_the_memory_is_refused(
     assert path.stat().st_size < 10_000
     monkeypatch.setattr(rows, "MOST_GROUP_BYTES", 10 * MIB)
     before = allocated.max_memory()
-    for call in (lambda: read_group(path, 0), lambda: check_file(path, 1, 1)):
+    for call in (lambda: read_group(path, 0, FORMAT), lambda: check_file(path, 1, 1, FORMAT)):
         with pytest.raises(UserError, match=r"train-00000\.parquet.*column tokens\S* takes [0-9,]+ bytes .*Delete"):
             call()
     assert allocated.max_memory() - before < MIB

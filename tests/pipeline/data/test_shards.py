@@ -14,7 +14,7 @@ from pipeline.data.related import LARGE, canonical_form
 from pipeline.data.rows import check_file, read_group, read_lengths
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.data.task import Task
-from pipeline.data.tokens import decode_sequence, encoded_length
+from pipeline.data.tokens import FORMAT, decode_sequence, encoded_length
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
 from tests.pipeline.arc_samples import random_task, write_tasks
@@ -218,9 +218,9 @@ def test_a_flipped_bit_in_the_values_is_noticed_without_the_hash(prepared):
     torn[column.data_page_offset + column.total_compressed_size // 2] ^= 4
     path.write_bytes(torn)
     open_prepared(prepared.folder, hashes=False)
-    read_group(path, 0)
+    read_group(path, 0, FORMAT)
     with pytest.raises(UserError, match=r"train-00000\.parquet, row group 1: cannot be read"):
-        read_group(path, 1)
+        read_group(path, 1, FORMAT)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_no_damage_to_a_footer_ends_the_process(prepared):
     for at in range(footer, len(whole) - 8, 7):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
         try:
-            check_file(path, shard.rows, shard.row_groups)
+            check_file(path, shard.rows, shard.row_groups, FORMAT)
         except UserError:
             refused += 1
     assert refused > 50  # of hundreds: names, sizes and statistics that nobody asks for may say anything
@@ -278,10 +278,10 @@ def test_values_are_checked_again_when_they_are_read(prepared):
     wild = [[32] * len(row) for row in table["rows"].to_pylist()]
     pq.write_table(table.set_column(5, field, pa.array(wild, field.type)), path)
     with pytest.raises(UserError, match="row group 0: `rows` holds 32; expected less than 32"):
-        read_group(path, 0)
+        read_group(path, 0, FORMAT)
     pq.write_table(table.set_column(5, field, pa.array([[1]] * len(table), field.type)), path)
     with pytest.raises(UserError, match="`rows` is not as long as `length` says"):
-        read_group(path, 0)
+        read_group(path, 0, FORMAT)
 
 
 def test_missing_files_and_foreign_manifests_are_named(prepared):

@@ -34,15 +34,15 @@ def test_a_sequence_worked_by_hand():
     demonstration = [INPUT, 1, 2, ROW_END, 3, 4, ROW_END, OUTPUT, 5, ROW_END, END]
     test = [INPUT, 6, ROW_END, OUTPUT, 7, 8, ROW_END, END]
     assert whole.tokens.tolist() == [BOS, *demonstration, *test]
-    assert whole.rows.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0]
-    assert whole.columns.tolist() == [0, 0, 1, 2, 3, 1, 2, 3, 0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 3, 0]
+    assert whole.coordinates[0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0]
+    assert whole.coordinates[1].tolist() == [0, 0, 1, 2, 3, 1, 2, 3, 0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 3, 0]
     assert np.flatnonzero(whole.labelled).tolist() == [9, 10, 11, 16, 17, 18, 19]
     one = encode_task(TASK, pair=0)
     assert one.tokens.tolist() == whole.tokens.tolist()
     assert np.flatnonzero(one.labelled).tolist() == [16, 17, 18, 19]
     assert prompt_length(one.tokens) == 16
     assert (one.task_id, one.pair, whole.pair) == ("t", 0, -1)
-    assert {whole.tokens.dtype, whole.rows.dtype, whole.columns.dtype} == {np.dtype(np.uint8)}
+    assert {whole.tokens.dtype, whole.coordinates[0].dtype, whole.coordinates[1].dtype} == {np.dtype(np.uint8)}
 
 
 def test_an_unknown_answer_makes_a_prompt():
@@ -90,7 +90,7 @@ def test_coordinates_follow_from_the_tokens_alone(task):
     row = column = 0
     for t in range(1, len(sequence)):
         row, column = advance(int(sequence.tokens[t - 1]), row, column, int(sequence.tokens[t]))
-        assert (row, column) == (sequence.rows[t], sequence.columns[t])
+        assert (row, column) == tuple(axis[t] for axis in sequence.coordinates)
 
 
 @given(st.lists(st.tuples(*(st.integers(0, n - 1) for n in (16, 32, 32, 16))), min_size=1))
@@ -112,8 +112,8 @@ def test_a_grid_that_grows_too_large_stays_at_the_last_coordinate():
 
 def test_the_largest_grid_stays_inside_the_ranges():
     sequence = encode_pairs([Pair(grid_of(np.full((30, 30), 9)), grid_of([[0]]))], [True])
-    assert sequence.rows.max() == 30
-    assert sequence.columns.max() == 31 == COORDINATE_RANGE - 1
+    assert sequence.coordinates[0].max() == 30
+    assert sequence.coordinates[1].max() == 31 == COORDINATE_RANGE - 1
     assert sequence.tokens.max() == VOCABULARY_SIZE - 1
 
 

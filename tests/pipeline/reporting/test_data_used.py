@@ -57,7 +57,7 @@ def test_the_report_says_what_was_scored_left_out_refused_and_leaks(report: Repo
     for said in (
         f"Data: folder in {source}; 16 tasks trained on (1 too long to train on or hold out); 4 held-out tasks scored; "
         "1 evaluation tasks scored, 1 too long to score.",
-        "1 leak: evaluation task e shares pairs with t03.",
+        "1 leak: evaluation task e is related to t03.",
         f"1 file refused: {source}/bad.json: not valid JSON",
         "Of the held-out tasks that were decoded, by arm: per_token: 25.0 % pairs exactly right, 12.5 % tasks exactly "
         "right, 50.0 % right in two attempts (pass_at_2).",
@@ -71,7 +71,7 @@ def test_results_json_holds_the_data_and_all_scores(report: Report, tmp_path: Pa
     written = json.loads((tmp_path / "results.json").read_text())
     (data,) = written["data"]
     assert data["name"] == "folder"
-    assert data["leaks"] == {"number": 1, "first": ["evaluation task e shares pairs with t03"]}
+    assert data["leaks"] == {"number": 1, "first": ["evaluation task e is related to t03"]}
     assert data["refused"]["number"] == 1
     assert data["evaluation"]["too_long_tasks"] == 1
     assert data["prepared"].startswith("/")

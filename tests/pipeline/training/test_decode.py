@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from pipeline import measures
 from pipeline.data import tokens
 from pipeline.data.augment import View, inverse, view_grid, view_task
+from pipeline.data.sequence import Sequence
 from pipeline.data.task import Pair, Task, grid_of
 from pipeline.data.tokens import encode_task
 from pipeline.training import decode
 from pipeline.training.build import build_model
 from pipeline.training.decode import batch_size, decode_grids, draw_in_views, prompt_of, task_of, vote
-from pipeline.training.evaluate import Prediction, exact_match, predict, voting_views
+from pipeline.training.predictions import Prediction, exact_match, predict, voting_views
 from tests.pipeline.arc_samples import random_task
 from tests.pipeline.samples import small_experiment
 
@@ -43,11 +44,11 @@ def answers(monkeypatch: pytest.MonkeyPatch, rule: Callable[[np.ndarray], np.nda
     """Instead of a model: `rule` of the input that a prompt ends with. Returns the lengths of the prompts."""
     lengths: list[int] = []
 
-    def drawn(model: Any, prompts: list[tokens.Sequence], limit: int, alive: Any) -> list[Any]:
+    def drawn(model: Any, prompts: list[Sequence], limit: int, alive: Any) -> list[Any]:
         lengths.extend(map(len, prompts))
         return [rule(tokens.decode_sequence(prompt.tokens)[-1][0]).tolist() for prompt in prompts]
 
-    monkeypatch.setattr(decode, "draw", drawn)
+    monkeypatch.setattr(decode, "decode_grids", drawn)
     return lengths
 
 
@@ -72,17 +73,17 @@ def test_what_is_drawn_in_a_view_is_turned_back(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_view_asks_the_same_task_turned(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tokens.Sequence] = []
+    asked: list[Sequence] = []
 
-    def drawn(model: Any, prompts: list[tokens.Sequence], limit: int, alive: Any) -> list[None]:
+    def drawn(model: Any, prompts: list[Sequence], limit: int, alive: Any) -> list[None]:
         asked.extend(prompts)
         return [None] * len(prompts)
 
-    monkeypatch.setattr(decode, "draw", drawn)
+    monkeypatch.setattr(decode, "decode_grids", drawn)
     assert draw_in_views(None, [(TASK, 1), (TASK, 0)], 1000, 3) == [[None] * 3] * 2  # type: ignore[arg-type]
     expected = [prompt_of(encode_task(view_task(TASK, View(d)), pair)) for pair in (1, 0) for d in range(3)]
     assert [row.tokens.tolist() for row in asked] == [row.tokens.tolist() for row in expected]
-    assert [row.rows.tolist() for row in asked] == [row.rows.tolist() for row in expected]
+    assert [row.coordinates[0].tolist() for row in asked] == [row.coordinates[0].tolist() for row in expected]
 
 
 def test_a_view_that_leaves_no_room_is_left_out_and_the_task_as_it_is_never(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def trains(step, model, batch, health):
     import torch
 
     with torch.enable_grad():
-        model(batch.tokens, batch.rows, batch.columns).sum().backward()
+        model(*batch.inputs).sum().backward()
     return {}
 
 
@@ -231,7 +231,8 @@ def test_its_source_and_what_it_imports_are_in_the_digest_of_the_users_code(
 
 
 def test_means_by_hand() -> None:
-    batch = Batch(*(torch.zeros(2, 3, dtype=torch.long),) * 4, torch.tensor([[True] * 3, [True, False, False]]), ())
+    numbers = torch.zeros(2, 3, dtype=torch.long)
+    batch = Batch(numbers, (numbers, numbers), numbers, torch.tensor([[True] * 3, [True, False, False]]), ())
     numbers, figures = observe(lambda *_: {"a": 1.5, "b": (6, 8), "c": (1, 0)}, 1, torch.nn.Linear(1, 1), batch, {},
                                draw=True)  # fmt: skip
     assert (numbers, figures) == ({"a": (6.0, 4.0), "b": (6.0, 8.0), "c": (1.0, 0.0)}, {})

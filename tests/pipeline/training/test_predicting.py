@@ -17,8 +17,8 @@ from pipeline.measures import HELD_OUT_TASKS_EXACT
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training import decode
-from pipeline.training.evaluate import exact_match, predict
 from pipeline.training.model_file import open_model
+from pipeline.training.predictions import exact_match, predict
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_data
 

@@ -55,9 +55,9 @@ def test_every_cell_has_the_colour_of_its_expert() -> None:
     pairs = (Pair(grid_of(np.array([[1, 2]])), grid_of(np.array([[3], [4]]))),)
     sequence = encode_task(Task("by hand", pairs, pairs), 0)
     experts = np.full((1, len(sequence)), 90, dtype=np.int32)
-    cells = np.flatnonzero((sequence.tokens < COLOURS) & (sequence.rows > 0))
+    cells = np.flatnonzero((sequence.tokens < COLOURS) & (sequence.coordinates[0] > 0))
     experts[0, cells] = [7, 7, 7, 5, 7, 5, -1, 5]  # 7 most often, then 5; once none
-    known = (np.asarray(each, np.int32) for each in (sequence.tokens, sequence.rows, sequence.columns))
+    known = (np.asarray(each, np.int32) for each in (sequence.tokens, *sequence.coordinates))
     tokens, rows, columns = known
     figure = draw_map(RoutingMap("by hand", tokens, rows, columns, experts, step=4))
     task, layer = (np.asarray(image.get_array()) for image in figure.axes[0].images)

@@ -20,9 +20,10 @@ from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
-from pipeline.training.evaluate import evaluate, exact_match, predict
+from pipeline.training.evaluate import evaluate
 from pipeline.training.measuring import step_metrics
 from pipeline.training.model_file import open_model
+from pipeline.training.predictions import exact_match, predict
 from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial import Entry, Trial, open_trial
@@ -110,7 +111,7 @@ def test_evaluation_tasks_are_scored_by_themselves_when_they_are_to_be(
         total = count = right = 0.0
         for row in rows:
             batch = collate([row])
-            logits = model(batch.tokens, batch.rows, batch.columns)[0].log_softmax(-1)
+            logits = model(*batch.inputs)[0].log_softmax(-1)
             for t in batch.labels[0].ne(IGNORED).nonzero().flatten().tolist():
                 total -= float(logits[t, batch.labels[0, t]])
                 right += float(logits[t].argmax() == batch.labels[0, t])
@@ -218,7 +219,7 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
     rows = read_rows(data, "held_out")
     total, right, count = 0.0, 0, 0
     for row in rows:  # one row at a time, by the definition
-        t, r, c = (torch.from_numpy(a.astype("int64"))[None] for a in (row.tokens, row.rows, row.columns))
+        t, r, c = (torch.from_numpy(a.astype("int64"))[None] for a in (row.tokens, *row.coordinates))
         predicted = torch.log_softmax(model(t, r, c), dim=-1)[0]
         for place in range(1, len(row)):
             if row.labelled[place]:

@@ -1,0 +1,19 @@
+"""Tasks: what is learnt. `Task` and its parts are what a task of one's own is made of; see docs/tasks.md."""
+
+from pipeline.data.contract import Encoded, Examples, ModelSettings, Rows, Score, Source, Splits, Task
+from pipeline.data.sequence import IGNORED, WHOLE, Format, Sequence
+
+__all__ = [
+    "IGNORED",
+    "WHOLE",
+    "Encoded",
+    "Examples",
+    "Format",
+    "ModelSettings",
+    "Rows",
+    "Score",
+    "Sequence",
+    "Source",
+    "Splits",
+    "Task",
+]

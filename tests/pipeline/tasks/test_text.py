@@ -1,0 +1,249 @@
+"""Text: passages without leaks, bits per byte by hand, and what a model says."""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.batch import IGNORED
+from pipeline.data.shards import prepare, read_rows
+from pipeline.data.split import hold_out_groups
+from pipeline.data.text import SHARED_WORDS, Documents, passages, python_topics, read_texts, related_passages
+from pipeline.errors import UserError
+from pipeline.layout import TrialFolder
+from pipeline.records.spool import read_spool
+from pipeline.settings.config import DataConfig, Experiment
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.tasks import Sequence
+from pipeline.tasks.text import BEGIN, TEXT, as_text, as_tokens, bits_per_byte, continue_text, say
+from pipeline.training.build import build_model
+from pipeline.training.model_file import open_model
+from pipeline.training.worker import run_training
+from tests.pipeline.samples import SMALL
+from tiny_onn.generate import generate
+
+CPU = torch.device("cpu")
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "and",
+    "dog",
+    "ran",
+    "to",
+    "one",
+    "big",
+    "red",
+    "house",
+    "wood",
+    "sea",
+    "fish",
+]
+
+
+def prose(seed: int, words: int) -> str:
+    draw = np.random.default_rng(seed)
+    return " ".join(draw.choice(WORDS, words).tolist())
+
+
+def runs(text: str) -> set[str]:
+    """Every run of SHARED_WORDS words, by the definition."""
+    words = re.findall(r"\w{1,12}", text.lower())
+    return {" ".join(words[n : n + SHARED_WORDS]) for n in range(len(words) - SHARED_WORDS + 1)}
+
+
+def experiment(folder: Path | None = None, **training: object) -> Experiment:
+    data = {"task": "text", "max_tokens": 48, "rows_per_group": 4, **({"folder": str(folder)} if folder else {})}
+    values = {"name": "text", "data": data, "model": SMALL["model"]}
+    return validate_experiment({**values, "training": {**SMALL["training"], **training}}, "test")  # type: ignore[dict-item]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents, of which some repeat parts of others."""
+    folder = tmp_path_factory.mktemp("texts")
+    said = [prose(seed, 60) for seed in range(6)]
+    for number, text in enumerate(said):
+        shared = said[(number + 1) % 6].split()[10:40]  # in other paragraphs, and so in no equal ones
+        last = f"{prose(100 + number, 12)} {' '.join(shared)}\n\nThe end of it, my dear friends."
+        (folder / f"d{number}.txt").write_text(f"{text}\n\n{last}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    root = tmp_path_factory.mktemp("trained")
+    made = experiment(folder)
+    trial = TrialFolder(root / "trial")
+    data = prepare(made.data, root / "data").folder
+    assert isinstance(data, Path)
+    run_training(made, trial, data, CPU)
+    return trial
+
+
+@pytest.mark.parametrize("most", [63, 255])
+def test_held_out_text_shares_no_thirteen_words_with_what_is_trained_on(folder: Path, most: int) -> None:
+    for documents in (read_texts(str(folder)), python_topics() if most == 255 else read_texts(str(folder))):
+        found, _ = passages(documents, most)
+        groups = related_passages(found)
+        train, held_out = hold_out_groups(groups, 0.2, 0)
+        assert train
+        assert held_out
+        assert not train & held_out
+        texts = {passage.name: passage.data.decode() for passage in found}
+        assert train | held_out == texts.keys()
+        sides: list[set[str]] = [set().union(*(runs(texts[name]) for name in side)) for side in (train, held_out)]
+        assert not sides[0] & sides[1]
+        assert most < 255 or any(len(group) > 1 for group in groups)  # there was something to keep together
+
+
+def test_what_python_repeats_is_left_out_and_nothing_else() -> None:
+    documents = python_topics()
+    found, note = passages(documents, 255)
+    kept = sum(len(passage.data) for passage in found)
+    dropped = int(note.split("(")[1].split()[0].replace(",", ""))
+    assert kept + dropped == sum(len(text.encode()) for text in documents.texts.values())
+    assert dropped > 0.1 * kept
+    assert max(len(passage.data) for passage in found) <= 255
+
+
+def test_repeated_paragraphs_by_hand() -> None:
+    texts = {"a": "One two three four five.\n\nSo.\n\nMore.", "b": "one  two three\nfour five!\n\nSo.\n\nLast."}
+    found, note = passages(Documents(texts), 1000)
+    assert [(each.document, each.number, each.data) for each in found] == [
+        ("a", 0, b"One two three four five.\n\nSo.\n\nMore."),
+        ("b", 0, b"So.\n\nLast."),  # what is short may be said again
+    ]
+    assert note.startswith("1 paragraphs (27 bytes)")
+
+
+@given(text=st.text(max_size=300), most=st.integers(4, 40))
+def test_passages_are_the_text_cut_within_no_letter(text: str, most: int) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    found, note = passages(Documents({"a": text}), most)
+    if not note:
+        assert b"".join(each.data for each in found) == text.encode()
+    for number, each in enumerate(found):
+        assert 0 < len(each.data) <= most
+        assert each.number == number
+        assert each.data.decode()
+
+
+def test_files_that_are_no_text_are_refused_by_name_and_the_rest_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "good.md").write_bytes("\ufeffGrüße".encode())
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / ".hidden").write_text("no")
+    os.mkfifo(tmp_path / "pipe")
+    found = read_texts(str(tmp_path))
+    assert found.texts == {"sub/good.md": "Grüße"}
+    assert [line.split("/")[-1] for line in found.refused] == [
+        "latin.txt: is no UTF-8 text (byte 2: invalid start byte)",
+        "pipe: is no file; expected UTF-8 text",
+    ]
+    assert read_texts(str(tmp_path / "sub" / "good.md")).texts == {"good.md": "Grüße"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, r"x cannot be read \(No such file"),
+        (lambda path: path.mkdir(), "x holds no text; expected a file of UTF-8 text"),
+        (lambda path: path.write_bytes(b"\xff"), r"holds no text.*\n.*x: is no UTF-8 text \(byte 0"),
+        (lambda path: path.write_text("Only this."), "1 passages of at most 47 bytes, of which none can be held out"),
+    ],
+)
+def test_a_folder_without_enough_text_is_refused(tmp_path: Path, make: object, message: str) -> None:
+    path = tmp_path / "x"
+    make(path)  # type: ignore[operator]
+    with pytest.raises(UserError, match=rf"(?s)data.*{message}"):
+        prepare(DataConfig(task="text", folder=str(path), max_tokens=48), tmp_path / "data")
+
+
+def test_rows_are_the_passages_and_every_byte_is_predicted(folder: Path, tmp_path: Path) -> None:
+    config = experiment(folder).data
+    prepared = prepare(config, tmp_path)
+    rows = read_rows(prepared, "train") + read_rows(prepared, "held_out")
+    found = {(each.document, each.number): each.data for each in passages(read_texts(str(folder)), 47)[0]}
+    assert {(row.task_id, row.pair) for row in rows} == found.keys()
+    for row in rows:
+        assert row.tokens[0] == BEGIN
+        assert bytes(row.tokens[1:].tolist()) == found[row.task_id, row.pair]
+        assert row.labelled.tolist() == [False] + [True] * (len(row) - 1)
+    counts = prepared.manifest.counts["held_out"]
+    assert counts.labelled_tokens == counts.tokens - counts.rows
+    text = (folder / "d0.txt").read_text()
+    (folder / "d0.txt").write_text(text + "And one word more.\n")
+    try:
+        assert prepare(config, tmp_path).folder != prepared.folder
+    finally:
+        (folder / "d0.txt").write_text(text)
+
+
+def test_bits_per_byte_by_hand() -> None:
+    batch = TEXT.batch([Sequence(as_tokens(b"hi"), (), np.array([False, True, True]), "a", 0)])
+    assert batch.labels.tolist() == [[104, 105, IGNORED]]
+    even = torch.zeros(1, 3, 257)
+    total, count = bits_per_byte(even, batch)
+    assert (float(total / count), int(count)) == (pytest.approx(math.log2(257)), 2)
+    sure = even.clone()
+    sure[0, 0, 104] = math.log(256)  # one half, and the second byte one of 257
+    total, count = bits_per_byte(sure, batch)
+    assert float(total / count) == pytest.approx((1 + math.log2(257)) / 2)
+
+
+def test_what_is_measured_is_the_loss_in_bits_and_examples_go_on_from_their_rows(
+    trained: TrialFolder, folder: Path
+) -> None:
+    last = read_spool(trained.spool)[0][-1].metrics
+    assert last["held_out/bits_per_byte"] == pytest.approx(last["held_out/loss"] / math.log(2), rel=1e-12)
+    examples = json.loads(trained.predictions.read_text())
+    assert len(examples) == 2
+    texts = read_texts(str(folder)).texts
+    for each in examples:
+        assert each["given"] + each["target"] in texts[each["task_id"]]
+        assert each["predicted"]
+    assert not trained.routing_maps.exists()  # there are no grids
+
+
+def test_what_a_model_says_hangs_on_nothing_but_its_prompt_and_the_draws(trained: TrialFolder) -> None:
+    model = open_model(trained.model)
+    prompts = [as_tokens(text.encode()) for text in ("the cat", "a", "one big red")]
+    draws = np.random.default_rng(0).random((3, 9))
+    together = say(model.model, prompts, 9, draws)
+    assert together == [say(model.model, [one], 9, draws[n : n + 1])[0] for n, one in enumerate(prompts)]
+    greedy = say(model.model, prompts[:1], 9, draws[:1], temperature=0)[0]
+    tokens = torch.from_numpy(prompts[0].astype(np.int64))[None]
+    for token in greedy:  # the slow way
+        assert token == int(model.model(tokens)[0, -1].argmax())
+        tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
+    (said,) = say(model.model, prompts[:1], 40, np.zeros((1, 40)), temperature=0)
+    assert model.predict("the cat", temperature=0) == as_text(said)
+    assert continue_text(model, "the", seed=1) == continue_text(model, "the", seed=1)
+    with pytest.raises(UserError, match="the prompt has 50 bytes; expected fewer than"):
+        model.predict("x" * 50)
+
+
+def test_a_model_without_a_cache_says_what_one_with_a_cache_says() -> None:
+    model = build_model(experiment())
+
+    class Plain(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = model(tokens)
+            return found
+
+    tokens = torch.randint(257, (3, 6), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([6, 2, 4])
+    found = [generate(each, tokens, (), lengths, limit=15, stop=None) for each in (model, Plain())]
+    assert found[0] == found[1]
+    assert [len(said) for said in found[0]] == [9, 13, 11]
