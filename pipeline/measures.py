@@ -32,6 +32,7 @@ HELD_OUT_TOKEN_ACCURACY = "held_out/token_accuracy"
 HELD_OUT_PAIRS_EXACT = "held_out/pairs_exact"  # fraction of test pairs decoded without a fault
 HELD_OUT_TASKS_EXACT = "held_out/tasks_exact"  # fraction of tasks with every test pair right
 HELD_OUT_PASS_AT_2 = "held_out/pass_at_2"  # fraction of test pairs that one of two attempts gets right
+OF_GRIDS = (HELD_OUT_PAIRS_EXACT, HELD_OUT_TASKS_EXACT, HELD_OUT_PASS_AT_2)  # of ARC alone
 EVALUATION_LOSS = "evaluation/loss"
 EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
 EVALUATION_PAIRS_EXACT = "evaluation/pairs_exact"

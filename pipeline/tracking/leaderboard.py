@@ -246,7 +246,13 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
             found.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
         elif metric.leaderboard == "places":
             found += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
-    return [*found, *observed(recorded)]
+    return [*found, *_task_scores(recorded), *observed(recorded)]
+
+
+def _task_scores(recorded: Collection[str]) -> list[str]:
+    """Of the metrics that runs have recorded, the held-out scores of their own task."""
+    known = {metric.name for metric in measures.METRICS} | set(measures.OF_GRIDS)
+    return sorted(name for name in recorded if name.startswith("held_out/") and name not in known)
 
 
 def observed(recorded: Collection[str]) -> list[str]:
