@@ -33,6 +33,11 @@ class Batch:
         """What the model is called with."""
         return self.tokens, *self.coordinates
 
+    def part(self, rows: slice) -> "Batch":
+        """Some of its rows, as wide as all."""
+        axes = tuple(axis[rows] for axis in self.coordinates)
+        return Batch(self.tokens[rows], axes, self.labels[rows], self.valid[rows], self.task_ids[rows])
+
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         tensors = (self.tokens, self.labels, self.valid, *self.coordinates)

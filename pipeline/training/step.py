@@ -1,7 +1,7 @@
 """One training step, as a function that needs no trainer."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -107,10 +107,7 @@ def parts_of(batch: Batch, number: int) -> list[Batch]:
     rows = len(batch.valid)
     number = max(1, min(number, rows))
     cuts = [rows * each // number for each in range(number + 1)]
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return [
-        replace(batch, **{name: value[start:stop] for name, value in values.items()}) for start, stop in pairwise(cuts)
-    ]
+    return [batch.part(slice(start, stop)) for start, stop in pairwise(cuts)]
 
 
 def batch_loss(model: nn.Module, batch: Batch, *, autocast: bool) -> Float[Tensor, ""]:

@@ -38,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch, with its width."""
-    values = (batch.tokens, batch.rows, batch.columns, batch.labels, batch.valid, batch.task_ids)
-    return Batch(*(value[rows] for value in values))
+    axes = tuple(axis[rows] for axis in batch.coordinates)
+    return Batch(batch.tokens[rows], axes, batch.labels[rows], batch.valid[rows], batch.task_ids[rows])
 
 
 def checkpointed(block: nn.Module, reentrant: bool) -> None:
