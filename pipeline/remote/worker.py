@@ -14,7 +14,7 @@ from pipeline.remote.pusher import Pusher
 from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
-from pipeline.training.checkpoint import DAMAGE, newest_whole
+from pipeline.training.checkpoint import DAMAGE, Digest, newest_whole
 from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.stopping import TrainingStopped
 
@@ -45,7 +45,7 @@ def train_remotely(
     """
     scratch = folder.scratch(remote.number, rank)
     _remove_before(scratch.root.parent)
-    patiently(lambda: restore(remote.trial, scratch, experiment.digest(), everything=rank == 0))
+    patiently(lambda: restore(remote.trial, scratch, experiment.digests(), everything=rank == 0))
     open_again(scratch, experiment.training.steps)
     pusher = Pusher(remote, scratch) if rank == 0 else None
 
@@ -91,7 +91,7 @@ def _remove_before(attempt: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def restore(remote: RemoteTrial, folder: TrialFolder, digest: str, everything: bool) -> None:
+def restore(remote: RemoteTrial, folder: TrialFolder, digest: Digest, everything: bool) -> None:
     """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
 
     Every file is checked against the index. Of a damaged checkpoint a note is left, which `load_newest` passes on.

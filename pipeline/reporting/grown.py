@@ -2,10 +2,24 @@
 
 from pipeline.reporting.comparisons import Primary
 from pipeline.reporting.results import Results
+from pipeline.tracking.describe import RESUMED_WORKERS
 from pipeline.tracking.mlflow_run import GROWN
 
 _COMMIT = "mlflow.source.git.commit"
 _SHOWN = 12  # digits of a commit
+
+
+def workers_words(results: Results) -> str:
+    """Which trials were resumed with another number of workers, and what that changes; "" where none was."""
+    trials = [trial for row in results.rows for trial in row.trials.values()]
+    changed = [f"{t.arm} s{t.seed} ({t.tags[RESUMED_WORKERS]})" for t in trials if RESUMED_WORKERS in t.tags]
+    if not changed:
+        return ""
+    return (
+        f"Resumed with another workers.count: {', '.join(changed)}. From the step at which such a trial was resumed, "
+        "its data come in the order that they have with the new number of workers: rows of that epoch may have been "
+        "seen twice or not at all. It is not equal to a trial with either number throughout."
+    )
 
 
 def grown_words(results: Results, primary: Primary | None) -> list[str]:

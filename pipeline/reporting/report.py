@@ -20,7 +20,7 @@ from pipeline.reporting.comparisons import (
 from pipeline.reporting.data_used import data_words
 from pipeline.reporting.equal_density import equal_density_words, primary_words
 from pipeline.reporting.findings import findings
-from pipeline.reporting.grown import grown_words
+from pipeline.reporting.grown import grown_words, workers_words
 from pipeline.reporting.results import Results, read_results
 from pipeline.reporting.statistics import Difference, difference, paired_difference
 
@@ -79,6 +79,7 @@ def report_of(results: Results, filed: Artifacts) -> Report:
     words = [
         *changed_code(results),
         *grown_words(results, primary),
+        workers_words(results),
         primary_words(results, reference, primary, differences, comparisons),
         *equal_density_words(results, differences),
         *findings(results, reference),

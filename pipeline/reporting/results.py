@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.reporting.baselines import order_of_arms
+from pipeline.settings.growth import WORKERS
 from pipeline.tracking.describe import ARM, DAMAGED, PRUNED, ROLE, SEED, SWEEP, TRIAL, params_of
 from pipeline.tracking.find_runs import all_runs, runs_of_sweep
 from pipeline.tracking.mlflow_run import GROWN
@@ -165,6 +166,7 @@ def _read(client: "MlflowClient", experiment_name: str, sweep: str, sweep_id: st
     trials = [_trial(client, run) for run in newest.values() if _status(run) == "FINISHED"]
     params = [(run.data.tags.get(ARM, ""), _params(run)) for run in newest.values()]
     varying, own = _varying(params)
+    varying = _without_resumed_workers(varying, list(newest.values()))
     rows: dict[Any, Row] = {}
     for trial in sorted(trials, key=lambda t: (order_of_arms(t.arm), t.seed)):
         cell = tuple((name, trial.params.get(name, NOT_SET)) for name in varying)
@@ -231,6 +233,17 @@ def _varying(params: list[tuple[str, dict[str, str]]]) -> tuple[list[str], dict[
     owned = [name for name in different if len(values[name]) == len(arms)]
     own = {arm: {name: dict(values[name])[arm] for name in owned} for arm in sorted(arms)} if owned else {}
     return [name for name in different if name not in owned], own
+
+
+def _without_resumed_workers(varying: list[str], runs: "list[Run]") -> list[str]:
+    """Without workers.count, unless it tells trials of one arm and seed apart, as a grid of it does: a sweep that was
+    resumed with another count has one trial of each all the same, which stay one row."""
+    others = [name for name in varying if name != WORKERS]
+    cells = {
+        (run.data.tags.get(ARM), run.data.tags.get(SEED), *(_params(run).get(name, NOT_SET) for name in others))
+        for run in runs
+    }
+    return others if len(cells) == len(runs) else varying
 
 
 def _params(run: "Run") -> dict[str, str]:

@@ -187,7 +187,7 @@ def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: di
         f"{folder}: holds another experiment of the name {experiment.name!r}:\n" + "\n".join(lines) + "\n"
         "Give this one another name (--set name=...) or another --output, or remove that folder"
         f"{_THERE_TOO.format(folder.name)}. To a sweep that is there, seeds, arms, values of its grid and draws can be "
-        "added, and steps where training.schedule is constant."
+        "added, and steps where training.schedule is constant; what is left may have another workers.count."
     )
 
 

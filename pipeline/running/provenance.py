@@ -44,6 +44,7 @@ def note_attempt(
         "sources": sources(),
         "user_code": code_digest(user_code(experiment)),
         "settings": experiment.digest(),
+        "workers": experiment.workers.count,
         "packages": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
     known = noted_attempts(folder) if before is None else parsed_attempts(before)

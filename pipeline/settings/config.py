@@ -28,6 +28,7 @@ from tiny_onn.arms import GRANULARITY, canonical
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
+MOST_WORKERS = 1024  # of a trial that is resumed with another number of workers
 OPTIMIZERS = ("adamw", "sgd")
 BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests and records that lack it
     "data.task": "arc",
@@ -267,7 +268,11 @@ class TrainingConfig(Settings):
 class WorkersConfig(Settings):
     """What one trial asks of the cluster."""
 
-    count: Count = Field(1, description="a step's batch is cut into as many: another count sees other batches")
+    count: Count = Field(
+        1,
+        description="a step's batch is cut into as many: another count sees other "
+        "batches, in a resumed trial from where it is resumed",
+    )
     cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs a worker; a fraction shares a core")
     gpus: Annotated[float, Field(ge=0, le=64)] = Field(0.0, description="GPUs a worker; 0 trains on the CPU")
     timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="a collective's time limit")
@@ -403,6 +408,18 @@ class Experiment(Settings):
         That is not the description, nor, with a constant schedule, the number of steps: what was trained for fewer can
         go on for more.
         """
+        return _digest_of(self._digested())
+
+    def digests(self) -> tuple[str, ...]:
+        """`digest`, and those of the same experiment with any other `workers.count`: of whose checkpoints a trial can
+        be resumed.
+        """
+        values = self._digested()
+        others = range(1, MOST_WORKERS + 1)
+        found = (_digest_of({**values, "workers": {**values["workers"], "count": count}}) for count in others)
+        return tuple(dict.fromkeys((self.digest(), *found)))
+
+    def _digested(self) -> dict[str, Any]:
         values = self.model_dump(mode="json", exclude={"description", "scales", "study"})
         if values["training"]["schedule"] == "constant":
             del values["training"]["steps"]
@@ -413,8 +430,11 @@ class Experiment(Settings):
         _drop_defaults(values["data"], {"options": {}})  # as it was before there were these
         _drop_defaults(values["model"], {"build": None, "options": {}})
         values["training"]["generate_tasks"] = values["training"].pop("decode_tasks")  # its name when digests began
-        canonical = json.dumps(values, sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return values
+
+
+def _digest_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _drop_defaults(values: dict[str, Any], defaults: dict[str, Any]) -> None:

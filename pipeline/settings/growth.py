@@ -1,4 +1,5 @@
-"""What an experiment has more of than when it was begun: seeds, arms, values of its grid, draws, steps."""
+"""What an experiment has more of than when it was begun: seeds, arms, values of its grid, draws, steps; or another
+number of workers, for what is left of it."""
 
 import json
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from pipeline.errors import UserError
 from pipeline.settings.config import Experiment, SweepConfig
 from pipeline.settings.trials import every_trial
 
-STEPS = "training.steps"
-_MAY_GROW = ("sweep.arms", "sweep.seeds", "sweep.grid", "sweep.arm_settings", "sweep.search.samples", STEPS)
+STEPS, WORKERS = "training.steps", "workers.count"
+_MAY_GROW = ("sweep.arms", "sweep.seeds", "sweep.grid", "sweep.arm_settings", "sweep.search.samples", STEPS, WORKERS)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def growth(before: Experiment, now: Experiment) -> Growth:
     """From `before` to `now`, which differ in nothing but what `may_grow`, and in what is without effect.
 
     Every trial of `before` must be one of `now`, with the same settings; or with more steps, if nothing but the number
-    of its steps depends on that number.
+    of its steps depends on that number; or with another number of workers, among which later batches are shared out.
     """
     added: list[str] = []
     problems: list[str] = []
@@ -81,12 +82,15 @@ def _text(value: Any) -> str:
 def _compare_trials(before: Experiment, now: Experiment, added: list[str], problems: list[str]) -> None:
     trials = {trial.key: trial.experiment for trial in every_trial(now)}
     longer: dict[tuple[int, int], list[str]] = {}
+    workers: dict[tuple[int, int], list[str]] = {}
     for old in every_trial(before):
         new = trials.get(old.key)
-        if new is None or _but_for_steps(new) != _but_for_steps(old.experiment):
+        if new is None or _but_for_length(new) != _but_for_length(old.experiment):
             why = "sweep.arm_settings, or the order of values"
             problems.append(f"{old.key}: was begun with other settings than it would have now ({why})")
             continue
+        if new.workers.count != old.experiment.workers.count:
+            workers.setdefault((old.experiment.workers.count, new.workers.count), []).append(old.key)
         then, steps = old.experiment.training.steps, new.training.steps
         if steps < then:
             problems.append(f"{STEPS}: {old.key} was begun for {then}, and would have {steps} now. Use {then} or more")
@@ -98,6 +102,9 @@ def _compare_trials(before: Experiment, now: Experiment, added: list[str], probl
     every = len(every_trial(before))
     for (then, steps), keys in longer.items():
         added.append(f"steps {then + 1} to {steps}" + ("" if len(keys) == every else f" of {', '.join(keys)}"))
+    for (then, count), keys in workers.items():
+        of = "" if len(keys) == every else f" of {', '.join(keys)}"
+        added.append(f"{WORKERS} {count} instead of {then} from here on{of}")
 
 
 def _why_no_more_steps(sweep: Experiment, trial: Experiment) -> str | None:
@@ -112,9 +119,10 @@ def _why_no_more_steps(sweep: Experiment, trial: Experiment) -> str | None:
     return None
 
 
-def _but_for_steps(experiment: Experiment) -> dict[str, Any]:
+def _but_for_length(experiment: Experiment) -> dict[str, Any]:
     values = experiment.model_dump(mode="json", exclude={"description", "scales", "study", "sweep"})
-    return {**values, "training": {**values["training"], "steps": None}}
+    training, workers = {**values["training"], "steps": None}, {**values["workers"], "count": None}
+    return {**values, "training": training, "workers": workers}
 
 
 def parsed(values: dict[str, Any]) -> Experiment | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
 SWEEP_ID = "sweep_id"  # the tag that tells a sweep from another of the same name; sweeps from before it have none
 USER_CODE = "user_code"  # the tag: the digest of the user's own code; of several, in the order of the attempts
+RESUMED_WORKERS = "resumed_workers"  # the tag: of a trial that was resumed with another, all workers.count in order
 COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
 PRUNED = "pruned_at_step"  # the tag of a run that was ended early, and so is in no comparison
 DAMAGED = "metrics_damaged"  # the tag, with the reason, of a run whose last values are not its trial's

@@ -12,7 +12,7 @@ from pipeline.records.memories import shipped_memory
 from pipeline.records.pruned import pruned_at
 from pipeline.records.result import read_result
 from pipeline.records.spool import DamagedSpool, Line, read_spool, spool_lines
-from pipeline.tracking.describe import ENVIRONMENT, PRUNED, USER_CODE
+from pipeline.tracking.describe import ENVIRONMENT, PRUNED, RESUMED_WORKERS, USER_CODE
 from pipeline.tracking.images import FIGURE, drawings, last_drawings
 from pipeline.tracking.mlflow_run import read_memory, write_memory
 from pipeline.tracking.model_registry import BEST_MODEL, MODEL, register_model
@@ -110,6 +110,10 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     step = pruned_at(folder)
     if step is not None:
         client.set_tag(run_id, PRUNED, str(step))
+    noted = [str(each["workers"]) for each in noted_attempts(folder) if type(each.get("workers")) is int]
+    counts = [each for each, before in zip(noted, [None, *noted], strict=False) if each != before]
+    if len(counts) > 1:
+        client.set_tag(run_id, RESUMED_WORKERS, ", then ".join(counts))
     codes = dict.fromkeys(str(each.get("user_code", "")) for each in noted_attempts(folder))
     if told := ", ".join(filter(None, codes)):
         client.set_tag(run_id, USER_CODE, told)

@@ -27,6 +27,8 @@ _STATE, _MANIFEST = "state.safetensors", "manifest.json"
 _NAME = re.compile(r"step-[0-9]{6,12}")
 _MOST_MANIFEST_BYTES = 2**16
 _LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}  # slots that have its shape
+Digest = str | tuple[str, ...]
+"""Of the experiment that a checkpoint is to be of; or several, of which it may be any."""
 DAMAGE = "damage.txt"  # in a checkpoint that was damaged where it came from: what was wrong with it
 
 
@@ -108,7 +110,7 @@ def checkpoints(folder: Path) -> list[Path]:
     )
 
 
-def newest_whole(folder: Path, digest: str) -> int | None:
+def newest_whole(folder: Path, digest: Digest) -> int | None:
     """The step of the newest checkpoint that `load_newest` would read; None when there is none."""
     for path in reversed(checkpoints(folder)):
         with contextlib.suppress(UserError):
@@ -116,7 +118,7 @@ def newest_whole(folder: Path, digest: str) -> int | None:
     return None
 
 
-def load_newest(folder: Path, dynamics: LearningDynamics, digest: str) -> tuple[int, list[str]]:
+def load_newest(folder: Path, dynamics: LearningDynamics, digest: Digest) -> tuple[int, list[str]]:
     """Loads the newest good checkpoint; returns (its step, what was wrong with newer ones). (0, []) if there is none.
 
     Raises:
@@ -139,7 +141,7 @@ def load_newest(folder: Path, dynamics: LearningDynamics, digest: str) -> tuple[
     return 0, []
 
 
-def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[str, Tensor]]:
+def read_checkpoint(path: Path, digest: Digest | None = None) -> tuple[int, dict[str, Tensor]]:
     """(step, tensors) of one checkpoint, verified.
 
     Raises:
@@ -157,8 +159,9 @@ def read_checkpoint(path: Path, digest: str | None = None) -> tuple[int, dict[st
             raise UserError(f"{path}/{_MANIFEST}: has been altered, by its own sha256")
         if step != _step_of(path):
             raise UserError(f"{path}: its manifest says step {step}; the folder must have been renamed or copied")
-        if digest is not None and experiment != digest:
-            raise UserError(f"{path}: belongs to experiment {experiment}, expected {digest}")
+        expected_of = (digest,) if isinstance(digest, str) else digest
+        if expected_of is not None and experiment not in expected_of:
+            raise UserError(f"{path}: belongs to experiment {experiment}, expected {expected_of[0]}")
         actual = _sha256(path / _STATE)
         if actual != expected:
             raise UserError(f"{path}/{_STATE}: sha256 {actual[:12]}, expected {expected[:12]}")

@@ -13,7 +13,7 @@ from pipeline.data.batch import Batch
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.training.agreement import gather_json
-from pipeline.training.checkpoint import newest_whole, save_checkpoint
+from pipeline.training.checkpoint import Digest, newest_whole, save_checkpoint
 from pipeline.training.replicas import ReplicasDiffer
 from pipeline.training.step import batch_loss, parts_of
 from pipeline.training.stopping import TrainingStopped
@@ -71,7 +71,7 @@ def stop(
 
 
 @contextlib.contextmanager
-def disk_errors(folder: TrialFolder, doing: str, digest: str) -> Iterator[None]:
+def disk_errors(folder: TrialFolder, doing: str, digest: Digest) -> Iterator[None]:
     """Has what the disk refuses end as a TrainingStopped that names the folder and the last whole checkpoint."""
     try:
         yield

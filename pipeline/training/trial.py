@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,11 @@ class Trial:
         """Of its settings; its checkpoints carry it."""
         return self.experiment.digest()
 
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """Those that its checkpoints may carry: it may have been begun with another number of workers."""
+        return self.experiment.digests()
+
     @property
     def autocast(self) -> bool:
         """Whether it computes in bfloat16."""
@@ -178,7 +184,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     loader = Loader(prepared, "train", training.batch_tokens, training.seed, rank, world_size)
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)
-    first, problems = load_newest(folder.checkpoints, dynamics, experiment.digest())
+    first, problems = load_newest(folder.checkpoints, dynamics, experiment.digests())
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
     if training.check_replicas_every:
         check_replicas(dynamics, first)

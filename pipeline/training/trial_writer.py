@@ -45,13 +45,13 @@ class TrialWriter:
     def begin(self) -> None:
         """At the start of a trial: the prototypes as they were initialised."""
         if self.trial.first == 0 and self.trial.training.prototype_snapshots:
-            with disk_errors(self.trial.folder, "writing the first prototypes", self.trial.digest):
+            with disk_errors(self.trial.folder, "writing the first prototypes", self.trial.digests):
                 self._prototypes(0, None)
 
     def write(self, entry: Entry) -> None:
         """Writes a logged step, and what is due with it; the checkpoint last, for it says that the rest is there."""
         trial, training, health = self.trial, self.trial.training, entry.report.dynamics.health
-        with disk_errors(trial.folder, f"writing what step {entry.step} came to", trial.digest):
+        with disk_errors(trial.folder, f"writing what step {entry.step} came to", trial.digests):
             if entry.examples:
                 write_whole(trial.folder.predictions, json.dumps(entry.examples))
             for name, drawn in entry.figures.items():
@@ -72,7 +72,7 @@ class TrialWriter:
     def result(self, metrics: dict[str, float]) -> None:
         """The models, and the result, which is written last: with it, the trial is finished."""
         trial = self.trial
-        with disk_errors(trial.folder, "writing the result", trial.digest):
+        with disk_errors(trial.folder, "writing the result", trial.digests):
             problem = self._models()
             result = {
                 "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
@@ -96,7 +96,7 @@ class TrialWriter:
         save = partial(save_model, model=trial.model, experiment=trial.experiment)
         if best is not None and best != last:
             try:
-                weights = model_of(read_checkpoint(kept[best], trial.digest)[1])
+                weights = model_of(read_checkpoint(kept[best], trial.digests)[1])
                 loss = self.losses[best]
                 save(trial.folder.best_model, step=best, held_out_loss=loss, is_best=True, weights=weights)
             except UserError as error:

@@ -55,7 +55,7 @@ def run_training(
     )
     metrics = entry.metrics if entry else writer.logged if writer else {}
     if writer and entry and not entry.last:
-        with disk_errors(folder, "writing that it is pruned", trial.digest):
+        with disk_errors(folder, "writing that it is pruned", trial.digests):
             write_pruned(folder, entry.step)
     elif writer:
         check_ours()
