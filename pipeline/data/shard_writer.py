@@ -1,10 +1,12 @@
 """Writes a prepared data set into an empty folder: shards and, last, the manifest."""
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,10 +27,12 @@ from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig
 
 Progress = Callable[[int, int], None]
+_JUDGED: tuple[Split, ...] = ("evaluation", "held_out")
 
 
 def write_data_set(task: Task, config: DataConfig, source: Source, folder: Path, progress: Progress) -> None:
-    """Shards and manifest of the source, in `folder`; rows are made one row group at a time.
+    """Shards and manifest of the source, in `folder`; rows are made one row group at a time. Training rows that equal a
+    held-out or evaluation row are named as leaks.
 
     Raises:
         UserError: a row is not of the task's format; or as `source.splits`.
@@ -37,12 +41,15 @@ def write_data_set(task: Task, config: DataConfig, source: Source, folder: Path,
     made = source.splits()
     parts: dict[Split, Rows] = {"train": made.train, "held_out": made.held_out, "evaluation": made.evaluation}
     total = sum(len(part.rows) for part in parts.values())
+    judged = {_content(row): (split, row.task_id) for split in _JUDGED for row in parts[split].rows}
+    leaks = dict.fromkeys(made.leaks)
     shards: list[Shard] = []
     counts: dict[Split, SplitCounts] = {}
     for split, part in parts.items():
         done = sum(shard.rows for shard in shards)
         report = partial(_report, progress, done, total)
-        written, tokens, labelled = _write_split(task, split, part.rows, config, folder, report)
+        rows = _noting(part.rows, judged, leaks) if split == "train" else part.rows
+        written, tokens, labelled = _write_split(task, split, rows, config, folder, report)
         shards += written
         counts[split] = SplitCounts(
             tasks=part.items,
@@ -61,10 +68,25 @@ def write_data_set(task: Task, config: DataConfig, source: Source, folder: Path,
         counts=counts,
         refused=source.refused,
         notes=source.notes,
-        leakage=tuple(Leak(split=split, task=other, train_task=ours) for split, other, ours in made.leaks),
+        leakage=tuple(Leak(split=split, task=other, train_task=ours) for split, other, ours in leaks),
         shards=tuple(shards),
     )
     write_manifest(manifest, folder)
+
+
+def _noting(
+    rows: Iterable[Sequence], judged: Mapping[bytes, tuple[Split, str]], leaks: dict[tuple[Split, str, str], None]
+) -> Iterator[Sequence]:
+    """The rows; those that equal one that the model is judged by are added to `leaks`, whatever task they are of."""
+    for row in rows:
+        if (found := judged.get(_content(row))) is not None:
+            leaks[(*found, row.task_id)] = None
+        yield row
+
+
+def _content(row: Sequence) -> bytes:
+    parts = [np.asarray(each).astype(np.int64).tobytes() for each in (row.tokens, *row.coordinates)]
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def _write_split(

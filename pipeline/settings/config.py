@@ -39,7 +39,7 @@ BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _IMPORTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 BUILT_IN_TASKS = ("arc", "text")
-_OF_ARC = ("dataset", "pairs_per_task", "dihedral_views", "colour_permutations")
+OF_ARC = ("dataset", "pairs_per_task", "dihedral_views", "colour_permutations")
 
 
 def _arm_problem(arm: str) -> str | None:
@@ -103,7 +103,7 @@ class DataConfig(Settings):
                 f"{', '.join(BUILT_IN_TASKS)}, or package.module:attribute for a task of your own"
             )
         if self.task != "arc":
-            for name in sorted({*_OF_ARC} - self.at_default(*_OF_ARC)):
+            for name in sorted({*OF_ARC} - self.at_default(*OF_ARC)):
                 raise ValueError(
                     f"{name}: found {getattr(self, name)!r}, a setting of task: arc, but task: {self.task}"
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.colours import arm_colour
 from pipeline.renamed import current_setting
-from pipeline.settings.config import BEFORE, Experiment
+from pipeline.settings.config import BEFORE, OF_ARC, Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import CONTINUED, GROWN, STEPS, DataInput, Description, flat_params
 
@@ -43,7 +43,7 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
         "mlflow.note.content": _trial_note(experiment, sweep),
         **{name: value for name, value in extra.items() if not name.startswith("data_")},
     }
-    params = {ARM: arm, SEED: seed, **flat_params(experiment.model_dump(mode="json", exclude={"sweep"}))}
+    params = {ARM: arm, SEED: seed, **flat_params(_settings(experiment, {"sweep"}))}
     if data_hash:
         params["data_hash"] = data_hash
     data = None
@@ -75,8 +75,16 @@ def describe_summary(experiment: Experiment, sweep_id: str | None = None, grown:
         "mlflow.note.content": f"**Summary of the sweep `{experiment.name}`**\n\n{experiment.description}\n\n"
         f"{_study_note(experiment)}The report follows when the sweep ends.",
     }
-    settings = experiment.model_dump(mode="json", exclude={"scales"})
+    settings = _settings(experiment, {"scales"})
     return Description(f"{experiment.name} · summary", tags, flat_params(settings), settings)
+
+
+def _settings(experiment: Experiment, without: set[str]) -> dict[str, Any]:
+    """The settings that are in use: of another task than ARC, not those that are ARC's alone."""
+    found = experiment.model_dump(mode="json", exclude=without)
+    if experiment.data.task != "arc":
+        found["data"] = {name: value for name, value in found["data"].items() if name not in OF_ARC}
+    return found
 
 
 def _study_note(experiment: Experiment) -> str:

@@ -30,7 +30,7 @@ def parity_row(number: int, n: int) -> Sequence:
 def read_parity(config: DataConfig) -> Source:
     rows = [parity_row(number, 3 + number % 7) for number in range(48)]
     held = Rows(rows[:12], 12)
-    return Source("parity", lambda: Splits(Rows(rows[12:], 36), held, Rows(rows[:2], 2)), notes=("Made up.",))
+    return Source("parity", lambda: Splits(Rows(rows[12:], 36), held, Rows(rows[12:14], 2)), notes=("Made up.",))
 
 
 def wrong_third(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor]:

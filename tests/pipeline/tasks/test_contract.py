@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.data.loader import Loader
+from pipeline.data.published import publish
+from pipeline.data.rows import read_group, table_of
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
@@ -21,6 +24,7 @@ from pipeline.settings.config import DataConfig, Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import every_trial
 from pipeline.settings.user_code import user_code
+from pipeline.storage.opening import open_storage
 from pipeline.submission.own_code import not_sent
 from pipeline.tasks import Format, Sequence
 from pipeline.tasks.check import check_model, check_task
@@ -114,10 +118,31 @@ def test_both_engines_train_anothers_model_alike_and_what_it_leaves_is_whole(
             tool("arc")
 
 
+def test_batches_from_a_storage_are_those_from_the_folder(data: Path, tmp_path: Path) -> None:
+    there = publish(open_prepared(data, task=f"{OWN}:TASK"), open_storage(str(tmp_path / "storage")))
+    here, far = (
+        list(Loader(prepared, "train", 64, 0, 1, 2).batches(0))
+        for prepared in (open_prepared(data, task=f"{OWN}:TASK"), there)
+    )
+    assert len(here) == len(far) > 1
+    for one, other in zip(here, far, strict=True):
+        for first, second in zip((*one.inputs, one.labels), (*other.inputs, other.labels), strict=True):
+            assert torch.equal(first, second)
+
+
 def test_code_that_a_manifest_names_is_never_imported(data: Path) -> None:
     """Whoever can write to a storage could name any module."""
     with pytest.raises(UserError, match=rf"holds data of task '{OWN}:TASK'; expected data\.task: text"):
         open_prepared(data, task="text")
+
+
+def test_rows_that_are_trained_on_and_judged_by_are_named_as_leaks(data: Path) -> None:
+    """The task gives two of its training rows as evaluation rows."""
+    leaks = open_prepared(data, task=f"{OWN}:TASK").manifest.leakage
+    assert {(leak.split, leak.task, leak.train_task) for leak in leaks} == {
+        ("evaluation", "r12", "r12"),
+        ("evaluation", "r13", "r13"),
+    }
 
 
 def test_training_is_taken_up_exactly_where_a_kill_left_it(data: Path, tmp_path: Path) -> None:
@@ -283,10 +308,6 @@ def test_what_was_there_before_keeps_its_digest_and_its_data() -> None:
 def test_any_rows_of_a_format_come_back_from_parquet(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[tuple[int, int, int]]]
 ) -> None:
-    import pyarrow.parquet as pq
-
-    from pipeline.data.rows import read_group, table_of
-
     form = Format(vocabulary=300, coordinates={"far": 70_001}, classes=3)
     made = []
     for place, row in enumerate(rows):

@@ -10,7 +10,10 @@ from pipeline.reporting.findings import limits
 from pipeline.reporting.page import html
 from pipeline.reporting.report import Report
 from pipeline.reporting.results import Results, Row, TrialResult
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.settings.trials import every_trial
 from pipeline.tasks.text import TEXT
+from pipeline.tracking.describe import describe_trial
 from pipeline.tracking.leaderboard import leaderboard_metrics
 
 COUNTS = {"tasks": 3, "rows": 9, "tokens": 90, "labelled_tokens": 81, "too_long_tasks": 0, "too_long_views": 0}
@@ -45,6 +48,14 @@ def test_words_name_what_the_rows_are_of_and_no_grids() -> None:
     assert data_words(found)[0].startswith("Data: text; 3 documents trained on; 3 held-out documents scored;")
     assert "the data text" in limits(found)
     assert "whole tasks are solved" not in limits(found)
+
+
+def test_settings_that_are_of_arc_alone_are_no_params_of_another_task() -> None:
+    def params(**data: str) -> set[str]:
+        experiment = validate_experiment({"name": "x", "data": data}, "test")
+        return set(describe_trial(every_trial(experiment)[0], "x", {}).params)
+
+    assert params() - params(task="text") == {"data.dataset", "data.dihedral_views", "data.colour_permutations"}
 
 
 def test_facts_that_somebody_else_wrote_make_no_column() -> None:
