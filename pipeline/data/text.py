@@ -149,8 +149,8 @@ def _hash(words: list[str]) -> bytes:
 
 def _paragraphs(text: str) -> list[str]:
     """The text in pieces, each a paragraph with the empty lines that follow it."""
-    parts = _BREAK.split(text)
-    return [parts[n] + (parts[n + 1] if n + 1 < len(parts) else "") for n in range(0, len(parts), 2) if parts[n]]
+    parts = [*_BREAK.split(text), ""]
+    return [piece for n in range(0, len(parts), 2) if (piece := parts[n] + parts[n + 1])]
 
 
 def _cut(data: bytes, most: int) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.data.batch import IGNORED
@@ -126,7 +126,8 @@ def test_repeated_paragraphs_by_hand() -> None:
     assert note.startswith("1 paragraphs (27 bytes)")
 
 
-@given(text=st.text(max_size=300), most=st.integers(4, 40))
+@given(text=st.text(st.sampled_from("ab \n\t.ü世\x00"), max_size=200) | st.text(max_size=300), most=st.integers(4, 40))
+@example(text="\n\n\x00", most=4)  # found by the fuzzer
 def test_passages_are_the_text_cut_within_no_letter(text: str, most: int) -> None:
     text = text.encode("utf-8", "ignore").decode()
     found, note = passages(Documents({"a": text}), most)
