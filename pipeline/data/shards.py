@@ -1,6 +1,5 @@
 """Prepared data sets: rows written once as Parquet shards, found again, and trusted only after a look."""
 
-import fcntl
 import hashlib
 import logging
 import shutil
@@ -25,8 +24,8 @@ from pipeline.data.rows import check_file, read_footer, read_group
 from pipeline.data.sequence import Sequence
 from pipeline.data.shard_writer import Progress, write_data_set
 from pipeline.errors import UserError
-from pipeline.files import append_to
 from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_object, read_bounded
+from pipeline.locking import file_lock
 from pipeline.settings.config import DataConfig
 from pipeline.settings.user_code import code_digest, code_of
 from pipeline.storage.storage import Place, Storage, StorageError
@@ -136,8 +135,7 @@ def _with_reasons(prepared: Prepared, source: Source) -> Prepared:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """One process at a time; the lock goes with its holder, however that ends."""
-    with append_to(lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with file_lock(lock):
         yield
 
 

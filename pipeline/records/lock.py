@@ -1,16 +1,16 @@
 """One sweep at a time in a folder."""
 
 import errno
-import fcntl
 import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.files import append_to, read_json
+from pipeline.locking import file_lock
 
 
 @contextmanager
@@ -22,20 +22,20 @@ def folder_lock(folder: Path) -> Iterator[None]:
             its file system knows no locks.
     """
     path = folder / "lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        opened = append_to(path)
-    except OSError as error:
-        if error.errno == errno.ELOOP or path.is_symlink():
-            raise UserError(f"{path}: is a link, and is not written through. Remove it.") from error
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}). Expected a folder that can be written to; name another "
-            "with --output."
-        ) from error
-    with opened as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            append_to(path).close()  # says what is wrong with the file itself
+        except OSError as error:
+            if error.errno == errno.ELOOP or path.is_symlink():
+                raise UserError(f"{path}: is a link, and is not written through. Remove it.") from error
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}). Expected a folder that can be written to; name another "
+                "with --output."
+            ) from error
+        try:
+            held.enter_context(file_lock(path, timeout_s=0))
+        except TimeoutError as error:
             found = read_json(path)
             owner = found if isinstance(found, dict) else {}
             raise UserError(
@@ -47,10 +47,11 @@ def folder_lock(folder: Path) -> Iterator[None]:
                 f"{path}: cannot be locked ({error.strerror}), so that two commands could use the folder at once. "
                 "Expected a file system with locks (flock); name a folder of another with --output."
             ) from error
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
-        file.flush()
-        try:
-            yield
-        finally:
+        with append_to(path) as file:
             file.truncate(0)
+            file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)

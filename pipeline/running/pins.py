@@ -1,16 +1,17 @@
 """What a project needs installed, and in which version: its pyproject.toml pinned by its constraints file."""
 
-import re
+import contextlib
 import sys
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.errors import UserError
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
-_EXTRAS = re.compile(r"\s*(\[[^\]]*\])?")
+from pipeline.errors import UserError
 
 
 def read_pins(constraints: Path) -> dict[str, str]:
@@ -25,8 +26,13 @@ def read_pins(constraints: Path) -> dict[str, str]:
         raise UserError(
             f"{constraints}: cannot be read ({error}). Expected pins, a line each: name==version."
         ) from error
-    pairs = (line.split("#")[0].split(";")[0].strip().partition("==") for line in lines)
-    pins = {canonical(name.strip()): pinned.strip() for name, equals, pinned in pairs if equals and name.strip()}
+    pins: dict[str, str] = {}
+    for line in lines:
+        with contextlib.suppress(InvalidRequirement):  # an option of pip's, a comment, nothing
+            found = Requirement(line.partition("#")[0].partition(" --")[0].strip())
+            exact = [each.version for each in found.specifier if each.operator == "=="]
+            if len(exact) == len(found.specifier) == 1:
+                pins[canonicalize_name(found.name)] = exact[0]
     if not pins:
         raise UserError(f"{constraints}: pins nothing. Expected a line each: name==version.")
     return pins
@@ -44,12 +50,12 @@ def requirements(pyproject: Path) -> dict[str, str]:
         listed = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("pipeline", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{pyproject}: has no [project] that can be read ({error!r}).") from error
-    found = {}
+    found: dict[str, str] = {}
     for line in listed:
-        name = _NAME.match(line.strip())
-        extras = _EXTRAS.match(line.strip(), name.end()) if name else None
-        if name and extras:
-            found[canonical(name.group())] = extras.group(1) or ""
+        with contextlib.suppress(InvalidRequirement):
+            wanted = Requirement(line)
+            extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+            found[canonicalize_name(wanted.name)] = extras
     return found
 
 
@@ -81,10 +87,13 @@ def disagreements(wanted: Mapping[str, str], there: Mapping[str, str]) -> list[s
     return [
         f"{name} is {there[name]}, expected {wanted[name]}" if name in there else f"{name} {wanted[name]} is missing"
         for name in sorted(wanted)
-        if there.get(name) != wanted[name].partition("+")[0]
+        if name not in there or not _is_same(there[name], wanted[name])
     ]
 
 
-def canonical(name: str) -> str:
-    """A distribution's name as package indexes compare it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+def _is_same(one: str, other: str) -> bool:
+    """Whether two versions are one, local labels (`+cpu`) aside: 2.0 is 2.0.0."""
+    try:
+        return Version(Version(one).public) == Version(Version(other).public)
+    except InvalidVersion:
+        return one == other

@@ -1,4 +1,4 @@
-"""What a submitted job runs first on the cluster, with the standard library alone: is what it needs there?
+"""What a submitted job runs first on the cluster, with the standard library and packaging: is what it needs there?
 
     python -m pipeline.submission.on_cluster [--skip-version-check] ablate submitted/experiment.json [OPTION ...]
 

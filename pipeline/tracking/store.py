@@ -1,19 +1,18 @@
 """Opens the MLflow store, and says plainly when it cannot be reached."""
 
-import fcntl
 import logging
 import os
 import re
 import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import UserError
 from pipeline.files import append_to
+from pipeline.locking import file_lock
 from pipeline.mlflow_private import is_no_registry
 from pipeline.proxies import no_proxy_for
 from pipeline.secrecy import mask
@@ -187,16 +186,11 @@ def _alone(uri: str, create: bool) -> Iterator[None]:
             yield
             return
     database.parent.mkdir(parents=True, exist_ok=True)
-    with append_to(lock_file) as lock:
-        deadline = time.monotonic() + _CREATION_LIMIT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
-                time.sleep(0.05)
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(lock_file, _CREATION_LIMIT_S))
+        except TimeoutError:
+            raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
         yield
 
 
