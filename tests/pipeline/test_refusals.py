@@ -291,13 +291,13 @@ def test_data_is_prepared_at_a_scale_that_has_other_data(config: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["plan", "train", "ablate", "report", "sync", "ui", "server", "prepare"])
-def test_an_output_folder_that_cannot_be_looked_into_is_refused(config: Path, name: str) -> None:
+def test_an_output_folder_that_is_not_readable_is_refused(config: Path, name: str) -> None:
     folder = "x" * 300  # a name that no file system takes: to root, nothing is forbidden
     words = {"report": ["try"], "sync": [], "ui": [], "server": []}.get(name, [str(config)])
-    refused(CliRunner().invoke(main, [name, *words, "--output", folder]), f"--output {folder}: cannot be looked into")
+    refused(CliRunner().invoke(main, [name, *words, "--output", folder]), f"--output {folder}: not readable")
 
 
-def test_a_data_folder_or_a_store_that_cannot_be_looked_into_is_refused(command: Command, tmp_path: Path) -> None:
+def test_a_data_folder_or_a_store_that_is_not_readable_is_refused(command: Command, tmp_path: Path) -> None:
     long = "x" * 300
     refused(command("--set", f"data.folder={long}"), f"data.folder: {long} cannot be read (File name too long)")
     ran = CliRunner().invoke(main, ["report", "try", "--tracking-uri", f"sqlite:///{tmp_path}/{long}"])

@@ -127,7 +127,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for():
         store.stop()
         with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
             (storage / "a").read_bytes()
-        with pytest.raises(StorageError, match=r"from the storage for \d+ s: s3://bucket"):
+        with pytest.raises(StorageError, match=r"storage unreachable for \d+ s: s3://bucket"):
             patiently((storage / "a").read_bytes, limit_s=0.4)
         calls = []
 
