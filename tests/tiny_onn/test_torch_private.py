@@ -1,5 +1,6 @@
 """torch's private names: all are there in the pinned version, and without any of them results are the same."""
 
+import os
 import sys
 
 import pytest
@@ -84,3 +85,16 @@ def test_where_it_cannot_be_known_something_may_have_been_compiled(monkeypatch: 
     monkeypatch.setattr(torch, "__file__", "/nowhere/torch/__init__.py")
     torch_private._problem.cache_clear()
     assert may_have_compiled()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_kernels_are_compiled_in_this_process(monkeypatch: pytest.MonkeyPatch, is_there: bool) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "8")
+    with inductor.patch(compile_threads=8):
+        if not is_there:
+            monkeypatch.setitem(sys.modules, "torch._inductor.config", None)
+        torch_private.compile_in_this_process()
+        assert os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "1"  # read where the compiler is imported later
+        assert inductor.compile_threads == (1 if is_there else 8)

@@ -125,7 +125,7 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
         while sleeper.taken_by is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        assert sleeper.taken_by.startswith("was taken over by process 12 on elsewhere, as")
+        assert sleeper.taken_by.startswith("was taken over by process 12 on elsewhere, because")
         write_whole(_folder(tmp_path / "here", trial).run_id, '{"creation_key": "abababababababababababababababab"}')
     assert '"abab' not in (storage / "tracked.json").read_text()
     assert b"elsewhere" in (storage / "lease.json").read_bytes()
