@@ -273,8 +273,8 @@ def load_model(
         run: the id of a finished run in MLflow; or the path of a trial's folder, or of a model's.
         output: where the run's checkpoints lie, for steps that MLflow does not have.
         step: "last", "best", or a number.
-        own_code: of a model that names code, `model.build` or a task of your own: import it, and so run it. Whoever can
-            write to the store or the folder chooses what is named.
+        own_code: of a model that names code, `model.build`, a task, an arm or a part of your own: import it, and so run
+            it. Whoever can write to the store or the folder chooses what is named.
 
     Raises:
         UserError: there is no such run, or no model of this step; names the steps that there are. Or the model names

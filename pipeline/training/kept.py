@@ -26,7 +26,8 @@ _MOST_CONFIG_BYTES = 2**20
 def open_step(
     trial: TrialFolder, step: Step, device: torch.device | str = "cpu", *, own_code: bool = False
 ) -> TrainedModel:
-    """The model of a trial at a step, from the trial's folder, verified; `own_code` as in `open_model`.
+    """The model of a trial at a step, from the trial's folder, verified; `own_code` as in `open_model`; a checkpoint
+    needs it for any arm or part of one's own, as it does not say how its model computes.
 
     Raises:
         UserError: it is not kept (names the steps that are), or damaged.

@@ -135,8 +135,8 @@ def open_model(folder: Path, device: torch.device | str = "cpu", *, own_code: bo
     """The model in a folder that `save_model` wrote, verified.
 
     Args:
-        own_code: import the code that the folder's model.json names, a model or a task of one's own, and run it.
-            Whoever can write to the folder chooses it.
+        own_code: import the code that the folder's model.json names, a model, a task, or an arm's gate of one's own,
+            and run it. Whoever can write to the folder chooses it.
 
     Raises:
         UserError: a file is missing, altered, or of another version; or it names code, which is not to be imported.
@@ -147,13 +147,14 @@ def open_model(folder: Path, device: torch.device | str = "cpu", *, own_code: bo
         if version != SCHEMA_VERSION:
             raise UserError(f"{folder / _CARD}: schema version {version!r}, expected {SCHEMA_VERSION}")
         experiment = validate_experiment(card["experiment"], str(folder / _CARD))
-        if not own_code:
-            refuse_own_code(experiment, folder / _CARD)
         actual = file_hash(folder / _WEIGHTS)
         if actual != expected:
             raise UserError(f"{folder / _WEIGHTS}: sha256 {actual[:12]}, expected {expected[:12]}; it has been altered")
         weights = load_file(folder / _WEIGHTS)
-        model = build_model(_to_compute(experiment, card, weights, str(folder)))
+        computed = _to_compute(experiment, card, weights, str(folder))
+        if not own_code:
+            refuse_own_code(computed, folder / _CARD)
+        model = build_model(computed)
         model.load_state_dict(weights)
         step, loss = card.get("step"), card.get("held_out_loss")
         facts = None if step is None else integer(step, most=_LAST_STEP), None if loss is None else float(loss)
@@ -168,9 +169,11 @@ def refuse_own_code(experiment: Experiment, source: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    task = experiment.data.task
+    task, training = experiment.data.task, experiment.training
     named = [f"data.task: {task}"] if task not in BUILT_IN else []
     named += [f"model.build: {experiment.model.build}"] if experiment.model.build else []
+    parts = {"arm": training.arm} | {f"parts.{part}": name for part, name in training.parts.model_dump().items()}
+    named += [f"training.{part}: {name}" for part, name in parts.items() if isinstance(name, str) and ":" in name]
     if named:
         raise UserError(
             f"{source}: names code, {' and '.join(named)}, which would run with your rights. Where you trust whoever "

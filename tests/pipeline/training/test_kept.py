@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,19 @@ from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.spool import read_spool
-from pipeline.settings.config import Experiment
+from pipeline.settings.config import Experiment, replace
 from pipeline.settings.trials import Trial
 from pipeline.tracking.load_model import load_model
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_dynamics, build_model
 from pipeline.training.checkpoint import best_step, checkpoints, read_checkpoint, save_checkpoint
 from pipeline.training.kept import model_of, open_step
+from pipeline.training.model_file import open_model
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import small_data, small_experiment
 from tests.pipeline.sweep_samples import EXTRA
+from tiny_onn.gates import RELU
+from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
 CPU = torch.device("cpu")
@@ -168,3 +173,44 @@ def test_where_the_last_is_the_best_it_is_not_kept_twice(data: Prepared, tmp_pat
     assert not TrialFolder(tmp_path).best_model.exists()
     found = open_step(TrialFolder(tmp_path), "best")
     assert (found.step, found.is_best) == (4, True)
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module that a model may name: `planted.GATE`. It leaves a file where it is imported."""
+    (tmp_path / "planted.py").write_text(
+        f"from pathlib import Path\nfrom tiny_onn.gates import RELU as GATE\nPath({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "ran"
+    sys.modules.pop("planted", None)
+
+
+@pytest.mark.parametrize("setting", ["arm", "parts.gate", "parts.signal", "parts.cost", "parts.objective"])
+def test_an_arm_or_part_that_a_stored_model_names_is_not_imported(setting, trained, planted, tmp_path) -> None:
+    """Whoever can write to a store could name any module."""
+    folder = TrialFolder(tmp_path / "trial")
+    shutil.copytree(trained[1].root, folder.root)
+    named = {f"training.{setting}": "planted:GATE"}
+    changed = replace(small_experiment(**TRAINING), named, "here").model_dump(mode="json")
+    card = json.loads((folder.model / "model.json").read_text()) | {"experiment": changed, "computes_as_adr": False}
+    (folder.model / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=rf"names code, training\.{setting}: planted:GATE, .* own_code=True"):
+        open_model(folder.model)
+    shutil.rmtree(folder.model)
+    shutil.rmtree(folder.best_model, ignore_errors=True)
+    folder.config.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match=rf"names code, training\.{setting}: planted:GATE"):
+        open_step(folder, "best")
+    assert not planted.exists()
+
+
+def test_a_gate_of_ones_own_is_imported_where_one_says_so(trained, planted, tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(trained[1].model, folder)
+    card = json.loads((folder / "model.json").read_text()) | {"computes_as_adr": False}
+    card["experiment"]["training"]["parts"]["gate"] = "planted:GATE"
+    (folder / "model.json").write_text(json.dumps(card))
+    model = open_model(folder, own_code=True).model
+    assert planted.exists()
+    assert {layer.rule.gate for layer in sparse_layers(model).values()} == {RELU}
