@@ -95,6 +95,7 @@ def _check_shapes(snapshot: Path, tensors: dict[str, np.ndarray], modules: Itera
 def _spread(prototypes: np.ndarray) -> np.ndarray:
     """[O, I] -> [O, 2]: the first two principal components, scaled to a circle of the panel's radius."""
     centred = np.nan_to_num(prototypes.astype(np.float64))
+    centred /= np.abs(centred).max() or 1.0  # squares of what has run away would be infinite
     centred -= centred.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)  # for two components cheaper than the SVD of [O, I]
     flat = centred @ axes[:, ::-1][:, :2]

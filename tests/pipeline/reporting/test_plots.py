@@ -46,6 +46,18 @@ def test_without_goodness_no_expert_is_called_good(tmp_path):
     assert "good" not in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
+@pytest.mark.filterwarnings("error")
+def test_prototypes_that_have_run_away_are_drawn_as_any_others(tmp_path):
+    """Their squares are beyond what a float can hold."""
+    path, far = tmp_path / "step-000000.safetensors", tmp_path / "step-000001.safetensors"
+    tensors = _snapshot(path, layers=1)
+    save_file(
+        {name: t.astype("float64") * 1e300 if name.endswith("prototypes") else t for name, t in tensors.items()}, far
+    )
+    near, away = (prototype_distribution(each).axes[0].collections[0].get_offsets() for each in (path, far))
+    np.testing.assert_allclose(np.linalg.norm(away[:4], axis=1), np.linalg.norm(near[:4], axis=1), rtol=1e-6)
+
+
 def test_a_panel_is_the_projection_onto_the_first_two_principal_components(tmp_path):
     path = tmp_path / "step-000000.safetensors"
     prototypes = _snapshot(path, layers=1)["L0.q/prototypes"].astype(float)
