@@ -45,7 +45,8 @@ class DistributionPieces:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._piece: Path | None = None
-        self._steps: list[dict[str, Any]] = []
+        self._last = -1  # the newest step in the piece
+        self._texts: list[str] = []  # its steps as JSON: a few hundred times fewer objects than the numbers in it
 
     def add(self, step: int, layers: Mapping[int, list[Health]]) -> None:
         """Adds a step, its modules' counts summed by layer; later steps go, for training is not there yet.
@@ -64,29 +65,31 @@ class DistributionPieces:
             self._add({"step": step, "layers": counts})
 
     def _add(self, entry: dict[str, Any]) -> None:
-        if self._piece is None or (self._steps and self._steps[-1]["step"] >= entry["step"]):
+        if self._piece is None or (self._texts and self._last >= entry["step"]):
             self._go_back_before(entry["step"])
-        if self._piece is None or len(self._steps) >= STEPS_A_PIECE:
-            self._piece, self._steps = self._folder / f"step-{entry['step']:06d}.json", []
-        self._steps.append(entry)
-        value = {
-            "cost_log10_edges": COST_BINS.edges(),
-            "goodness_log10_edges": GOODNESS_BINS.edges(),
-            "steps": self._steps,
-        }
-        write_whole(self._piece, json.dumps(value))
+        if self._piece is None or len(self._texts) >= STEPS_A_PIECE:
+            self._piece, self._texts = self._folder / f"step-{entry['step']:06d}.json", []
+        self._texts.append(json.dumps(entry))
+        self._last = entry["step"]
+        edges = {"cost_log10_edges": COST_BINS.edges(), "goodness_log10_edges": GOODNESS_BINS.edges()}
+        begun = json.dumps(edges).removesuffix("}")
+        write_whole(self._piece, f'{begun}, "steps": [{", ".join(self._texts)}]}}')
 
     def _go_back_before(self, step: int) -> None:
         """Makes the piece that earlier steps were added to last the one that is added to."""
         earlier = [piece for piece in pieces_in(self._folder) if _first_step(piece.name) < step]
         for piece in set(pieces_in(self._folder)) - set(earlier):
             piece.unlink()
-        self._piece, self._steps = (earlier[-1], []) if earlier else (None, [])
+        self._piece, self._texts, self._last = (earlier[-1] if earlier else None), [], -1
         if self._piece is not None:
             found = read_json(self._piece)
             steps = found.get("steps") if isinstance(found, dict) else None
             known = [each for each in steps or [] if isinstance(each, dict) and isinstance(each.get("step"), int)]
-            self._steps = [each for each in known if each["step"] < step]
+            kept = [each for each in known if each["step"] < step]
+            self._texts, self._last = (
+                [json.dumps(each) for each in kept],
+                max((each["step"] for each in kept), default=-1),
+            )
 
 
 def pieces_in(folder: Path) -> list[Path]:

@@ -146,8 +146,9 @@ def rehearse(place: Path) -> str:
         AssertionError: it did not go as it should.
     """
     place.mkdir(parents=True, exist_ok=True)
-    (place / "token").write_text(secrets.token_hex(16))
-    (place / "wrong").write_text(secrets.token_hex(16))
+    for name in ("token", "wrong"):
+        (place / name).touch(mode=0o600)  # of one that others can read, every command warns
+        (place / name).write_text(secrets.token_hex(16))
     config = place / "experiment.yaml"
     config.write_text(yaml.safe_dump(EXPERIMENT))
     with Network() as network, tempfile.TemporaryDirectory(prefix="ray-") as ray_folder:
