@@ -210,8 +210,8 @@ def _rehearse(drill: Drill, config: Path) -> str:
     drill.lap("the job ended")
     assert job.returncode == 0, printed_by_job
     # Ray takes some seconds to notice that a node is gone: all that the job said shows it, not what came until Ctrl-C.
-    for room in ("for 1 trials at once now; before, for 2.", "for 2 trials at once now; before, for 1."):
-        assert f"The cluster has room {room}" in printed_by_job, printed_by_job
+    for change in ("from 2 to 1.", "from 1 to 2."):
+        assert f"Concurrency changed {change}" in printed_by_job, printed_by_job
     results = {key: json.loads(drill.trial(key).result.read_text()) for key in drill.steps()}
     assert {result["steps"] for result in results.values()} == {200}, results
     attempts = drill.laptop("jobs", "status", NAME, "--address", drill.url)
