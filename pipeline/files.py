@@ -63,6 +63,20 @@ def create_alone(path: Path, mode: int = 0o666) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode), "wb")
 
 
+def create_mark(path: Path) -> bool:
+    """Creates an empty file, which of several processes that try at once one alone achieves; False if it is there.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666))
+    except FileExistsError:
+        return False
+    flush(path.parent)
+    return True
+
+
 def append_to(path: Path, mode: int = 0o666) -> BinaryIO:
     """Opens a file of ours to be read and appended to, and never what a planted link leads to.
 

@@ -15,11 +15,11 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.foreign_json import parse_object
 from pipeline.layout import TrialFolder
-from pipeline.records.attempts import Attempt, last_attempt, write_attempt
+from pipeline.records.attempts import Attempt, last_attempt, noted_attempts, write_attempt
 from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
 from pipeline.remote.recalled import MOST_CLAIM_BYTES, MOST_TRACKED_BYTES, SUMMARY, parse_claim, parse_tracked
-from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of
+from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of, last_attempts
 from pipeline.storage.lease import Lease
 from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
 from pipeline.tracking.mlflow_run import expect_run
@@ -192,12 +192,14 @@ class RemoteSweep:
             recent = max((version.mtime_ns for version in now.values()), default=0) - 2 * 10**9
             new = {key_of(name) for name, v in now.items() if self._seen.get(name) != v or v.mtime_ns >= recent}
             keys = [key for key in self._trials if key in new]
-            taken = {key for key, whole in zip(keys, self._pool.map(self._take, keys), strict=True) if whole}
+            last = last_attempts(now)
+            wholes = self._pool.map(lambda key: self._take(key, last.get(key, 0)), keys)
+            taken = {key for key, whole in zip(keys, wholes, strict=True) if whole}
             self._seen |= {name: version for name, version in now.items() if key_of(name) in taken}
 
-    def _take(self, key: str) -> bool:
+    def _take(self, key: str, last: int) -> bool:
         remote, place = self._trials[key]
-        said = remote.attempt()
+        said = remote.attempt(last)
         part, index = remote.newest(said)
         try:
             take_in(part, place, index, self._have.get(key, {}))
@@ -212,7 +214,10 @@ class RemoteSweep:
         if self._session is not None and found["session"] != self._session:
             return
         before = last_attempt(place)
-        if before is None or before.number < found["attempt"]:  # it was noted on another machine
+        if self._session is not None and before is not None and before.session != self._session:
+            before = None  # an earlier command's, whose number the storage may no longer have
+        noted = max((each["attempt"] for each in noted_attempts(place) if type(each.get("attempt")) is int), default=0)
+        if noted < found["attempt"]:  # on another machine
             with contextlib.suppress(FileNotFoundError):
                 write_whole(place.attempts, remote.attempts_file.read_text())
         if before is None or before.number <= found["attempt"]:

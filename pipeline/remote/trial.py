@@ -12,16 +12,18 @@ that an attempt writes, or is refused; see `pipeline.remote.index`.
 
 In the sweep's folder `trials`, for the trial KEY:
 
-    KEY~attempt.json    what the driver of the trial says of its last attempt
-    KEY~003.json        the index of attempt 3
-    KEY~prune.json      the word that the trial is to end early
-    KEY/003/...         the files of attempt 3; segments/... are parts of its index that change no more
+    KEY~attempt-003.json  which command has begun attempt 3, created by one driver alone; later why it failed
+    KEY~attempt.json      the same of the last attempt, by an older version; read where there is no other
+    KEY~003.json          the index of attempt 3
+    KEY~prune.json        the word that the trial is to end early
+    KEY/003/...           the files of attempt 3; segments/... are parts of its index that change no more
     KEY/attempts.jsonl, KEY/evidence/..., KEY/absent-003/rank-0
 """
 
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,7 @@ from pipeline.remote.index import (
     segments_in,
     written,
 )
+from pipeline.storage.creating import NoConditionalPut, create
 from pipeline.storage.storage import Storage, TooLarge
 
 MOST_ATTEMPTS = 9_999
@@ -48,6 +51,7 @@ MOST_OPENED = 10_000_000  # files that an index and its segments name
 _MOST_NOTE_BYTES = 2**20  # of what a driver says of an attempt
 _MOST_REASON = 100_000  # characters
 _MOST_NOTES_BYTES = 16 * 2**20
+_ATTEMPT = re.compile(r"(.+)~attempt(?:-([0-9]{3,4}))?\.json")
 
 
 class Changed(Exception):
@@ -70,10 +74,10 @@ class RemoteTrial:
         """The folder of its attempts' files, and of what is the trial's own."""
         return self.trials / self.key
 
-    @property
-    def attempt_file(self) -> Storage:
-        """The last attempt, as JSON: {"attempt": int, "session": str, "failure": str or null}."""
-        return self.trials / f"{self.key}~attempt.json"
+    def attempt_file(self, number: int) -> Storage:
+        """Of an attempt, as JSON: {"attempt": int, "session": str, "failure": str or null, "token": str}. Number 0: the
+        last attempt, as an older version wrote it."""
+        return self.trials / (f"{self.key}~attempt-{number:03d}.json" if number else f"{self.key}~attempt.json")
 
     @property
     def attempts_file(self) -> Storage:
@@ -89,23 +93,56 @@ class RemoteTrial:
         """What an attempt has put, or is to put."""
         return RemoteAttempt(self, attempt)
 
-    def attempt(self) -> dict[str, Any] | None:
-        """What the trial's driver last put; None when it has not.
+    def attempt(self, last: int | None = None) -> dict[str, Any] | None:
+        """The last attempt: its number, session and failure; None when there is none.
+
+        Args:
+            last: its number, where a listing has shown it already; else one is made.
 
         Raises:
             UserError: it is damaged.
             StorageError: the storage is away.
         """
+        number = last_attempts(self.trials.files()).get(self.key, 0) if last is None else last
+        file = self.attempt_file(number)
         try:
-            raw = self.attempt_file.read_bytes(_MOST_NOTE_BYTES)
+            raw = file.read_bytes(_MOST_NOTE_BYTES)
         except FileNotFoundError:
             return None
-        return parse_attempt(raw, self.attempt_file, self.key)
+        found = parse_attempt(raw, file, self.key)
+        return {**found, "attempt": number or found["attempt"]}
 
-    def put_attempt(self, number: int, session: str, failure: str | None = None) -> None:
-        """Says that an attempt has begun: from now on, no earlier one puts an index. Or why it has failed."""
-        said = {"attempt": number, "session": session, "failure": failure and failure[:_MOST_REASON]}
-        self.attempt_file.write_bytes(json.dumps(said).encode())
+    def take_attempt(self, session: str, after: int, token: str) -> int:
+        """Begins the attempt that follows attempt `after`, and returns its number. No earlier attempt puts anything
+        from now on.
+
+        Its file is created by a put on a condition: of several drivers that all saw `after` as the last attempt one
+        alone begins the next. A storage that knows no such put takes the file of each.
+
+        Args:
+            token: of this attempt alone, and the same where the call is repeated.
+
+        Raises:
+            Overtaken: another driver has begun it.
+            UserError: there can be no more attempts.
+            StorageError: the storage is away.
+        """
+        number = after + 1
+        if number > MOST_ATTEMPTS:
+            raise UserError(
+                f"{self.attempt_file(after)}: is attempt {after:,}; expected at most {MOST_ATTEMPTS:,}. Remove all "
+                f"that begins with {self.key}~ beside it to start this trial anew."
+            )
+        try:
+            if not create(self.attempt_file(number), _attempt_bytes(number, session, None, token)):
+                raise Overtaken(f"attempt {number} was begun by another driver at the same moment; it continues there")
+        except NoConditionalPut:
+            self.put_attempt(number, session, token=token)
+        return number
+
+    def put_attempt(self, number: int, session: str, failure: str | None = None, token: str = "") -> None:
+        """Writes the file of an attempt that this driver has begun: why it has failed."""
+        self.attempt_file(number).write_bytes(_attempt_bytes(number, session, failure, token))
 
     def noted(self) -> str | None:
         """What is in `attempts_file`; None when there is none.
@@ -220,19 +257,20 @@ class RemoteAttempt:
         self.index_file.write_bytes(written(index))
 
     def check_ours(self) -> None:
-        """Looks whether this is still the trial's last attempt.
+        """Looks whether this is still the trial's last attempt: numbers are taken one after the other.
 
-        pyarrow's filesystems know no put on a condition, so a moment is left between this look and the put that
-        follows it. An index that is put in that moment is one that the next attempt may go on from or not; should its
-        workers go on from one each, the comparison of replicas tells. What later attempts put lies elsewhere.
+        A moment is left between this look and the put that follows it. An index that is put in that moment is one that
+        the next attempt may go on from or not; should its workers go on from one each, the comparison of replicas
+        tells. What later attempts put lies elsewhere.
 
         Raises:
             Overtaken: it is not.
             UserError, StorageError: as RemoteTrial.attempt.
         """
-        said = self.trial.attempt()
-        if said is not None and said["attempt"] != self.number:
-            raise Overtaken(f"attempt {self.number} has been overtaken: attempt {said['attempt']} is at work")
+        if self.trial.attempt_file(self.number + 1).is_file():
+            said = self.trial.attempt() or {}
+            last = said.get("attempt", self.number + 1)
+            raise Overtaken(f"attempt {self.number} has been overtaken: attempt {last} is at work")
 
     def remove_earlier(self) -> None:
         """Removes what earlier attempts have put; for when this one has an index.
@@ -334,6 +372,21 @@ def parse_attempt(raw: bytes, source: object, key: str) -> dict[str, Any]:
             f"{source}: is no record of an attempt ({error!r:.300}). Remove all that begins with "
             f"{key}~ beside it to start this trial anew."
         ) from error
+
+
+def last_attempts(names: Iterable[str]) -> dict[str, int]:
+    """The number of the last attempt of each trial, by the trial's key, among the files of a sweep's folder `trials`;
+    0 where only an older version has written of one."""
+    found: dict[str, int] = {}
+    for name in names:
+        if named := _ATTEMPT.fullmatch(name):
+            found[named[1]] = max(int(named[2] or 0), found.get(named[1], 0))
+    return found
+
+
+def _attempt_bytes(number: int, session: str, failure: str | None, token: str) -> bytes:
+    said = {"attempt": number, "session": session, "failure": failure and failure[:_MOST_REASON], "token": token}
+    return json.dumps(said).encode()
 
 
 def key_of(name: str) -> str:

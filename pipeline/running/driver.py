@@ -13,7 +13,14 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.ray_private import exit_detail, is_rays, is_startup_timeout, root_cause
-from pipeline.records.attempts import Attempt, last_attempt, write_attempt
+from pipeline.records.attempts import (
+    Attempt,
+    AttemptTaken,
+    last_attempt,
+    take_attempt,
+    write_attempt,
+    write_failure,
+)
 from pipeline.remote.index import has_ended
 from pipeline.remote.trial import Overtaken, RemoteTrial
 from pipeline.running.provenance import note_attempt
@@ -67,8 +74,9 @@ def run_trial(
     died = last_attempt(folder)
     if died and died.session == session:  # Tune has started us again
         write_whole(folder.survived(died.number), "the process that drove the trial ended without a word")
+    attempt: int | None = None
     for left in reversed(range(experiment.workers.max_failures + 1)):
-        attempt = _begin_attempt(folder, session, experiment, remote)
+        attempt = _begin_attempt(folder, session, experiment, remote, attempt)
         try:
             _fit(experiment, folder, data, train_fn, attempt, verbose, remote, user_code)
             if not (has_ended(patiently(remote.index)) if remote else folder.ended):
@@ -86,19 +94,31 @@ def run_trial(
             raise TrialFailed(reason) from None
 
 
-def _begin_attempt(folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None) -> int:
+def _begin_attempt(
+    folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None, repeats: int | None
+) -> int:
+    """The number of the new attempt, which follows attempt `repeats` of this driver; None: the last that there is.
+
+    Raises:
+        TrialFailed: another driver has begun it. The trial is left to that one.
+    """
     folder.placement.unlink(missing_ok=True)  # there again once the attempt has its workers
-    before = last_attempt(folder)
-    attempt = 1 + (before.number if before else 0)
     if remote is None:
-        write_attempt(folder, Attempt(attempt, session))
+        try:
+            attempt = take_attempt(folder, session, repeats).number
+        except AttemptTaken as error:
+            raise TrialFailed(str(error)) from None
         note_attempt(folder, attempt, session, experiment)
         return attempt
-    said = patiently(remote.attempt)
-    attempt = max(attempt, 1 + said["attempt"]) if said else attempt
+    last, here = patiently(remote.attempt) if repeats is None else None, last_attempt(folder)
+    after = repeats or (last["attempt"] if last else here.number if here else 0)
+    try:
+        attempt = patiently(partial(remote.take_attempt, session, after, uuid.uuid4().hex))
+    except Overtaken as error:
+        write_failure(folder, session, str(error))
+        raise TrialFailed(str(error)) from None
     noted = note_attempt(folder, attempt, session, experiment, patiently(remote.noted))
     patiently(lambda: remote.attempts_file.write_bytes(noted.encode()))
-    patiently(lambda: remote.put_attempt(attempt, session))
     write_attempt(folder, Attempt(attempt, session))
     return attempt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import Storage, TooLarge
 
 _TIMEOUT = timedelta(seconds=10)
 _CONNECT_TIMEOUT = timedelta(seconds=3)
@@ -20,7 +20,10 @@ class NoConditionalPut(Exception):
 
 
 def create(file: Storage, data: bytes) -> bool:
-    """Puts `data` where there is no file; False where there is one, which then stays as it is.
+    """Puts `data` where there is no file; False where there is one of other data, which then stays as it is.
+
+    `data` must differ from what any other process would put, say by a token. So a put that succeeded, but whose answer
+    was lost, is recognised when it is repeated.
 
     A folder of this machine or of a network file system is asked by `link`, S3 by a put on the condition
     `If-None-Match: *`. pyarrow's filesystems have neither; S3 is reached by obstore, with credentials from the address,
@@ -28,13 +31,20 @@ def create(file: Storage, data: bytes) -> bool:
 
     Raises:
         NoConditionalPut: the storage is of another kind, its server ignores conditions, or obstore has no access.
+        StorageError: there is a file, and the storage is away when it is read.
     """
     kind = file.filesystem.type_name
     if kind == "local":
-        return _link(Path(file.path), data)
+        return _link(Path(file.path), data) or _holds(file, data)
     if kind == "s3":
-        return _put(file, data)
+        return _put(file, data) or _holds(file, data)
     raise NoConditionalPut(f"{file}: storages of the kind {kind!r} know no put on a condition")
+
+
+def _holds(file: Storage, data: bytes) -> bool:
+    with suppress(FileNotFoundError, TooLarge):
+        return file.read_bytes(len(data)) == data
+    return False
 
 
 def _link(path: Path, data: bytes) -> bool:

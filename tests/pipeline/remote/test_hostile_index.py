@@ -128,9 +128,13 @@ def test_an_attempts_number_costs_no_request_each(remote, monkeypatch):
     assert (part.number, list(index)) == (3, ["result.json"])
     assert len(asked) == 2
     for number in (10**4, 10**30, -1, 0, True, "3", 1e999):
-        remote.attempt_file.write_bytes(json.dumps({"attempt": number, "session": "x", "failure": None}).encode())
-        with pytest.raises(UserError, match=r"~attempt\.json: is no record of an attempt"):
+        said = json.dumps({"attempt": number, "session": "x", "failure": None}).encode()
+        for file in (remote.attempt_file(9_000), remote.attempt_file(0)):
+            file.write_bytes(said)
+        with pytest.raises(UserError, match=r"~attempt-9000\.json: is no record of an attempt"):
             remote.attempt()
+        with pytest.raises(UserError, match=r"~attempt\.json: is no record of an attempt"):
+            remote.attempt(0)
 
 
 def test_remove_earlier_removes_what_there_is_and_asks_for_nothing_else(remote, monkeypatch):

@@ -246,6 +246,6 @@ def test_an_index_that_is_none_is_named(remote, tmp_path):
     (part.files / piece_name(0)).write_bytes(b"abc")
     with pytest.raises(UserError, match=r"000\.jsonl: is not what the index says: it is damaged"):
         restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)
-    remote.attempt_file.write_bytes(b'{"attempt": "x"}')
-    with pytest.raises(UserError, match=r"per_token-s0~attempt\.json: is no record of an attempt"):
+    remote.attempt_file(2).write_bytes(b'{"attempt": "x"}')
+    with pytest.raises(UserError, match=r"per_token-s0~attempt-002\.json: is no record of an attempt"):
         remote.index()
