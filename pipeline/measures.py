@@ -20,7 +20,8 @@ LEARNING_RATE = "train/learning_rate"
 ROUTER_LEARNING_RATE = "train/router_learning_rate"
 GRADIENT_NORM = "train/gradient_norm"  # of the computation stream, before clipping
 SKIPPED_STEPS = "train/skipped_steps"  # steps so far that were not finite and changed nothing
-EPOCH = "train/epoch"
+EPOCH = "train/epoch"  # with data.order: sequential, the pass over the current task's rows
+TASK_NUMBER = "train/task"  # with data.order: sequential, which task this is, from 1
 TOKENS_PER_SECOND = "speed/tokens_per_second"  # valid tokens of all workers, waiting for their batches included
 STEP_SECONDS = "speed/step_seconds"  # median over the steps since the last log, without waiting for batches
 PEAK_MEMORY_MIB = "speed/peak_memory_mib"  # of the worker of rank 0, so far; of its GPU where it has one
@@ -52,6 +53,10 @@ DEAD_EXPERTS = "held_out/dead_experts"  # fraction of experts that no held-out t
 UNION_OF_CHUNK = "held_out/union_of_8"  # fraction of experts that any of 8 neighbouring tokens uses
 TASK_INFORMATION = "held_out/task_information"  # RMI: I(task; active expert) in nats
 TASK_DISTANCE = "held_out/task_distance"  # ITJD: Jaccard distance between the patterns of two tasks
+
+# With data.order: sequential, on a sample of the training rows of tasks that were finished before the current one.
+FORGETTING_LOSS = "forgetting/loss"  # nats per labelled token, a mean over these tasks
+FORGETTING_INCREASE = "forgetting/increase"  # the same less the loss right after each task's last step
 
 # The held-out loss less the baselines' at the same density, seed by seed: made by the report, and no worker's metric.
 EXCESS = "excess"
@@ -167,6 +172,29 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         EVALUATION_TOKEN_ACCURACY,
         shown=(Shown("evaluation_accuracy", "evaluation token accuracy", "%", 100, 2, "highest", of_density=True),),
+        leaderboard="recorded",
+    ),
+    Metric(
+        FORGETTING_LOSS,
+        shown=(
+            Shown("forgetting_loss", "loss on earlier tasks", "nats", 1, 4, "lowest", of_density=True, primary=True),
+        ),
+        leaderboard="recorded",
+    ),
+    Metric(
+        FORGETTING_INCREASE,
+        shown=(
+            Shown(
+                "forgetting_increase",
+                "forgetting",
+                "nats",
+                1,
+                4,
+                "lowest",
+                of_density=True,
+                primary=True,
+            ),
+        ),
         leaderboard="recorded",
     ),
     Metric(EVALUATION_TASKS_EXACT, leaderboard="recorded"),

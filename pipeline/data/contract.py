@@ -187,6 +187,8 @@ class Task:
         predict: (trained model, ...) -> what `TrainedModel.predict` returns.
         maps_routing: whether rows are grids of which routing maps can be drawn, as ARC's are.
         describe: the name of the data for these settings; `name` by default.
+        group: `task_id` of a row -> the name of what is trained on at a time with `data.order: sequential`. Without it
+            there is no such order.
     """
 
     name: str
@@ -200,6 +202,7 @@ class Task:
     predict: Callable[..., Any] | None = None
     maps_routing: bool = False
     describe: Callable[[DataConfig], str] | None = None
+    group: Callable[[str], str] | None = None
 
     def batch(self, rows: Items[Sequence]) -> "Batch":
         """At least one row as a batch, in the order given."""

@@ -101,7 +101,10 @@ class Prepared:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes it into the data set's folder, whole or not at all."""
-    write_whole(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    text = manifest.model_dump_json(
+        indent=2, exclude={"config": {"order"}}
+    )  # the same data are trained on in any order
+    write_whole(folder / MANIFEST, text + "\n")
 
 
 def data_hash(shards: Iterable[Shard]) -> str:

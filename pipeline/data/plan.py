@@ -3,8 +3,9 @@
 Every rank computes the plan of all ranks, so that all know without a word between them how many steps there are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from pipeline.data.randomness import generator
 
 # A window is what a rank holds in memory: rows are mixed and sorted into batches within it.
 WINDOW_GROUPS = 16
+WINDOW_ROWS = 256  # of a rank's window where the rows of one task are spread over row groups
 # Every row of a batch is at least this part of its longest as long, so less than half of a batch is padding; as rows
 # are sorted first, it is far less but for the last batch of a window.
 SHORTEST = 0.5
@@ -74,6 +76,38 @@ def plan_epoch(
     )
 
 
+def plan_pass(
+    groups: Mapping[int, Sequence[int]],
+    lengths: Sequence[np.ndarray],
+    key: tuple[str | int, ...],
+    world_size: int,
+    budget: int,
+    window: int = WINDOW_ROWS,
+) -> Plan:
+    """For each rank its batches of one pass over the rows of one task, as many as every other rank's.
+
+    `groups[g]` are the task's rows in row group g. A batch has at most `budget` tokens, padding included; no row may be
+    longer than that. Each row is in exactly one batch of one rank, but where the rows of a window cannot be divided by
+    the number of ranks: then its first ones are taken once more, one for each rank that would have a row less. The
+    order of the rows is a function of `key` alone, and they are dealt to the ranks in turn.
+    """
+    order = generator("row groups of a task", *key).permutation(len(groups))
+    listed = [(group, row) for group in (list(groups)[place] for place in order) for row in groups[group]]
+    ranks: list[list[PlannedBatch]] = [[] for _ in range(world_size)]
+    for number, start in enumerate(range(0, len(listed), window * world_size)):
+        rows = listed[start : start + window * world_size]
+        shuffled = [rows[place] for place in generator("rows of a task", *key, number).permutation(len(rows))]
+        each = -(-len(rows) // world_size)
+        dealt = list(islice(cycle(shuffled), each * world_size))
+        for rank, batches in enumerate(ranks):
+            batches += _cut(dealt[rank::world_size], lengths, budget, number)
+    steps = max(map(len, ranks))
+    return tuple(
+        tuple(_shuffled(_split_until(steps, batches, lengths, rank), ("of a task", *key)))
+        for rank, batches in enumerate(ranks)
+    )
+
+
 def _cut(rows: list[Address], lengths: Sequence[np.ndarray], budget: int, window: int) -> list[PlannedBatch]:
     """Rows sorted by length, cut wherever the next would break the budget or be too short for its batch."""
     ordered = sorted(((int(lengths[group][row]), (group, row)) for group, row in rows), key=lambda pair: -pair[0])
@@ -108,7 +142,7 @@ def _split_until(
     return batches
 
 
-def _shuffled(batches: list[PlannedBatch], key: tuple[int, ...]) -> list[PlannedBatch]:
+def _shuffled(batches: list[PlannedBatch], key: tuple[str | int, ...]) -> list[PlannedBatch]:
     """Batches in random order within each window; windows stay in order."""
     chance = generator("batches", *key).permutation(len(batches))
     order = sorted(range(len(batches)), key=lambda i: (batches[i].window, chance[i]))

@@ -93,6 +93,19 @@ def read_lengths(path: Place) -> list[np.ndarray]:
     return np.split(lengths, np.cumsum(sizes)[:-1])
 
 
+def read_ids(path: Place) -> list[list[str]]:
+    """For each row group, its rows' `task_id`; no other column is read.
+
+    Raises:
+        UserError: the file is damaged.
+        StorageError: the storage that it lies in is away.
+    """
+    with read_by_arrow(path, f"{path}: task_id cannot be read"):
+        footer = footer_of(path)
+        groups = range(len(footer.rows))
+        return [read_of(path, footer, [g], ["task_id"], MOST_GROUP_BYTES)["task_id"].to_pylist() for g in groups]
+
+
 def check_file(path: Place, rows: int, row_groups: int, form: Format, values: bool = True) -> None:
     """Columns, types and counts are as they must be; with `values`, which are read for that, so are all ids.
 

@@ -156,6 +156,7 @@ def _parse_manifest(text: str, path: Place) -> Manifest:
 def _digest(config: DataConfig, source_digest: str) -> str:
     """Of all that the rows depend on; of a task of one's own that is its code, too."""
     code = code_digest(code_of([config.task]))
-    settings = config.model_dump_json(exclude=config.at_default("task", "options"))  # as before there were these
+    left_out = {*config.at_default("task", "options"), "order"}  # as before there were these; no row depends on order
+    settings = config.model_dump_json(exclude=left_out)
     parts = [str(SCHEMA_VERSION), source_digest, settings, *([code] if code else [])]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()

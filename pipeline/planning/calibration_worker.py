@@ -42,6 +42,7 @@ class Measured:
     built_bytes: int  # when the model is there, and nothing has run
     peak_bytes: int
     evaluation_seconds: float = 0.0  # all evaluation rows once
+    forgetting_seconds: float = 0.0  # the sample of earlier tasks once, where training goes task after task
     gpu_bytes: int = 0  # that one GPU has in all; 0 without
 
 
@@ -50,11 +51,12 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     import ray.train.torch  # noqa: F401 - a worker has it in its memory
     import torch
 
-    from pipeline.data.loader import Loader
+    from pipeline.data.sequential import SequentialLoader, open_loader
     from pipeline.data.shards import open_prepared, read_rows
     from pipeline.training.build import build_dynamics, build_model, set_learning_rates
     from pipeline.training.checkpoint import save_checkpoint
     from pipeline.training.evaluate import evaluate
+    from pipeline.training.forgetting import Forgetting
     from pipeline.training.step import train_step
     from tiny_onn.torch_private import compile_in_this_process
 
@@ -74,7 +76,8 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
     prepared = open_prepared(data, task=experiment.data.task)
     held_out = read_rows(prepared, "held_out")
     evaluation = read_rows(prepared, "evaluation") if training.score_evaluation != "never" else []
-    loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, workers.count)
+    loader = open_loader(experiment, prepared, 0, workers.count)
+    earlier = Forgetting(loader, autocast).rows if isinstance(loader, SequentialLoader) else []
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)
     built, built_bytes = now() - began, _bytes(device)
@@ -128,6 +131,7 @@ def measure(experiment: Experiment, data: Path, tell: Callable[[str], None]) -> 
         observe_seconds=max(0.0, statistics.fmean(late["logged step"])),
         evaluate_seconds=evaluating,
         evaluation_seconds=evaluating * sum(map(len, evaluation)) / sum(map(len, held_out)),
+        forgetting_seconds=evaluating * sum(map(len, earlier)) / sum(map(len, held_out)),
         decode_seconds=decoding,
         checkpoint_seconds=saving,
         core_share=1.0 if workers.gpus else min(1.0, got),

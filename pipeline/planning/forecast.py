@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
+from pipeline.data.sequential import open_loader
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.preflight import checkpoint_bytes, parameters_of
 from pipeline.running.cluster import Resources, fit
@@ -77,6 +77,7 @@ class Kind:
             + len(cadence.logged_steps(training)) * found.observe_seconds
             + evaluations * found.evaluate_seconds
             + scored * found.evaluation_seconds
+            + (evaluations + 1) * found.forgetting_seconds  # once in all right after each task
             + cadence.saves(training) * found.checkpoint_seconds
             + found.decode_seconds
         )
@@ -185,7 +186,7 @@ def kinds_of(trials: Sequence[Trial], prepared: Prepared) -> tuple[Kind, ...]:
             group.model_copy(update={name: value for name, value in ALIKE.items() if name in type(group).model_fields})
             for group in (experiment.model, experiment.training)
         )
-        groups.setdefault(f"{model} {training} {experiment.workers}", []).append(trial)
+        groups.setdefault(f"{model} {training} {experiment.workers} {experiment.data.order}", []).append(trial)
     return tuple(_kind(tuple(group), prepared) for group in groups.values())
 
 
@@ -208,12 +209,11 @@ def _kind(trials: tuple[Trial, ...], prepared: Prepared) -> Kind:
     experiment = trials[0].experiment
     training, count = experiment.training, experiment.workers.count
     checkpoints = checkpoint_bytes(experiment)
-    loader = Loader(prepared, "train", training.batch_tokens, training.seed, 0, count)
-    steps = loader.steps_per_epoch(0)
+    tokens, epochs = open_loader(experiment, prepared, 0, count).expected(training.steps)
     return Kind(
         trials=trials,
         parameters=parameters_of(experiment),
-        tokens_per_step=count * loader.padded_tokens(0) / steps,
-        epochs=training.steps / steps,
+        tokens_per_step=count * tokens,
+        epochs=epochs,
         disk_bytes=checkpoints + _RECORDS_BYTES,
     )

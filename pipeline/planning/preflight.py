@@ -11,6 +11,7 @@ from rich.console import Console
 from pipeline import mlflow_private
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
+from pipeline.data.sequential import open_loader
 from pipeline.errors import UserError
 from pipeline.layout import Output
 from pipeline.running.cluster import check_address, fit, local_resources
@@ -68,14 +69,16 @@ def check_start(
 
 
 def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
-    """Every rank of every trial has enough rows to take as many steps as the others.
+    """Every rank of every trial has enough rows to take as many steps as the others, and every task of training that
+    goes task after task has a step.
 
     Raises:
         UserError: it has not.
     """
+    mixed = [trial.experiment for trial in trials if trial.experiment.data.order == "mixed"]
     shapes = {
         (e.training.batch_tokens, e.training.seed, e.workers.count): e.training.steps
-        for e in sorted((trial.experiment for trial in trials), key=lambda e: e.training.steps)
+        for e in sorted(mixed, key=lambda e: e.training.steps)
     }
     for (batch_tokens, seed, count), steps in shapes.items():
         loader = Loader(prepared, "train", batch_tokens, seed, 0, count)
@@ -83,6 +86,12 @@ def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
             steps -= loader.steps_per_epoch(epoch)
             if steps <= 0:
                 break
+    for experiment in {
+        (e.training.batch_tokens, e.workers.count, e.training.steps): e
+        for e in (trial.experiment for trial in trials)
+        if e.data.order == "sequential"
+    }.values():
+        open_loader(experiment, prepared, 0, experiment.workers.count)
 
 
 def open_tracker(destination: Destination, output: Output, later: bool, console: Console) -> Tracker:

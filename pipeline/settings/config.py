@@ -32,6 +32,7 @@ MOST_WORKERS = 1024  # of a trial that is resumed with another number of workers
 OPTIMIZERS = ("adamw", "sgd")
 BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests and records that lack it
     "data.task": "arc",
+    "data.order": "mixed",
     "training.schedule": "linear",
     "training.micro_batches": 1,
     "training.optimizer": "adamw",
@@ -92,6 +93,11 @@ class DataConfig(Settings):
     dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
     colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(1, description="colourings of each view, 0 fixed")
     seed: NonNegative = Field(0, description="of the held-out split and the views; the same for all trials")
+    order: Literal["mixed", "sequential"] = Field(
+        "mixed",
+        description="mixed: rows of all tasks in every batch; sequential: task after task, in an order drawn from "
+        "data.seed, each for an equal share of training.steps; see docs/tasks.md",
+    )
     rows_per_group: Count = Field(16, description="rows of a Parquet row group, the unit that ranks share out")
     rows_per_shard: Count = Field(4096, description="rows of a Parquet file")
 
@@ -405,8 +411,8 @@ class Experiment(Settings):
     def digest(self) -> str:
         """Sixteen hex digits that change with any setting that training at a given step depends on.
 
-        That is not the description, nor, with a constant schedule, the number of steps: what was trained for fewer can
-        go on for more.
+        That is not the description, nor, with a constant schedule and tasks in mixed order, the number of steps: what
+        was trained for fewer can go on for more.
         """
         return _digest_of(self._digested())
 
@@ -421,7 +427,7 @@ class Experiment(Settings):
 
     def _digested(self) -> dict[str, Any]:
         values = self.model_dump(mode="json", exclude={"description", "scales", "study"})
-        if values["training"]["schedule"] == "constant":
+        if values["training"]["schedule"] == "constant" and values["data"]["order"] == "mixed":
             del values["training"]["steps"]
         for name, value in BEFORE.items():  # as it was before there was another
             group, field = name.split(".")

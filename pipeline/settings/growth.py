@@ -116,6 +116,11 @@ def _why_no_more_steps(sweep: Experiment, trial: Experiment) -> str | None:
             "steps there are, so that nothing trained so far is part of a longer run. An experiment that is to be "
             "lengthened later begins with training.schedule=constant"
         )
+    if trial.data.order == "sequential":
+        return (
+            "with data.order=sequential every task has an equal share of the steps, so that nothing trained so far is "
+            "part of a longer run. Begin a new one with so many steps"
+        )
     return None
 
 

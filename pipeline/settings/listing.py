@@ -48,6 +48,7 @@ _OTHERS: dict[str, Any] = {
     "name": "my-study",
     "description": "Does a wider model route better?",
     "data.task": "text",
+    "data.order": "sequential",
     "data.options": {"letters": 5},
     "data.dataset": "arc-agi-1",
     "data.max_tokens": 1024,

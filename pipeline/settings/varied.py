@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MOST_TRIALS = 10_000
 _LISTED_APART = ("training.arm", "training.seed")
-_GROUPS = ("model.", "training.", "workers.")
+_GROUPS = ("model.", "training.", "workers.", "data.order")  # the order says nothing of which rows there are
 
 
 def check_varied(sweep: "SweepConfig", experiment: type[BaseModel], source: str) -> None:
@@ -38,7 +38,8 @@ def check_varied(sweep: "SweepConfig", experiment: type[BaseModel], source: str)
         if field not in free:
             raise UserError(
                 f"{source}: {place}: {field!r} cannot differ between the trials of a sweep; expected a setting of "
-                "model, training or workers. Arms and seeds have their own lists; for other data make another sweep."
+                "model, training or workers, or data.order. Arms and seeds have their own lists; for other data make "
+                "another sweep."
             )
     for field, domain in space.items():
         _check_ends(field, domain, experiment, source)

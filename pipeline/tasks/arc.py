@@ -144,4 +144,5 @@ ARC = Task(
     predict=_predict,
     maps_routing=True,
     describe=lambda config: config.dataset,
+    group=lambda task_id: task_id,
 )

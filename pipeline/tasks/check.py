@@ -13,6 +13,7 @@ from pipeline.data.batch import IGNORED, Batch
 from pipeline.data.contract import BUILT_IN, Examples, Rows, Score, Task, find_task
 from pipeline.data.rows import table_of
 from pipeline.data.sequence import Sequence, check_sequence
+from pipeline.data.sequential import group_problem
 from pipeline.errors import UserError
 from pipeline.foreign_json import parse_json
 from pipeline.settings.config import DataConfig, Experiment
@@ -32,6 +33,8 @@ def check_task(config: DataConfig) -> None:
         UserError: it does not; names the setting, what was found and what was expected.
     """
     task, who = find_task(config.task), f"data.task: {config.task!r}"
+    if config.order == "sequential" and (problem := group_problem(task, config.task)):
+        raise UserError(problem)
     if problem := _declared(task):
         raise UserError(f"{who} {problem}")
     if config.task in BUILT_IN:
@@ -60,6 +63,8 @@ def check_task(config: DataConfig) -> None:
     for split in ("train", "held_out"):
         if not rows[split]:
             raise UserError(f"{who} has no row in the split {split}; expected one at least")
+    if config.order == "sequential" and (problem := _group_problem(task, [row.task_id for row in rows["train"]])):
+        raise UserError(f"{who}: {problem}")
     everything = list(itertools.chain.from_iterable(rows.values()))
     try:
         table_of(everything, task.format)
@@ -151,6 +156,20 @@ def _read(task: Task, config: DataConfig) -> "tuple[str, dict[str, list[Sequence
         if not isinstance(part, Rows):
             return f"has {name}={part!r:.80} in its splits; expected Rows"
     return source.digest, {name: list(itertools.islice(part.rows, _SAMPLE)) for name, part in rows.items() if part}
+
+
+def _group_problem(task: Task, ids: list[str]) -> str | None:
+    assert task.group is not None
+    try:
+        found = [task.group(task_id) for task_id in ids for _ in range(2)]
+    except Exception as error:  # whatever somebody's function does
+        return f"`group` raised {type(error).__name__}: {error}. It is called with the task_id of a row"
+    for task_id, once, again in zip(ids, found[::2], found[1::2], strict=True):
+        if not isinstance(once, str) or not once or once != again:
+            return (
+                f"`group` of {task_id!r} gave {once!r} and {again!r}; expected the name of a task, the same each time"
+            )
+    return None
 
 
 def _alike(first: dict[str, list[Sequence]], again: dict[str, list[Sequence]]) -> bool:

@@ -119,6 +119,11 @@ def say(
     return said
 
 
+def _part_of(document: str) -> str:
+    """The folder that a document lies in, the one at the top, or the document itself: what is read at a time."""
+    return document.partition("/")[0]
+
+
 def _draw(
     model: "nn.Module", rows: Items[Sequence], experiment: Experiment, alive: Callable[[], None]
 ) -> list[dict[str, Any]]:
@@ -170,4 +175,5 @@ TEXT = Task(
     scores=(Score("bits_per_byte", bits_per_byte, unit="bits", best="lowest", title="bits per byte"),),
     examples=Examples(draw=_draw, choose=_spread),
     predict=continue_text,
+    group=_part_of,
 )

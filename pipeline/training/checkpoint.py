@@ -7,7 +7,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
 _STATE, _MANIFEST = "state.safetensors", "manifest.json"
+_BESIDE = "beside/"  # before the names of tensors that are of neither model nor optimizers
 _NAME = re.compile(r"step-[0-9]{6,12}")
 _MOST_MANIFEST_BYTES = 2**16
 _LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}  # slots that have its shape
@@ -39,6 +40,7 @@ def save_checkpoint(
     digest: str,
     keep: int,
     losses: Mapping[int, float] = MappingProxyType({}),
+    beside: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Path:
     """Writes folder/step-<step> aside, flushes it to disk and renames it; then removes all but the newest `keep` and
     the best.
@@ -49,6 +51,7 @@ def save_checkpoint(
     Args:
         digest: of the experiment; `load_newest` refuses a checkpoint of another.
         losses: held-out losses by step; of the checkpoints, the one with the lowest is the best.
+        beside: further tensors that training needs to go on, by name.
 
     Raises:
         OSError: the disk is full, or will not be written to.
@@ -60,7 +63,8 @@ def save_checkpoint(
         shutil.rmtree(left)
     try:
         aside.mkdir()
-        write_tensors(aside / _STATE, _flatten(dynamics))
+        others = {f"{_BESIDE}{name}": tensor.contiguous() for name, tensor in beside.items()}
+        write_tensors(aside / _STATE, _flatten(dynamics) | others)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
@@ -118,8 +122,16 @@ def newest_whole(folder: Path, digest: Digest) -> int | None:
     return None
 
 
-def load_newest(folder: Path, dynamics: LearningDynamics, digest: Digest) -> tuple[int, list[str]]:
+def load_newest(
+    folder: Path,
+    dynamics: LearningDynamics,
+    digest: Digest,
+    take: Callable[[int, dict[str, Tensor]], None] = lambda step, beside: None,
+) -> tuple[int, list[str]]:
     """Loads the newest good checkpoint; returns (its step, what was wrong with newer ones). (0, []) if there is none.
+
+    Args:
+        take: is given the step and what was saved `beside`; a UserError of it says that the checkpoint is no good.
 
     Raises:
         UserError: there are checkpoints, but none is good: never a silent restart from 0.
@@ -130,6 +142,7 @@ def load_newest(folder: Path, dynamics: LearningDynamics, digest: Digest) -> tup
         try:
             step, state = read_checkpoint(path, digest)
             _restore(dynamics, state)
+            take(step, {name.removeprefix(_BESIDE): t for name, t in state.items() if name.startswith(_BESIDE)})
         except UserError as error:
             problems.append(str(error))
         else:

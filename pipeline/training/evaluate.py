@@ -1,8 +1,9 @@
 """How good is a model on rows that it was not trained on: loss, token accuracy, the task's own scores, and routing."""
 
 import contextlib
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -75,6 +76,38 @@ def evaluate(
         if scored[2 * place + 1]
     }
     return {measures.of_split(split, name): value for name, value in values.items() if value is not None}
+
+
+@torch.no_grad()
+def losses_of(
+    model: nn.Module,
+    samples: Mapping[int, Sequence[Row]],
+    batch_tokens: int,
+    rank: int,
+    world_size: int,
+    *,
+    task: Task,
+    autocast: bool = False,
+) -> dict[int, float]:
+    """The loss (nats per labelled token) on each of several samples of rows, the same on every worker.
+
+    Each worker takes every `world_size`-th row of all. NaN for a sample without a label.
+    """
+    device = next(model.parameters()).device
+    flat = [(row, place) for place, rows in enumerate(samples.values()) for row in rows]
+    places = {id(row): place for row, place in flat}
+    sums = torch.zeros(len(samples), 2, dtype=torch.float64, device=device)
+    for group in _groups([row for row, _ in flat[rank::world_size]], batch_tokens):
+        batch = task.batch(group).to(device)
+        logits = batch_logits(model, batch, autocast=autocast)
+        of = torch.tensor([places[id(row)] for row in group], device=device)
+        loss = nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        of_rows = torch.stack([loss.view_as(batch.labels), batch.labels != IGNORED], dim=-1).double().sum(dim=1)
+        sums.index_add_(0, of, of_rows)
+    totals = sum_over_workers(sums).tolist()
+    return {number: loss / count if count else math.nan for number, (loss, count) in zip(samples, totals, strict=True)}
 
 
 @contextlib.contextmanager

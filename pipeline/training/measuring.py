@@ -11,6 +11,7 @@ from pipeline import measures
 from pipeline.data.contract import Examples
 from pipeline.data.manifest import Split
 from pipeline.data.sequence import Sequence
+from pipeline.data.sequential import SequentialLoader
 from pipeline.training.agreement import gather_json
 from pipeline.training.evaluate import evaluate, together
 from pipeline.training.machine import peak_memory_mib
@@ -30,6 +31,8 @@ def speed(trial: Trial, entry: Entry) -> None:
 def progress(trial: Trial, entry: Entry) -> None:
     """How far training is, and at which rates."""
     entry.metrics[measures.EPOCH] = float(entry.epoch)
+    if isinstance(trial.loader, SequentialLoader):
+        entry.metrics[measures.TASK_NUMBER] = float(trial.loader.task_at(entry.step) + 1)
     entry.metrics[measures.LEARNING_RATE], entry.metrics[measures.ROUTER_LEARNING_RATE] = entry.rates
     if trial.training.on_nonfinite == "skip":
         entry.metrics[measures.SKIPPED_STEPS] = float(trial.skipped.steps)
@@ -46,6 +49,12 @@ def scores(trial: Trial, entry: Entry) -> None:
         entry.metrics |= _scores(trial, trial.held_out, "held_out", patterns=entry.last)
     if trial.evaluation and (entry.last or (entry.evaluated and trial.training.score_evaluation == "always")):
         entry.metrics |= _scores(trial, trial.evaluation, "evaluation")
+
+
+def forgetting(trial: Trial, entry: Entry) -> None:
+    """Where training goes task after task: the loss on earlier tasks, and by how much it has grown since each."""
+    if entry.evaluated and trial.forgetting:
+        entry.metrics |= trial.forgetting.metrics(trial.model, entry.step)
 
 
 def decoded(trial: Trial, entry: Entry) -> None:
@@ -72,7 +81,7 @@ def observed(trial: Trial, entry: Entry) -> None:
     entry.metrics |= reduced(name, entry.step, found, trial.device)
 
 
-MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, observed, decoded)
+MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, forgetting, observed, decoded)
 
 
 def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pipeline.data.contract import Task
 from pipeline.data.loader import Loader
 from pipeline.data.prefetch import Prefetch
 from pipeline.data.sequence import Sequence
+from pipeline.data.sequential import SequentialLoader, open_loader
 from pipeline.data.shards import open_prepared, read_rows
 from pipeline.layout import TrialFolder
 from pipeline.settings.cadence import is_evaluated, is_logged
@@ -28,6 +29,7 @@ from pipeline.storage.storage import Place, patiently
 from pipeline.training.build import build_dynamics, build_model, set_learning_rates
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.evidence import stop
+from pipeline.training.forgetting import Forgetting
 from pipeline.training.observer import Observer, load_observer
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
 from pipeline.training.step import StepReport, train_step
@@ -101,6 +103,7 @@ class Trial:
 
     `problems` are the checkpoints that could not be used; `skipped` counts on rank 0, whose count is
     logged, also what earlier attempts skipped. `wrapped` is the model in DDP, where there are several workers.
+    `forgetting` is there where training goes task after task.
     """
 
     experiment: Experiment
@@ -108,7 +111,7 @@ class Trial:
     device: torch.device
     rank: int
     world_size: int
-    loader: Loader
+    loader: Loader | SequentialLoader
     held_out: list[Sequence]
     evaluation: list[Sequence]
     model: nn.Module
@@ -118,6 +121,7 @@ class Trial:
     problems: list[str]
     started: float
     observer: Observer | None
+    forgetting: Forgetting | None = None
     skipped: Skipped = field(default_factory=Skipped)
     window: Window = field(default_factory=Window)
 
@@ -181,10 +185,12 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     held_out = patiently(lambda: read_rows(prepared, "held_out"))
     scored = training.score_evaluation != "never"
     evaluation = patiently(lambda: read_rows(prepared, "evaluation")) if scored else []
-    loader = Loader(prepared, "train", training.batch_tokens, training.seed, rank, world_size)
+    loader = open_loader(experiment, prepared, rank, world_size)
+    forgetting = Forgetting(loader, training.precision == "bfloat16") if isinstance(loader, SequentialLoader) else None
     model = build_model(experiment, device)
     dynamics = build_dynamics(model, training)
-    first, problems = load_newest(folder.checkpoints, dynamics, experiment.digests())
+    take = {"take": forgetting.take} if forgetting else {}
+    first, problems = load_newest(folder.checkpoints, dynamics, experiment.digests(), **take)
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
     if training.check_replicas_every:
         check_replicas(dynamics, first)
@@ -204,6 +210,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
         problems=problems,
         started=started,
         observer=load_observer(training.observer) if training.observer else None,
+        forgetting=forgetting,
     )
 
 
@@ -254,4 +261,6 @@ def take_step(trial: Trial, step: int, epoch: int, batch: Batch) -> Entry | None
             autocast=trial.autocast,
             micro_batches=training.micro_batches,
         ) from None
+    if trial.forgetting:
+        trial.forgetting.after(trial.model, step)
     return Entry(step, epoch, batch, rates, report, is_evaluated(training, step), last) if logs else None

@@ -67,7 +67,8 @@ class TrialWriter:
             if is_saved(training, entry.step):
                 self.spool.flush()  # or, after a loss of power, a run could go on from past its own metrics
                 place, keep = trial.folder.checkpoints, training.keep_checkpoints
-                save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses)
+                beside = trial.forgetting.state() if trial.forgetting else {}
+                save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses, beside)
 
     def result(self, metrics: dict[str, float]) -> None:
         """The models, and the result, which is written last: with it, the trial is finished."""

@@ -137,7 +137,7 @@ def test_only_the_row_groups_that_are_needed_are_read(prepared, monkeypatch):
         return read_group(path, group, form, footer)
 
     loaders = _ranks(prepared, 2)
-    monkeypatch.setattr("pipeline.data.loader.read_group", counting)
+    monkeypatch.setattr("pipeline.data.row_reader.read_group", counting)
     groups = sum(shard.row_groups for shard in prepared.shards("train"))
     by_rank = []
     for loader in loaders:

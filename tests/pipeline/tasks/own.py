@@ -78,6 +78,9 @@ def _changes(config: DataConfig) -> Source:
     return Source("x", lambda: Splits(Rows(rows, 1), Rows(rows, 1)))
 
 
+GROUPED = replace(TASK, group=lambda task_id: task_id[1])  # of r00 to r47: by tens
+NO_GROUP_NAME = replace(TASK, group=lambda task_id: "")
+GROUP_RAISES = replace(TASK, group=lambda task_id: task_id[99])
 ROW = parity_row(1, 6)
 NO_TASK = 3
 RAISES = replace(TASK, read=_raises)

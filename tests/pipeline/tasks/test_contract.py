@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import measures
 from pipeline.cli import main
 from pipeline.data.loader import Loader
 from pipeline.data.published import publish
 from pipeline.data.rows import read_group, table_of
+from pipeline.data.sequential import SequentialLoader, open_loader
 from pipeline.data.shards import open_prepared, prepare, read_rows
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
@@ -204,6 +206,35 @@ def test_scores_are_those_of_single_rows_worked_by_the_definition(data: Path, tm
 def test_a_task_that_breaks_its_contract_is_refused_with_its_reason(task: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"data\.task: '{OWN}:{task}'.*{message}"):
         check_task(parity(task).data)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("TASK", r"data\.order: sequential needs to know .* has no `group`. Give it one.* or use data\.order: mixed"),
+        ("NO_GROUP_NAME", r"`group` of 'r12' gave '' and ''; expected the name of a task"),
+        ("GROUP_RAISES", r"`group` raised IndexError"),
+    ],
+)
+def test_a_task_without_groups_is_not_trained_in_sequence(tmp_path: Path, task: str, message: str) -> None:
+    experiment = replace(parity(task), {"data.order": "sequential"}, "test")
+    check_task(parity(task).data)
+    with pytest.raises(UserError, match=message):
+        check_start(every_trial(experiment), tmp_path / "out", None)
+
+
+def test_a_task_of_ones_own_is_trained_on_group_by_group_and_forgotten(tmp_path: Path) -> None:
+    experiment = replace(parity("GROUPED"), {"data.order": "sequential", "training.steps": 12}, "test")
+    check_task(experiment.data)
+    data = prepare(experiment.data, tmp_path / "data")
+    loader = open_loader(experiment, data)
+    assert isinstance(loader, SequentialLoader)
+    assert sorted(loader.tasks) == ["1", "2", "3", "4"]  # those of tens that are held out, and two more, are not there
+    stream = [{task_id[1] for task_id in batch.task_ids} for _, batch in loader.stream()]
+    assert stream == [{name} for name in loader.tasks for _ in range(3)]
+    folder = TrialFolder(tmp_path / "trial")
+    run_training(experiment, folder, Path(str(data.folder)), CPU)
+    assert {measures.FORGETTING_LOSS, measures.FORGETTING_INCREASE} <= metrics_of(folder)[12].keys()
 
 
 @pytest.mark.parametrize(

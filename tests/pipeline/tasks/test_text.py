@@ -13,13 +13,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.data.batch import IGNORED
+from pipeline.data.sequential import SequentialLoader, open_loader
 from pipeline.data.shards import prepare, read_rows
 from pipeline.data.split import hold_out_groups
 from pipeline.data.text import SHARED_WORDS, Documents, passages, python_topics, read_texts, related_passages
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import read_spool
-from pipeline.settings.config import DataConfig, Experiment
+from pipeline.settings.config import DataConfig, Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.tasks import Sequence
 from pipeline.tasks.text import BEGIN, TEXT, as_text, as_tokens, bits_per_byte, continue_text, say
@@ -189,6 +190,23 @@ def test_rows_are_the_passages_and_every_byte_is_predicted(folder: Path, tmp_pat
         assert prepare(config, tmp_path).folder != prepared.folder
     finally:
         (folder / "d0.txt").write_text(text)
+
+
+def test_text_is_read_folder_by_folder_or_document_by_document(tmp_path: Path) -> None:
+    for number, name in enumerate(["a/x/1.txt", "a/2.txt", "b/3.txt", "c.txt"]):
+        place = tmp_path / "texts" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(prose(number, 150))
+    made = replace(experiment(tmp_path / "texts", steps=9), {"data.order": "sequential"}, "test")
+    prepared = prepare(made.data, tmp_path / "data")
+    loader = open_loader(made, prepared)
+    assert isinstance(loader, SequentialLoader)
+    assert sorted(loader.tasks) == ["a", "b", "c.txt"]
+    documents = [{name.partition("/")[0] for name in batch.task_ids} for _, batch in loader.stream()]
+    assert documents == [{name} for name in loader.tasks for _ in range(3)]
+    trial = TrialFolder(tmp_path / "trial")
+    run_training(made, trial, Path(str(prepared.folder)), CPU)
+    assert read_spool(trial.spool)[0][-1].metrics["forgetting/loss"] > 0
 
 
 def test_bits_per_byte_by_hand() -> None:
