@@ -45,6 +45,13 @@ def code_of(texts: Iterable[str]) -> Code:
     return found
 
 
+def code_in(module: str, root: Path) -> Code:
+    """The file of a module that is imported from the folder `root`, with what it imports from there."""
+    found: Code = {}
+    _collect(module, root, found)
+    return found
+
+
 def code_digest(code: Code) -> str:
     """Twelve hex digits that change with any file; "" where there is none."""
     digest = hashlib.sha256()

@@ -3,11 +3,14 @@
 import importlib.machinery
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import every_trial
+from pipeline.settings.user_code import code_in
 from pipeline.submission.selection import refuse_secrets, select
 
 
@@ -48,30 +51,81 @@ def own_files(
 
 
 def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
-    """What to say of each module that an arm, observer, task or model names and that is not among the files sent:
-    the nodes must have it."""
-    tops = {path.parts[0] for path in sent}
-    settings = [trial.experiment for trial in every_trial(experiment)]
-    named = {(each.training.arm, f"the arm {each.training.arm!r}") for each in settings}
-    others: dict[str, set[str | None]] = {
-        "observer": {each.training.observer for each in settings},
-        "task": {each.data.task for each in settings},
-        "model": {each.model.build for each in settings},
-    }
-    named |= {(name, f"the {what} {name!r}") for what, names in others.items() for name in names if name}
-    modules = {name.partition(":")[0].partition(".")[0]: told for name, told in sorted(named) if ":" in name}
-    return [
-        f"{module}, of {told}, does not go along. The cluster's nodes must have it; else submit with "
-        f"--include {_place(module)}"
-        for module, told in modules.items()
-        if module not in tops and f"{module}.py" not in tops
-    ]
+    """What to say of each module that the settings name, an arm, model, task or the like, and that does not go along:
+    the nodes must have it, as they may have an installed one.
+
+    Raises:
+        UserError: a module, or what it imports from beside it, is a file of this machine alone, and is not among the
+            files sent; names all of them, and what to add to the command.
+    """
+    files = {path.as_posix() for path in sent}
+    tops = {path.partition("/")[0].removesuffix(".py") for path in files}
+    told: list[str] = []
+    refused: list[str] = []
+    include: dict[str, None] = {}
+    for module, what in sorted(_named(experiment).items()):
+        top = module.partition(".")[0]
+        place = _place(top)
+        if place is None or _is_installed(top, place):
+            if top not in tops:
+                how = f"--include {place or f'path/to/{top}'}"
+                told.append(
+                    f"{top}, of {what}, does not go along. The cluster's nodes must have it; else submit with {how}"
+                )
+            continue
+        missing = sorted(code_in(module, place.parent).keys() - files)
+        if missing:
+            refused.append(f"  {what} needs {', '.join(missing)}")
+            include |= dict.fromkeys(_how(place, missing, tops))
+    if refused:
+        raise UserError(
+            "code of your own would not reach the cluster:\n" + "\n".join(refused) + "\n"
+            f"Add to the command: {' '.join(include)}"
+        )
+    return told
 
 
-def _place(module: str) -> str:
-    """Where it is here; the current folder counts, as it does for `python -m`."""
+def _named(experiment: Experiment) -> dict[str, str]:
+    """Each module that the settings of any trial name, with what names it."""
+    found: dict[str, str] = {}
+    for trial in every_trial(experiment):
+        training, model, data = trial.experiment.training, trial.experiment.model, trial.experiment.data
+        names = {"arm": training.arm, "observer": training.observer, "optimizer": training.optimizer}
+        names |= {"task": data.task, "model": model.build}
+        names |= {f"part {part}": name for part, name in training.parts.model_dump().items() if isinstance(name, str)}
+        for what, name in names.items():
+            if name and ":" in name:
+                found.setdefault(name.partition(":")[0], f"the {what} {name!r}")
+    return found
+
+
+def _how(place: Path, missing: Iterable[str], tops: Iterable[str]) -> list[str]:
+    """The options with which the files that are missing go along."""
+    root = place.parent
+    options = []
+    for file in missing:
+        top = file.partition("/")[0]
+        if top.removesuffix(".py") in tops:  # of a folder that goes along, git does not track the file
+            options.append(f"`git add {root / file}`")
+        else:
+            options.append(f"--include {root / top}")
+    return options
+
+
+def _is_installed(top: str, place: Path) -> bool:
+    return bool({"site-packages", "dist-packages"}.intersection(place.parts)) or top in _distributed()
+
+
+@cache
+def _distributed() -> frozenset[str]:
+    """The modules and packages of everything that is installed, in place (`pip install -e`) too."""
+    return frozenset(packages_distributions())
+
+
+def _place(module: str) -> Path | None:
+    """The file or folder of a module or package here; the current folder counts, as it does for `python -m`."""
     spec = importlib.machinery.PathFinder.find_spec(module, ["", *sys.path])
     if spec is None or spec.origin is None:
-        return f"path/to/{module}"
+        return None
     origin = Path(spec.origin)
-    return str(origin.parent if spec.submodule_search_locations else origin)
+    return origin.parent if spec.submodule_search_locations else origin

@@ -95,8 +95,11 @@ def check_submission(submission: Submission) -> list[str]:
             "absolute path of a folder that all nodes of the cluster see."
         )
     folder = submission.experiment.data.folder
-    if folder and not Path(folder).is_absolute() and not (submission.tree / folder).is_dir():
-        raise UserError(f"data.folder: {submission.tree / folder} is no folder, so it cannot be sent with the job.")
+    if folder and not Path(folder).is_absolute() and not (submission.tree / folder).exists():
+        raise UserError(
+            f"data.folder: {submission.tree / folder} is not there, so it cannot be sent with the job. Expected a file "
+            "or folder of the project that is sent, or the absolute path of one that all nodes of the cluster see."
+        )
     return pinned_requirements(requirements(submission.tree / "pyproject.toml"), pins)
 
 

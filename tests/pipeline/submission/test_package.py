@@ -14,7 +14,7 @@ import pipeline.submission.package
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.running.pins import disagreements, installed, pinned_requirements, read_pins, requirements
-from pipeline.settings.config import SweepConfig
+from pipeline.settings.config import SweepConfig, replace
 from pipeline.submission.own_code import not_sent, own_files
 from pipeline.submission.package import files_to_send, project_around, write_package
 from tests.pipeline.toy_training import toy_experiment
@@ -262,15 +262,55 @@ def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path
         own_files([module, package], [Path("my_costs/x.py")])
 
 
-def test_an_arm_whose_module_does_not_go_along_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_ones_own_that_does_not_go_along_is_refused_and_what_may_be_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, package = own_arms(tmp_path)
     monkeypatch.syspath_prepend(module.parent)
-    arms = ("task_only", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X")
+    (module.parent / "beside.py").write_text("import mine\nX = 1\n")
+    arms = ("task_only", "mine:HALF", "my_costs.deep.a:HALF", "nowhere:X", "numpy:sum")
     swept = toy_experiment(sweep=SweepConfig(arms=arms, seeds=(0, 1)))
-    places = [said.partition("else submit with --include ")[2] for said in not_sent(swept, [Path("pipeline/a.py")])]
-    assert places == [str(module), str(package), "path/to/nowhere"]
-    assert "nowhere, of the arm 'nowhere:X', does not go along" in not_sent(swept, [])[2]
-    assert not_sent(swept, [Path("mine.py"), Path("my_costs/deep/a.py"), Path("nowhere/x.py")]) == []
+    with pytest.raises(UserError) as refused:
+        not_sent(swept, [Path("pipeline/a.py")])
+    assert str(refused.value).splitlines() == [
+        "code of your own would not reach the cluster:",
+        "  the arm 'mine:HALF' needs mine.py",
+        "  the arm 'my_costs.deep.a:HALF' needs my_costs/__init__.py, my_costs/deep/a.py",
+        f"Add to the command: --include {module} --include {package}",
+    ]
+    whole = [Path("mine.py"), Path("my_costs/__init__.py"), Path("my_costs/deep/a.py")]
+    told = not_sent(swept, whole)
+    assert [said.partition(", of")[0] for said in told] == ["nowhere", "numpy"]
+    assert told[0].endswith("else submit with --include path/to/nowhere")
+    assert not_sent(swept, [*whole, Path("nowhere/x.py"), Path("numpy.py")]) == []
+    with pytest.raises(
+        UserError, match=r"needs my_costs/deep/a\.py\nAdd to the command: `git add .*my_costs/deep/a\.py`"
+    ):
+        not_sent(swept, whole[:2])  # a file that git does not track, of a folder that goes along
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.task": "beside:TASK"},
+        {"model.build": "beside:build"},
+        {"training.observer": "beside:look"},
+        {"training.optimizer": "beside:Own"},
+        {"training.parts": {"objective": "beside:OWN"}},
+    ],
+)
+def test_whatever_names_code_it_is_looked_for_with_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    module, _ = own_arms(tmp_path)
+    monkeypatch.chdir(module.parent)  # found as `python -m` finds it, from the current folder
+    (module.parent / "beside.py").write_text("import mine\nX = 1\n")
+    experiment = replace(toy_experiment(), changes, "test")
+    with pytest.raises(
+        UserError, match=r"'beside:\w+' needs beside\.py, mine\.py\nAdd .*--include \S+ --include \S+mine"
+    ):
+        not_sent(experiment, [Path("pipeline/a.py")])
+    assert not_sent(experiment, [Path("beside.py"), Path("mine.py")]) == []
 
 
 def test_the_project_is_found_from_within(tmp_path: Path) -> None:

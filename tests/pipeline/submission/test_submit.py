@@ -50,20 +50,20 @@ class Place:
         """What the head was told to write to."""
         return Output(self.folder / "shared")
 
-    def start(self, *words: str, token: str = "token") -> subprocess.Popen[str]:
+    def start(self, *words: str, token: str = "token", **more: str) -> subprocess.Popen[str]:
         """`tiny-onn WORDS --address ...`, in a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.cli", *words, "--address", self.url],
             cwd=ROOT,
-            env=cluster_environment(self.folder / token),
+            env=cluster_environment(self.folder / token, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def run(self, *words: str, token: str = "token") -> tuple[int, str]:
+    def run(self, *words: str, token: str = "token", **more: str) -> tuple[int, str]:
         """Its exit code, and all that it printed."""
-        process = self.start(*words, token=token)
+        process = self.start(*words, token=token, **more)
         printed, _ = process.communicate(timeout=240)
         return process.returncode, printed
 
@@ -174,3 +174,74 @@ def test_what_the_cluster_lacks_is_refused_there_with_exit_code_2(place: Place) 
     assert "workers.cpus: a trial asks for 3 CPUs" in printed
     code, printed = place.run("submit", str(place.folder / "tiny.yaml"), "--name", "y")
     assert code == 0, printed  # nothing is left of what was refused
+
+
+_OWN_TASK = """
+from dataclasses import replace
+
+from my_rows import rows
+from pipeline.tasks import Format, Rows, Source, Splits, Task
+
+
+def read(config):
+    made = rows(40)
+    return Source("counting", lambda: Splits(Rows(made[8:], 32), Rows(made[:8], 8)))
+
+
+COUNTING = Task("counting", Format(vocabulary=16), read, item="row", group=lambda task_id: task_id[-1])
+"""
+_OWN_ROWS = """
+import numpy as np
+
+from pipeline.tasks import Sequence
+
+
+def rows(number):
+    return [Sequence((np.arange(5 + n % 3) + n) % 16, (), np.arange(5 + n % 3) > 0, f"r{n}") for n in range(number)]
+"""
+_OWN_MODEL = """
+from torch import nn
+
+from tiny_onn import SparseProtoLinear
+
+
+class Small(nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.embed = nn.Embedding(settings.vocabulary, settings.hidden)
+        self.up = SparseProtoLinear(settings.hidden, settings.hidden, **settings.routing)
+        self.head = nn.Linear(settings.hidden, settings.outputs)
+
+    def forward(self, tokens):
+        return self.head(self.up(self.embed(tokens)))
+
+
+def build(settings):
+    return Small(settings)
+"""
+
+
+@pytest.mark.pinned
+def test_a_task_and_a_model_of_ones_own_reach_the_workers_of_all_nodes(place: Place) -> None:
+    folder = place.folder / "mine"
+    folder.mkdir()
+    for name, code in (("my_task", _OWN_TASK), ("my_rows", _OWN_ROWS), ("my_model", _OWN_MODEL)):
+        (folder / f"{name}.py").write_text(code)
+    experiment = EXPERIMENT | {
+        "name": "own",
+        "data": {"task": "my_task:COUNTING", "max_tokens": 16, "rows_per_group": 4, "order": "sequential"},
+        "model": {"build": "my_model:build", "hidden": 8},
+        "training": {**EXPERIMENT["training"], "steps": 12, "arm": "per_token", "batch_tokens": 64},  # type: ignore[dict-item]
+    }
+    (folder / "own.yaml").write_text(yaml.safe_dump(experiment))
+    words, includes = ["submit", str(folder / "own.yaml")], [f"my_{name}.py" for name in ("model", "rows", "task")]
+    code, printed = place.run(*words, PYTHONPATH=str(folder))
+    assert code == 2, printed
+    options = " ".join(f"--include {folder / name}" for name in includes)
+    assert f"Add to the command: {options}" in " ".join(printed.split("\n"))
+    code, printed = place.run(*words, *options.split(), PYTHONPATH=str(folder))
+    assert code == 0, printed
+    assert "per_token-s0: finished" in printed
+    trial = place.output.trial("own", "per_token-s0")
+    assert {each["node"] for each in json.loads(trial.placement.read_text())} == {HEAD, OTHER}
+    assert "forgetting/increase" in json.loads(trial.result.read_text())["metrics"]

@@ -316,7 +316,9 @@ def test_the_code_of_a_task_and_a_model_is_hashed_sent_and_names_the_data(
     changes = {"data.task": "my_own_task:TASK", "model.build": "my_own_task:build"}
     experiment = replace(parity(), changes, "test")
     assert set(user_code(experiment)) == {"my_own_task.py", "my_own_part.py"}
-    assert sorted(line.partition(",")[0] for line in not_sent(experiment, [])) == ["my_own_task"]
+    with pytest.raises(UserError, match=r"the \w+ 'my_own_task:\w+' needs my_own_part\.py, my_own_task\.py"):
+        not_sent(experiment, [])
+    assert not_sent(experiment, [Path("my_own_part.py"), Path("my_own_task.py")]) == []
     first = prepare(experiment.data, tmp_path / "data").folder
     assert prepare(experiment.data, tmp_path / "data").folder == first
     (tmp_path / "my_own_part.py").write_text("X = 2\n")

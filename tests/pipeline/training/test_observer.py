@@ -223,11 +223,13 @@ def test_its_source_and_what_it_imports_are_in_the_digest_of_the_users_code(
     (modules / "observer_parts.py").write_text("FACTOR = 2.0\n")
     assert before != after
     assert code_digest(user_code(experiment)) == before
-    told = not_sent(validate_experiment(experiment.model_dump(mode="json"), "t"), [])
-    assert told == [
-        "own_observers, of the observer 'own_observers:watch', does not go along. The cluster's nodes must have it; "
-        f"else submit with --include {modules / 'own_observers.py'}"
-    ]
+    with pytest.raises(UserError) as refused:
+        not_sent(validate_experiment(experiment.model_dump(mode="json"), "t"), [])
+    assert str(refused.value) == (
+        "code of your own would not reach the cluster:\n"
+        "  the observer 'own_observers:watch' needs observer_parts.py, own_observers.py\n"
+        f"Add to the command: --include {modules / 'observer_parts.py'} --include {modules / 'own_observers.py'}"
+    )
 
 
 def test_means_by_hand() -> None:
