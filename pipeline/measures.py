@@ -270,6 +270,13 @@ def primary_metrics() -> dict[str, str]:
     return found
 
 
+def score_of(metric: str) -> str:
+    """NAME of held_out/NAME where that is no metric of ours, and so may be a score of the data's task; else ""."""
+    group, _, name = metric.partition("/")
+    ours = {each.name for each in METRICS} | set(OF_GRIDS)
+    return name if group == "held_out" and name.isidentifier() and metric not in ours else ""
+
+
 def of_split(split: str, metric: str) -> str:
     """A metric of the held-out tasks, by the name that it has for a split: held_out or evaluation."""
     return f"{split}/{metric.removeprefix('held_out/')}"

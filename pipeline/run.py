@@ -92,7 +92,7 @@ def run(
     """
     from pipeline.data.preparing import prepare_and_tell
     from pipeline.planning.opening import opening_words
-    from pipeline.planning.preflight import check_data, check_start, open_tracker
+    from pipeline.planning.preflight import check_data, check_metrics, check_start, open_tracker
     from pipeline.remote.sweep import RemoteSweep
     from pipeline.running.entry import train_fn_per_worker
     from pipeline.storage.opening import checked_storage
@@ -103,6 +103,7 @@ def run(
     sweep = where.sweep(experiment.name)
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
         left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
+        check_metrics(experiment)
         for warning in check_start(left, output, address, arms_setting(experiment)):
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
         for line in opening_words(experiment, left, len(trials) - len(left), output, address):

@@ -210,6 +210,10 @@ class Task:
 
         return collate(rows, self.format.padding) if self.collate is None else self.collate(rows)
 
+    def score(self, metric: str) -> Score | None:
+        """Its score of which held_out/NAME is the metric."""
+        return next((score for score in self.scores if f"held_out/{score.name}" == metric), None)
+
     def data_name(self, config: DataConfig) -> str:
         """What the data of these settings are called."""
         return self.name if self.describe is None else self.describe(config)
@@ -225,6 +229,17 @@ def find_task(name: str) -> Task:
     if not isinstance(found, Task):
         raise UserError(f"data.task: {name!r} is a {type(found).__name__}; expected a pipeline.tasks.Task")
     return found
+
+
+def score_problem(setting: str, metric: str, task: str) -> str:
+    """Why a metric that is neither ours nor one of the task's scores with a better end cannot be compared by."""
+    scores = find_task(task).scores
+    if any(f"held_out/{score.name}" == metric for score in scores):
+        return (
+            f"{setting}: found {metric!r}, of which data.task: {task!r} does not say which end is better (Score.best)"
+        )
+    known = ", ".join(f"held_out/{score.name}" for score in scores) or "none"
+    return f"{setting}: found {metric!r}, which data.task: {task!r} does not measure; its scores: {known}"
 
 
 def import_attribute(name: str, setting: str, expected: str) -> Any:

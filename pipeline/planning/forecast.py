@@ -1,6 +1,7 @@
 """What a sweep would run and what it would take: counted from its settings, timed by a few steps of each kind."""
 
 import heapq
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pipeline.running.cluster import Resources, fit
 from pipeline.settings import cadence
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.training.optimizers import state_per_parameter
 
 # Both on a machine of two cores, from the ablation's twelve trials, two at a time: the median from a trial's beginning
 # to its worker's (Ray's processes, the import of torch); Ray's own start, and the report at the end.
@@ -32,6 +34,7 @@ class Kind:
     tokens_per_step: float  # padding included, over all workers
     epochs: float
     disk_bytes: float
+    state_per_parameter: float = 2.0  # numbers that the optimizer keeps for each of a parameter
     measured: Measured | None = None
 
     @property
@@ -46,8 +49,9 @@ class Kind:
 
     @property
     def state_bytes(self) -> int:
-        """Parameters, their gradients and Adam's two moments, of one worker."""
-        return 4 * self.parameters * (8 if self.example.training.precision == "float64" else 4)
+        """Parameters, their gradients and the optimizer's state, of one worker."""
+        width = 8 if self.example.training.precision == "float64" else 4
+        return math.ceil((2 + self.state_per_parameter) * self.parameters * width)
 
     @property
     def worker_bytes(self) -> int | None:
@@ -216,4 +220,5 @@ def _kind(trials: tuple[Trial, ...], prepared: Prepared) -> Kind:
         tokens_per_step=count * tokens,
         epochs=epochs,
         disk_bytes=checkpoints + _RECORDS_BYTES,
+        state_per_parameter=state_per_parameter(training),
     )

@@ -129,7 +129,9 @@ def _row(kind: Kind) -> list[str]:
 def _models(kinds: Sequence[Kind]) -> str:
     counts = sorted({kind.parameters for kind in kinds})
     states = sorted({kind.state_bytes for kind in kinds})
-    text = f"Model: {_range(counts, number)} parameters; {_range(states, size)} with gradients and Adam's moments"
+    text = (
+        f"Model: {_range(counts, number)} parameters; {_range(states, size)} with gradients and the optimizer's state"
+    )
     measured = [kind.worker_bytes for kind in kinds if kind.worker_bytes is not None]
     return text + (f"; a worker takes {_range(sorted(measured), size)} in all, as measured" if measured else "")
 

@@ -15,7 +15,7 @@ from pipeline.planning import memory as memories
 from pipeline.planning.calibration import timed
 from pipeline.planning.forecast import Forecast, Kind
 from pipeline.planning.forecast_view import print_forecast
-from pipeline.planning.preflight import check_data, check_start
+from pipeline.planning.preflight import check_data, check_metrics, check_start
 from pipeline.records.continued import is_left
 from pipeline.running.claim import check_claim
 from pipeline.running.cluster import connect, local_resources
@@ -42,6 +42,7 @@ def forecast(
     where, console = Output(output), console or Console()
     folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
     left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
+    check_metrics(experiment)
     for warning in check_start(left, where.root, address, arms_setting(experiment)):
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     nodes: tuple[Any, ...] = (local_resources(),)

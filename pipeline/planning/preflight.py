@@ -1,5 +1,6 @@
 """Everything that can be known to fail before anything starts, in the order in which it is quickest to know."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from pipeline import mlflow_private
+from pipeline import measures, mlflow_private
+from pipeline.data.contract import find_task, score_problem
 from pipeline.data.loader import Loader
 from pipeline.data.manifest import Prepared
 from pipeline.data.sequential import open_loader
@@ -24,7 +26,7 @@ from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import DTYPES, arm_of, build_model, compiling
 from pipeline.training.observer import load_observer
 from pipeline.training.observer_contract import observer_problem
-from pipeline.training.optimizers import optimizer_problem
+from pipeline.training.optimizers import optimizer_problem, state_per_parameter
 from tiny_onn import torch_private
 from tiny_onn.arm import arm
 from tiny_onn.cost_contract import twin_of
@@ -66,6 +68,20 @@ def check_start(
         check_address(address)
     _check_disk(experiments, output)
     return (*_disguised(experiments), *torch_private.missing())
+
+
+def check_metrics(experiment: Experiment) -> None:
+    """Whether the task's own scores that a study or a scheduler compares by are there, with a better end.
+
+    Raises:
+        UserError: one is not; names the setting.
+    """
+    task = experiment.data.task
+    for setting, metric in experiment.compared_by().items():
+        if measures.score_of(metric):
+            score = find_task(task).score(metric)
+            if score is None or (score.best is None and setting.startswith("sweep.")):
+                raise UserError(score_problem(setting, metric, task))
 
 
 def check_data(trials: Sequence[Trial], prepared: Prepared) -> None:
@@ -114,10 +130,11 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:
-    """What the checkpoints of one trial take at most: parameters and Adam's two moments, of the newest that are kept,
-    of the best, and of the one that is being written."""
-    width = torch.finfo(DTYPES[experiment.training.precision]).bits // 8
-    return parameters_of(experiment) * width * 3 * (experiment.training.keep_checkpoints + 2)
+    """What the checkpoints of one trial take at most: parameters and the optimizer's state, of the newest that are
+    kept, of the best, and of the one that is being written."""
+    training = experiment.training
+    numbers = parameters_of(experiment) * (1 + state_per_parameter(training))
+    return math.ceil(numbers * torch.finfo(DTYPES[training.precision]).bits / 8) * (training.keep_checkpoints + 2)
 
 
 def parameters_of(experiment: Experiment) -> int:
@@ -220,7 +237,8 @@ def _check_disk(experiments: Sequence[Experiment], output: Path) -> None:
     sizes: dict[str, int] = {}
     needed = _SPARE_BYTES
     for experiment in experiments:
-        key = f"{experiment.model} {experiment.training.precision} {experiment.training.keep_checkpoints}"
+        training = experiment.training
+        key = f"{experiment.model} {training.precision} {training.keep_checkpoints} {training.optimizer}"
         if key not in sizes:
             sizes[key] = checkpoint_bytes(experiment)
         needed += sizes[key]

@@ -8,26 +8,30 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.foreign_json import DamagedJson, parse_json
-from pipeline.reporting.columns import DENSITY, HELD_OUT_LOSS
+from pipeline.reporting.columns import DENSITY, HELD_OUT_LOSS, Column, columns_of
 from pipeline.reporting.results import NOT_SET, Results, Row
 from pipeline.settings.config import Experiment, validated
 from pipeline.settings.trials import trials_of
 
+_END = ("lowest of several means is too low", "highest of several means is too high")
 _FEWEST_FRESH = 3  # seeds
 _LONGEST_NAME = 64
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """An arm's draws in one cell of the grid, best first; `incomplete` lack a seed, or its loss is not finite."""
+    """An arm's draws in one cell of the grid, best first by `column`; `incomplete` lack a seed, or its number there is
+    not finite."""
 
     arm: str
     cell: tuple[tuple[str, str], ...]
     ranked: tuple[Row, ...]
     incomplete: int
     drawn: tuple[str, ...]
+    column: Column = HELD_OUT_LOSS
 
     def settings(self, row: Row) -> dict[str, str]:
         """What was drawn for a row, as text."""
@@ -35,14 +39,17 @@ class Ranking:
         return {field: params.get(field, NOT_SET) for field in self.drawn}
 
 
-def spread(row: Row) -> float:
-    """The standard deviation of the held-out loss over seeds (n - 1); NaN for fewer than two."""
-    values = list(HELD_OUT_LOSS.of_row(row).values())
+def spread(row: Row, column: Column) -> float:
+    """The column's standard deviation over seeds (n - 1); NaN for fewer than two."""
+    values = list(column.of_row(row).values())
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def rankings(results: Results, experiment: Experiment | None) -> tuple[Ranking, ...]:
-    """By arm and cell of the grid; none where the sweep's own settings, `experiment`, have no search."""
+    """By arm and cell of the grid; none where the sweep's own settings, `experiment`, have no search.
+
+    They are ranked by the study's primary metric, where the sweep has one with a better end; else by held-out loss.
+    """
     sweep = experiment.sweep if experiment else None
     if sweep is None or sweep.search is None:
         return ()
@@ -51,12 +58,19 @@ def rankings(results: Results, experiment: Experiment | None) -> tuple[Ranking, 
     for row in results.rows:
         cell = tuple((name, value) for name, value in row.cell if name in sweep.grid)
         groups.setdefault((cell, row.arm), []).append(row)
-    found = []
+    found, by = [], _ranked_by(results)
     for (cell, arm), rows in groups.items():
-        whole = [row for row in rows if set(row.trials) == seeds and math.isfinite(HELD_OUT_LOSS.mean(row))]
-        ranked = tuple(sorted(whole, key=HELD_OUT_LOSS.mean))
-        found.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), drawn))
+        whole = [row for row in rows if set(row.trials) == seeds and math.isfinite(by.mean(row))]
+        ranked = tuple(sorted(whole, key=by.mean, reverse=by.best is max))
+        found.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), drawn, by))
     return tuple(found)
+
+
+def _ranked_by(results: Results) -> Column:
+    metric = measures.current_name(results.about.get("primary_metric", ""))
+    key = measures.primary_metrics().get(metric) or measures.score_of(metric)
+    found = (column for column in columns_of(results) if column.key == key and column.best is not None)
+    return next(found, HELD_OUT_LOSS)
 
 
 def draws_words(found: tuple[Ranking, ...]) -> list[str]:
@@ -71,17 +85,17 @@ def draws_words(found: tuple[Ranking, ...]) -> list[str]:
             continue
         best = ranking.ranked[0]
         settings = ", ".join(f"{field} {value}" for field, value in ranking.settings(best).items())
-        deviation = spread(best)
-        over = f", standard deviation {deviation:.4f}" if math.isfinite(deviation) else ""
+        by, deviation = ranking.column, spread(best, ranking.column)
+        over = f", standard deviation {by.show(deviation)}" if math.isfinite(deviation) else ""
         words.append(
-            f"The best of {_count(len(ranking.ranked), 'ranked draw')} of {name} is {settings}: held-out loss "
-            f"{HELD_OUT_LOSS.mean(best):.4f} nats over {_count(len(best.trials), 'seed')}{over}, "
-            f"{100 * DENSITY.mean(best):.3g} % of its experts active.{rest}"
+            f"The best of {_count(len(ranking.ranked), 'ranked draw')} of {name} is {settings}: {by.title} "
+            f"{by.show(by.mean(best))}{f' {by.unit}' if by.unit else ''} over {_count(len(best.trials), 'seed')}{over}"
+            f", {100 * DENSITY.mean(best):.3g} % of its experts active.{rest}"
         )
     if any(ranking.ranked for ranking in found):
         words.append(
-            "The lowest of several means is too low by chance, and the spread over draws says nothing of it: how good "
-            "the best draws are, only fresh seeds can tell."
+            f"The {_END[found[0].column.best is max]} by chance, and the spread over draws says nothing of it: how "
+            "good the best draws are, only fresh seeds can tell."
         )
     return words
 

@@ -62,7 +62,8 @@ def primary_of(results: Results, reference: str) -> Primary | None:
     head = "primary_cell."
     metric, arm = about.get("primary_metric", ""), about["primary_arm"]
     cell = {name.removeprefix(head): value for name, value in about.items() if name.startswith(head)}
-    column = measures.primary_metrics().get(measures.current_name(metric), "")
+    current = measures.current_name(metric)
+    column = measures.primary_metrics().get(current) or measures.score_of(current)
     name = f"{metric} of {arm}" + "".join(f", {field} = {value}" for field, value in cell.items())
     name += " against the baselines at its density" if column == EXCESS else f" against {reference}"
     places = [

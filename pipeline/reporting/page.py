@@ -14,6 +14,7 @@ from pipeline.reporting import figures, figures_of_seeds, tables
 from pipeline.reporting.activation_figure import activation_map
 from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.artifacts import Drawn
+from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.comparisons import note
 from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.page_template import STYLE, TEMPLATE
@@ -128,9 +129,11 @@ def _means(report: Report) -> Section:
 
 
 def _draws(report: Report) -> Section:
+    by = report.draws[0].column if report.draws else HELD_OUT_LOSS
+    end = ("highest", "high") if by.best is max else ("lowest", "low")
     words = (
-        "Of each arm the draws with the lowest held-out loss, as a mean over seeds, of those that have every seed. The "
-        "first was chosen for being low: best_draws.yaml, beside this page, runs it again with fresh seeds."
+        f"Of each arm the draws with the {end[0]} {by.title}, as a mean over seeds, of those that have every seed. The "
+        f"first was chosen for being {end[1]}: best_draws.yaml, beside this page, runs it again with fresh seeds."
     )
     parts = _table(tables.draws(report))
     return Section("Best draws", "draws", (*parts, Part("text", words)) if parts else (), expected=False)

@@ -116,11 +116,12 @@ def draws(report: Report) -> Table | None:
     rows = []
     for ranking in report.draws:
         for rank, row in enumerate(ranking.ranked[:_MOST_DRAWS], start=1):
-            lowest, highest = min(HELD_OUT_LOSS.of_row(row).values()), max(HELD_OUT_LOSS.of_row(row).values())
+            by = ranking.column
+            lowest, highest = min(by.of_row(row).values()), max(by.of_row(row).values())
             name = Cell(ranking.arm, colour=arm_colour(ranking.arm))
             drawn = [Cell(value) for value in ranking.settings(row).values()]
-            numbers = (HELD_OUT_LOSS.mean(row), spread(row), lowest, highest)
-            shown = [Cell(HELD_OUT_LOSS.show(each)) for each in numbers]
+            numbers = (by.mean(row), spread(row, by), lowest, highest)
+            shown = [Cell(by.show(each)) for each in numbers]
             density = Cell(DENSITY.show(DENSITY.mean(row)))
             cell = [Cell(value) for _, value in ranking.cell]
             rows.append([name, *cell, Cell(str(rank)), *drawn, Cell(str(len(row.trials))), *shown, density])
@@ -128,7 +129,7 @@ def draws(report: Report) -> Table | None:
     fields = [each.split(".")[-1].replace("_", " ") for each in (*(name for name, _ in first.cell), *first.drawn)]
     fields.insert(len(first.cell), "rank")
     of_loss = ["standard deviation", "lowest seed", "highest seed"]
-    head = ["arm", *fields, "seeds", HELD_OUT_LOSS.heading, *of_loss, DENSITY.heading]
+    head = ["arm", *fields, "seeds", first.column.heading, *of_loss, DENSITY.heading]
     return Table(head, rows, 2 + len(first.cell) + len(first.drawn))
 
 

@@ -7,8 +7,10 @@ outlives the process that made it, and nothing is killed.
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+from pipeline.data.contract import find_task, score_problem
+from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.ray_private import tune_trial
@@ -31,6 +33,7 @@ class Pruner:
         """Takes in what earlier commands have measured. What they let go on is not pruned for it in hindsight."""
         assert sweep.scheduler is not None
         self._asha = sweep.scheduler.asha
+        self._mode = mode_of(self._asha, trials[0][0].experiment.data.task) if trials else "min"
         self._trials = {trial.key: (trial, folder) for trial, folder in trials}
         self._offsets = dict.fromkeys(self._trials, 0)
         self._schedulers: dict[str, Any] = {}
@@ -42,7 +45,7 @@ class Pruner:
             longest[stratum] = max(steps, longest.get(stratum, 0))
         for key, stratum in strata.items():
             if stratum not in self._schedulers:
-                self._schedulers[stratum] = _scheduler(self._asha, longest[stratum])
+                self._schedulers[stratum] = _scheduler(self._asha, self._mode, longest[stratum])
             self._of_trial[key] = self._schedulers[stratum]
             self._of_trial[key].on_trial_add(None, tune_trial(key))
         self._measure()
@@ -84,7 +87,7 @@ class Pruner:
         return behind
 
     def _finite(self, value: float) -> float:
-        worst = _WORST if self._asha.mode == "min" else -_WORST
+        worst = _WORST if self._mode == "min" else -_WORST
         return value if math.isfinite(value) else worst
 
 
@@ -100,13 +103,27 @@ def stratum_of(trial: Trial, sweep: SweepConfig) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _scheduler(asha: AshaConfig, steps: int) -> Any:
+def mode_of(asha: AshaConfig, task: str) -> Literal["min", "max"]:
+    """Which end of the metric is better; of a task's own score, the task says it.
+
+    Raises:
+        UserError: the task has no such score, or one without a better end.
+    """
+    if asha.mode is not None:
+        return asha.mode
+    score = find_task(task).score(asha.metric)
+    if score is None or score.best is None:
+        raise UserError(score_problem("sweep.scheduler.asha.metric", asha.metric, task))
+    return "min" if score.best == "lowest" else "max"
+
+
+def _scheduler(asha: AshaConfig, mode: str, steps: int) -> Any:
     from ray.tune.schedulers import ASHAScheduler  # seconds of imports
 
     return ASHAScheduler(
         time_attr="step",
         metric=asha.metric,
-        mode=asha.mode,
+        mode=mode,
         max_t=steps,
         grace_period=asha.grace_steps,
         reduction_factor=asha.reduction_factor,

@@ -11,7 +11,7 @@ from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.renamed import current_settings
 from pipeline.settings.changes import put
-from pipeline.settings.search import SchedulerConfig, SearchConfig, search_problem
+from pipeline.settings.search import COMPARED, SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
 from pipeline.settings.wrong_settings import (
     NAME_RULE,
@@ -40,6 +40,7 @@ BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _IMPORTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 BUILT_IN_TASKS = ("arc", "text")
+SCORES: dict[str, tuple[str, ...]] = {"arc": (), "text": ("held_out/bits_per_byte",)}  # as these tasks declare them
 OF_ARC = ("dataset", "pairs_per_task", "dihedral_views", "colour_permutations")
 
 
@@ -337,7 +338,12 @@ class StudyConfig(Settings):
         description="the arm that the others are compared with; once named control",
     )
     intervention: str = Field(description="what differs between the arms")
-    primary_metric: str = Field(description="with primary_arm one of: " + ", ".join(measures.primary_metrics()))
+    primary_metric: str = Field(
+        description="with primary_arm one of: "
+        + ", ".join(measures.primary_metrics())
+        + ", or a score of the task, as "
+        "held_out/bits_per_byte of text"
+    )
     primary_arm: Arm | None = Field(None, description="the arm of the one comparison that is tested uncorrected")
     primary_cell: dict[str, Any] = Field({}, description="for example {model.density: 0.05}")
     expectation: str = Field(description="what is expected, and by how much; written before the runs")
@@ -351,10 +357,10 @@ class StudyConfig(Settings):
     def _the_primary_comparison_is_whole(self) -> "StudyConfig":
         if self.primary_arm is None and self.primary_cell:
             raise ValueError("primary_cell: needs primary_arm, the arm that is compared in this cell")
-        if self.primary_arm is not None and self.primary_metric not in measures.primary_metrics():
-            known = tuple(measures.primary_metrics())
-            near = did_you_mean(self.primary_metric, known)
-            raise ValueError(f"primary_metric: found {self.primary_metric!r}{near}; expected one of {', '.join(known)}")
+        metric, known = self.primary_metric, tuple(measures.primary_metrics())
+        if self.primary_arm is not None and metric not in known and not measures.score_of(metric):
+            near = did_you_mean(metric, known)
+            raise ValueError(f"primary_metric: found {metric!r}{near}; expected one of {', '.join(known)}")
         return self
 
     def problem(self, sweep: SweepConfig) -> str | None:
@@ -396,6 +402,31 @@ class Experiment(Settings):
         if problem:
             raise ValueError(problem)
         return self
+
+    @model_validator(mode="after")
+    def _what_is_compared_by_is_measured(self) -> "Experiment":
+        for setting, metric in self.compared_by().items():
+            score, of_task = measures.score_of(metric), SCORES.get(self.data.task)
+            if score and of_task is not None and metric not in of_task:
+                known = [*(measures.primary_metrics() if setting.startswith("study.") else COMPARED), *of_task]
+                own = f"its scores are {', '.join(of_task)}" if of_task else "it has no scores of its own"
+                raise ValueError(
+                    f"{setting}: found {metric!r}{did_you_mean(metric, known)}, which data.task: {self.data.task} does "
+                    f"not measure; {own}"
+                )
+            orders = self.sweep.grid.get("data.order", ()) if self.sweep else ()
+            if metric.startswith("forgetting/") and "sequential" not in (self.data.order, *orders):
+                raise ValueError(f"{setting}: found {metric!r}, which is measured with data.order: sequential alone")
+        return self
+
+    def compared_by(self) -> dict[str, str]:
+        """The metrics that a conclusion or a trial's end hangs on, by the setting that names each."""
+        found = {}
+        if self.study and self.study.primary_arm is not None:
+            found["study.primary_metric"] = self.study.primary_metric
+        if self.sweep and self.sweep.scheduler:
+            found["sweep.scheduler.asha.metric"] = self.sweep.scheduler.asha.metric
+        return found
 
     @model_validator(mode="after")
     def _a_sequence_fits_a_batch(self) -> "Experiment":

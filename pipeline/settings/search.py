@@ -24,6 +24,11 @@ _Listed = Field(strict=False)  # a list, as YAML has it, serves as a tuple; what
 _DIGITS = 4  # of a drawn number: as many as anybody reads
 _NARROW = 100  # how many times its width a domain's numbers are, from where on so few digits do not tell them apart
 _DRAWS = 1000  # for each sample, until one comes that was not drawn before
+COMPARED: dict[str, Literal["min", "max"]] = {
+    measures.HELD_OUT_LOSS: "min",
+    measures.TASK_LOSS: "min",
+    measures.HELD_OUT_TOKEN_ACCURACY: "max",
+}
 _NO_PBT = (
     "population based training copies one trial's weights to another and changes settings on the way: no trial would "
     "then be one experiment, and the arms no longer paired. Use asha"
@@ -116,8 +121,10 @@ class AshaConfig(Settings):
     Only drawn settings compete with each other: the arm, the seed and the cell of the grid are what is being compared.
     """
 
-    metric: Literal["held_out/loss", "train/task_loss", "held_out/token_accuracy"] = Field(
-        "held_out/loss", description="what trials are compared by"
+    metric: str = Field(
+        "held_out/loss",
+        description="what trials are compared by: " + ", ".join(COMPARED) + ", or a score of the task that has a "
+        "better end, as held_out/bits_per_byte of text",
     )
     grace_steps: Count = Field(description="no trial is pruned before this step")
     reduction_factor: Annotated[float, Field(gt=1, le=1000)] = Field(3.0, description="of so many trials, one goes on")
@@ -128,10 +135,20 @@ class AshaConfig(Settings):
     def _by_its_name_today(cls, value: Any) -> Any:
         return measures.current_name(value) if isinstance(value, str) else value
 
+    @field_validator("metric")
+    @classmethod
+    def _is_measured_along_the_way(cls, value: str) -> str:
+        if value not in COMPARED and not measures.score_of(value):
+            near = did_you_mean(value, COMPARED)
+            raise ValueError(
+                f": found {value!r}{near}; expected one of {', '.join(COMPARED)}, or held_out/NAME, a score of the task"
+            )
+        return value
+
     @property
-    def mode(self) -> str:
-        """Which end of the metric is better: "min" or "max"."""
-        return "max" if self.metric == measures.HELD_OUT_TOKEN_ACCURACY else "min"
+    def mode(self) -> Literal["min", "max"] | None:
+        """Which end of the metric is better; None of a task's own score, of which the task says it."""
+        return COMPARED.get(self.metric)
 
 
 class SchedulerConfig(Settings):

@@ -17,6 +17,7 @@ from pipeline.running.pins import disagreements, installed, pinned_requirements,
 from pipeline.settings.config import SweepConfig, replace
 from pipeline.submission.own_code import not_sent, own_files
 from pipeline.submission.package import files_to_send, project_around, write_package
+from pipeline.submission.submit import Submission, check_submission
 from tests.pipeline.toy_training import toy_experiment
 
 ROOT = Path(__file__).parents[3]
@@ -169,6 +170,22 @@ def test_ray_up_sends_the_package_and_no_folder_of_the_users(name: str) -> None:
 
 def test_a_data_folder_that_the_experiment_names_goes_along(tmp_path: Path) -> None:
     assert sent(tracked(tmp_path), Path("data")) == {*GOES, "data/shard.parquet"}
+
+
+def test_a_data_file_that_the_experiment_names_goes_along_and_a_missing_one_is_refused(tmp_path: Path) -> None:
+    tree = tracked(tmp_path)
+    (tree / "pipeline").mkdir(exist_ok=True)
+    (tree / "book.txt").write_text("Once.")
+    assert sent(tree, Path("book.txt")) == {*GOES, "book.txt"}
+    for folder, there in (("book.txt", True), ("nowhere.txt", False)):
+        experiment = replace(toy_experiment(), {"data.task": "text", "data.folder": folder}, "test")
+        submission = Submission(experiment, tree, ROOT / "constraints.txt", "tiny-onn submit")
+        if there:
+            (tree / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+            assert check_submission(submission)
+        else:
+            with pytest.raises(UserError, match=r"data\.folder: .*nowhere\.txt is not there, so it cannot be sent"):
+                check_submission(submission)
 
 
 def test_a_link_out_of_the_tree_is_not_followed(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def _changes(config: DataConfig) -> Source:
     return Source("x", lambda: Splits(Rows(rows, 1), Rows(rows, 1)))
 
 
+HIT = Score("hits", lambda logits, batch: wrong_third(logits, batch), unit="%", best="highest", scale=100, digits=1)
+SCORED = replace(TASK, scores=(HIT, Score("plain", wrong_third)))  # one with a better end and one without
 GROUPED = replace(TASK, group=lambda task_id: task_id[1])  # of r00 to r47: by tens
 NO_GROUP_NAME = replace(TASK, group=lambda task_id: "")
 GROUP_RAISES = replace(TASK, group=lambda task_id: task_id[99])

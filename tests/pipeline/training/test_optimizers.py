@@ -10,12 +10,13 @@ import torch
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
-from pipeline.planning.preflight import check_start
+from pipeline.planning.forecast import kinds_of
+from pipeline.planning.preflight import check_start, checkpoint_bytes
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.training.build import arm_of, build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
-from pipeline.training.optimizers import optimizer_problem
+from pipeline.training.optimizers import optimizer_problem, state_per_parameter
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import small_data, small_experiment
@@ -159,3 +160,36 @@ def test_what_was_there_before_keeps_its_digest() -> None:
     others = ({"micro_batches": 2}, {"optimizer": "sgd"}, {"schedule": "cosine"}, {"schedule": "constant"})
     changed = [Experiment.model_validate({**values, "training": {**values["training"], **each}}) for each in others]
     assert len({experiment.digest(), *(each.digest() for each in changed)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kept"),
+    [
+        ("adamw", 2.0),
+        ("sgd", 1.0),
+        ("torch.optim:SGD", 0.0),
+        ("torch.optim:RAdam", 2.0),
+        ("torch.optim:Adafactor", 2 * 256 / 256**2),  # a number for each row and each column
+        (f"{HERE}:Averaging", 1.0),
+    ],
+)
+def test_a_plan_counts_what_the_optimizer_keeps(data: Prepared, tmp_path: Path, optimizer: str, kept: float) -> None:
+    experiment = small_experiment(optimizer=optimizer, decode_tasks=0, steps=2, warmup_steps=1)
+    assert state_per_parameter(experiment.training) == pytest.approx(kept)
+    if kept not in (1.0, 2.0) or optimizer == "torch.optim:RAdam":
+        return
+    folder = TrialFolder(tmp_path)
+    run_training(experiment, folder, data.folder, CPU)
+    model = build_model(experiment)
+    state = sum(path.stat().st_size for path in checkpoints(folder.checkpoints)[-1].iterdir())
+    numbers = sum(p.numel() for p in model.parameters())
+    assert checkpoint_bytes(experiment) == numbers * (1 + kept) * 8 * (experiment.training.keep_checkpoints + 2)
+    assert state == pytest.approx(numbers * (1 + kept) * 8, rel=0.35)  # names and shapes take much of so small a model
+
+
+def test_the_plan_of_a_trial_says_so(data: Prepared) -> None:
+    def bytes_of(optimizer: str) -> int:
+        (kind,) = kinds_of([Trial(key="a", experiment=small_experiment(optimizer=optimizer))], data)
+        return kind.state_bytes // (8 * kind.parameters)
+
+    assert [bytes_of(name) for name in ("adamw", "sgd", "torch.optim:SGD")] == [4, 3, 2]
