@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pipeline.reporting.report import Report
     from pipeline.reporting.results import Results
     from pipeline.run import Outcome
+    from pipeline.running.run_options import RunOptions
     from pipeline.settings.config import Experiment
-    from pipeline.settings.trials import Trial
+    from pipeline.settings.experiment_file import Expanded
     from pipeline.training.answers import Answers
     from pipeline.training.kept import Step
     from pipeline.training.model_file import TrainedModel
@@ -88,24 +89,25 @@ def ablate(
     Raises:
         UserError: something was refused before anything started.
     """
-    from pipeline.settings.trials import trials_of
+    from pipeline.run import run
+    from pipeline.settings.trials import check_sweep
 
-    experiment = read(config, changes, scale)
-    return _run(
-        experiment,
-        trials_of(experiment, str(config)),
+    read = _read(config, changes, scale)
+    check_sweep(read.experiment, str(config))
+    options = _options(
         command_words("ablate", config, changes, scale, output),
         output,
+        tracking_uri,
+        mlflow_experiment,
+        console,
         resume=resume,
         address=address,
-        tracking_uri=tracking_uri,
-        mlflow_experiment=mlflow_experiment,
         allow_offline_tracking=allow_offline_tracking,
         accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,
-        console=console,
     )
+    return run(read.experiment, read.trials, options)
 
 
 @takes_old_names
@@ -126,25 +128,25 @@ def train(
     console: "Console | None" = None,
 ) -> "Outcome":
     """Trains one model: a YAML file without its `sweep` section. Otherwise as `ablate`."""
+    from pipeline.run import run
     from pipeline.settings.config import replace
     from pipeline.settings.trials import every_trial
 
     experiment = replace(read(config, changes, scale), {"sweep": None}, str(config))
-    return _run(
-        experiment,
-        every_trial(experiment),
+    options = _options(
         command_words("train", config, changes, scale, output),
         output,
+        tracking_uri,
+        mlflow_experiment,
+        console,
         resume=resume,
         address=address,
-        tracking_uri=tracking_uri,
-        mlflow_experiment=mlflow_experiment,
         allow_offline_tracking=allow_offline_tracking,
         accept_changed_code=accept_changed_code,
         storage=storage,
         verbose=verbose,
-        console=console,
     )
+    return run(experiment, every_trial(experiment), options)
 
 
 def plan(
@@ -171,10 +173,9 @@ def plan(
             of.
     """
     from pipeline.planning.plan import forecast
-    from pipeline.settings.trials import every_trial
 
-    experiment = read(config, changes, scale)
-    return forecast(experiment, every_trial(experiment, str(config)), Path(output), address, calibrate, console, show)
+    read = _read(config, changes, scale)
+    return forecast(read.experiment, read.trials, Path(output), address, calibrate, console, show)
 
 
 def prepare(
@@ -411,6 +412,10 @@ def read(config: str | Path, changes: Changes | None = None, scale: str | None =
     Raises:
         UserError: names every problem.
     """
+    return _read(config, changes, scale).experiment
+
+
+def _read(config: str | Path, changes: Changes | None, scale: str | None) -> "Expanded":
     from pipeline.settings.experiment_file import read_changed
     from pipeline.settings.shipped import find_experiment
 
@@ -454,18 +459,31 @@ def _find_sweep(
     return uri, name, recorded_id(Output(Path(output)), uri, name) if known is None else known
 
 
-def _run(
-    experiment: "Experiment",
-    trials: "tuple[Trial, ...]",
+def _options(
     words: list[str],
     output: str | Path,
-    *,
     tracking_uri: str | None,
     mlflow_experiment: str,
-    **options: Any,
-) -> "Outcome":
-    from pipeline.run import run
+    console: "Console | None",
+    *,
+    address: str | None,
+    storage: str | None,
+    **flags: bool,
+) -> "RunOptions":
+    """The options of a command that begins with `words`."""
+    from rich.console import Console
+
+    from pipeline.run import command_line
+    from pipeline.running.run_options import RunOptions
     from pipeline.tracking.destination import Destination
 
     destination = Destination(tracking_uri or None, mlflow_experiment)
-    return run(experiment, trials, Path(output), words, destination, **options)
+    return RunOptions(
+        output=Output(Path(output)),
+        command=command_line(words, destination, address, storage),
+        address=address,
+        destination=destination,
+        storage=storage,
+        console=console or Console(),
+        **flags,
+    )

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.continued import is_left
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.secrecy import public
 from pipeline.settings.config import Experiment
@@ -66,26 +67,22 @@ class Outcome:
         return curves_frame(spools, metric)
 
 
-@lasting_output()
-def run(
-    experiment: Experiment,
-    trials: tuple[Trial, ...],
-    output: Path,
-    words: list[str],
-    destination: Destination,
-    *,
-    resume: bool,
-    address: str | None,
-    allow_offline_tracking: bool,
-    accept_changed_code: bool,
-    storage: str | None,
-    verbose: bool,
-    console: Console | None,
-) -> Outcome:
-    """Checks what can be checked, prepares the data, and runs the trials that have not ended.
+def command_line(words: list[str], destination: Destination, address: str | None, storage: str | None) -> str:
+    """The command line that begins with `words` and has these options; of a submitted job, the one that submitted it.
 
-    Args:
-        words: of the command that does the same.
+    Raises:
+        UserError: `storage` cannot be one.
+    """
+    from pipeline.storage.opening import open_storage
+
+    options = [*destination.options(), *(["--address", address] if address else [])]
+    options += [] if storage is None else ["--storage", open_storage(storage).public]
+    return os.environ.get(SUBMITTED_AS) or destination.command([*words, *options])
+
+
+@lasting_output()
+def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) -> Outcome:
+    """Checks what can be checked, prepares the data, and runs the trials that have not ended.
 
     Raises:
         UserError: something was refused before anything started.
@@ -97,53 +94,44 @@ def run(
     from pipeline.running.entry import train_fn_per_worker
     from pipeline.storage.opening import checked_storage
 
-    where, console = Output(output), console or Console()
-    place = checked_storage(storage)
+    where, console, address, destination = options.output, options.console, options.address, options.destination
+    place = checked_storage(options.storage)
     folders = {trial.key: where.trial(experiment.name, trial.key) for trial in trials}
     sweep = where.sweep(experiment.name)
     with RemoteSweep(place / "sweeps" / experiment.name, sweep, folders) if place else nullcontext() as shared:
         left = [trial for trial in trials if is_left(folders[trial.key], trial.experiment.training.steps)]
         check_metrics(experiment)
-        for warning in check_start(left, output, address, arms_setting(experiment)):
+        for warning in check_start(left, where.root, address, arms_setting(experiment)):
             console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
-        for line in opening_words(experiment, left, len(trials) - len(left), output, address):
+        for line in opening_words(experiment, left, len(trials) - len(left), where.root, address):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
-        tracker = open_tracker(destination, where, allow_offline_tracking, console)
+        tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
         prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
         check_data(left, prepared)
         uri = destination.store(where)[0]
-        words = [*words, *destination.options(), *(["--address", address] if address else [])]
-        words += ["--storage", place.public] if place else []
         made: list[tuple[Report, list[Path]]] = []
 
         def report() -> list[Path]:
-            made.append(file_report(uri, destination.experiment, experiment.name, output, console, in_short=True))
+            made.append(file_report(uri, destination.experiment, experiment.name, where.root, console, in_short=True))
             return made[-1][1]
 
         ended = run_sweep(
             experiment,
             trials,
-            where,
             prepared,
+            options,
             train_fn=train_fn_per_worker,
-            resume=resume,
-            accept_changed_code=accept_changed_code,
             tracker=tracker,
-            address=address,
-            verbose=verbose,
-            console=console,
-            command=os.environ.get(SUBMITTED_AS) or destination.command(words),
             report=report,
-            destination=destination,
             shared=shared,
         )
     if experiment.sweep is None and ended.finished:
         _tell_where(next(iter(folders.values())), console)
     elif made:
-        _tell_answer(*made[-1], output, destination, console)
-    return Outcome(experiment.name, output, ended, trials, destination.uri, destination.experiment)
+        _tell_answer(*made[-1], where.root, destination, console)
+    return Outcome(experiment.name, where.root, ended, trials, destination.uri, destination.experiment)
 
 
 def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:

@@ -5,9 +5,9 @@ import importlib
 import traceback
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import write_whole
@@ -24,10 +24,10 @@ from pipeline.records.attempts import (
 from pipeline.remote.index import has_ended
 from pipeline.remote.trial import Overtaken, RemoteTrial
 from pipeline.running.provenance import note_attempt
-from pipeline.settings.config import Experiment
-from pipeline.storage.storage import StorageError, location, patiently
+from pipeline.running.trial_spec import TrialSpec
+from pipeline.storage.storage import StorageError, patiently
 
-TrainFunction = Callable[[dict[str, Any]], None]
+TrainFunction = Callable[[TrialSpec], None]
 
 
 class TrialFailed(Exception):
@@ -35,7 +35,7 @@ class TrialFailed(Exception):
 
 
 def name_of(train_fn: TrainFunction) -> str:
-    """The train function as `run_trial` takes it, "package.module:name"."""
+    """The train function as a TrialSpec has it, "package.module:name"."""
     return f"{train_fn.__module__}:{train_fn.__qualname__}"
 
 
@@ -44,41 +44,27 @@ def held_by(folder: TrialFolder) -> Path:
     return folder.ray / "held"
 
 
-def run_trial(
-    experiment: Experiment,
-    folder: TrialFolder,
-    data: str,
-    train_fn: str,
-    session: str,
-    verbose: bool = False,
-    remote: RemoteTrial | None = None,
-    user_code: str | None = None,
-) -> None:
-    """Trains `experiment` in `folder` with `train_fn` in every worker; returns when it has ended, as the folder says.
+def run_trial(spec: TrialSpec) -> None:
+    """Trains a trial; returns when it has ended, as its folder, or the storage, says.
 
     Each attempt is a Ray Train run under a new name, so that Ray never takes up old state by itself: the train
     function goes on from its own checkpoints. The death of a worker, while it is being started too, and what else
     `may_pass` are survived `workers.max_failures` times.
 
-    Args:
-        train_fn: by name, so that workers alone import it, and torch with it.
-        session: names the command that this trial runs under.
-        remote: where the trial lies, when it is in a storage: its result is looked for there.
-        user_code: the digest of the user's own code, which the workers are to find too.
-
     Raises:
         TrialFailed: also written in folder.failure.
     """
+    folder, experiment, remote = spec.folder, spec.experiment, spec.remote
     folder.failure.unlink(missing_ok=True)
     write_whole(folder.config, experiment.model_dump_json(indent=1))
     died = last_attempt(folder)
-    if died and died.session == session:  # Tune has started us again
+    if died and died.session == spec.session:  # Tune has started us again
         write_whole(folder.survived(died.number), "the process that drove the trial ended without a word")
     attempt: int | None = None
     for left in reversed(range(experiment.workers.max_failures + 1)):
-        attempt = _begin_attempt(folder, session, experiment, remote, attempt)
+        attempt = _begin_attempt(spec, remote, attempt)
         try:
-            _fit(experiment, folder, data, train_fn, attempt, verbose, remote, user_code)
+            _fit(replace(spec, attempt=attempt))
             if not (has_ended(patiently(remote.index)) if remote else folder.ended):
                 raise TrialFailed(f"the workers ended without an error, but wrote no {folder.result.name}")
             return
@@ -90,18 +76,17 @@ def run_trial(
             write_whole(folder.failure, reason)
             if remote and not _is_overtaken(remote, attempt):
                 with contextlib.suppress(StorageError):
-                    patiently(partial(remote.put_attempt, attempt, session, reason))
+                    patiently(partial(remote.put_attempt, attempt, spec.session, reason))
             raise TrialFailed(reason) from None
 
 
-def _begin_attempt(
-    folder: TrialFolder, session: str, experiment: Experiment, remote: RemoteTrial | None, repeats: int | None
-) -> int:
+def _begin_attempt(spec: TrialSpec, remote: RemoteTrial | None, repeats: int | None) -> int:
     """The number of the new attempt, which follows attempt `repeats` of this driver; None: the last that there is.
 
     Raises:
         TrialFailed: another driver has begun it. The trial is left to that one.
     """
+    folder, session, experiment = spec.folder, spec.session, spec.experiment
     folder.placement.unlink(missing_ok=True)  # there again once the attempt has its workers
     if remote is None:
         try:
@@ -134,40 +119,23 @@ def _is_overtaken(remote: RemoteTrial, attempt: int) -> bool:
     return False
 
 
-def _fit(
-    experiment: Experiment,
-    folder: TrialFolder,
-    data: str,
-    train_fn: str,
-    attempt: int,
-    verbose: bool,
-    remote: RemoteTrial | None,
-    user_code: str | None,
-) -> None:
+def _fit(spec: TrialSpec) -> None:
     from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 
     from pipeline.running.trainer import new_trainer  # seconds of imports, only where trials run
     from pipeline.training.rendezvous import ProcessGroup
 
-    def train(settings: dict[str, Any]) -> None:
-        module, _, name = train_fn.partition(":")
-        getattr(importlib.import_module(module), name)(settings)
+    def train(given: dict[str, TrialSpec]) -> None:
+        module, _, name = given["spec"].train_fn.partition(":")
+        getattr(importlib.import_module(module), name)(given["spec"])
 
-    workers = experiment.workers
+    folder, workers = spec.folder, spec.experiment.workers
     on_gpu = workers.gpus > 0
     share_a_gpu = workers.gpus < 1 and workers.count > 1  # which NCCL refuses
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if on_gpu else {})
-    settings = {
-        "experiment": experiment.model_dump_json(),
-        "folder": str(folder.root),
-        "data": data,
-        "attempt": attempt,
-        "user_code": user_code,
-        "trials": None if remote is None else location(remote.trials),
-    }
     new_trainer(
         train,
-        train_loop_config=settings,
+        train_loop_config={"spec": spec},
         held=held_by(folder),
         backend_config=ProcessGroup(
             backend="nccl" if on_gpu and not share_a_gpu else "gloo",
@@ -178,14 +146,14 @@ def _fit(
             num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=resources, placement_strategy="PACK"
         ),
         run_config=RunConfig(
-            name=f"attempt-{attempt:03d}-{uuid.uuid4().hex[:8]}",
+            name=f"attempt-{spec.attempt:03d}-{uuid.uuid4().hex[:8]}",
             storage_path=str(folder.ray),
             failure_config=FailureConfig(
                 max_failures=0,
                 controller_failure_limit=2,
                 max_preemption_failures=2,  # the rest is for run_trial
             ),
-            logging_config=LoggingConfig(log_level="INFO" if verbose else "ERROR"),
+            logging_config=LoggingConfig(log_level="INFO" if spec.verbose else "ERROR"),
         ),
     ).fit()
 

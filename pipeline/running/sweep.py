@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pipeline import ray_private
 from pipeline.data.manifest import Prepared
 from pipeline.errors import UserError
 from pipeline.files import make_private
 from pipeline.interrupts import Interrupts
-from pipeline.layout import Output, TrialFolder
+from pipeline.layout import TrialFolder
 from pipeline.records.continued import close_again, is_left, open_again
 from pipeline.records.lock import folder_lock
 from pipeline.records.pruned import settle
@@ -36,6 +34,7 @@ from pipeline.running.outcome import SweepOutcome, outcome_of, say, tell_end, te
 from pipeline.running.progress import TrialProgress
 from pipeline.running.pruning import Pruner
 from pipeline.running.redirect_output import redirect_output
+from pipeline.running.run_options import RunOptions
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
 from pipeline.running.waiting import Standstill, told_after
 from pipeline.settings.config import Experiment
@@ -43,9 +42,8 @@ from pipeline.settings.trials import Trial
 from pipeline.storage.storage import PATIENCE_S, location
 from pipeline.tracking.courier import Courier, Tracker
 from pipeline.tracking.describe import SWEEP_ID, git_commit
-from pipeline.tracking.destination import Destination, remember
+from pipeline.tracking.destination import remember
 
-_HERE = Destination()
 _LOOK_EVERY_S = 0.5
 _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
 
@@ -53,20 +51,13 @@ _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
 def run_sweep(
     experiment: Experiment,
     trials: Sequence[Trial],
-    output: Output,
     prepared: Prepared,
+    options: RunOptions,
     *,
     train_fn: TrainFunction,
-    resume: bool,
     tracker: Tracker,
-    command: str,
-    address: str | None = None,
-    verbose: bool = False,
-    console: Console | None = None,
     report: Callable[[], list[Path]] | None = None,
-    destination: Destination = _HERE,
     shared: RemoteSweep | None = None,
-    accept_changed_code: bool = False,
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
@@ -75,18 +66,16 @@ def run_sweep(
 
     Args:
         trials: `trials_of(experiment)`, or one trial alone when the experiment has no `sweep`.
+        options: its destination is where `tracker` delivers to: for the `tiny-onn sync` that delivers the rest.
         train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
-        command: what the user typed, without --resume: shown as the way to go on.
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
-        destination: where `tracker` delivers to, for the `tiny-onn sync` that delivers what it could not.
         shared: the sweep in a storage, entered, when its trials lie there.
-        accept_changed_code: go on though the user's own code is another than when the sweep was last run.
 
     Raises:
         UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
-            `resume`; no trial fits the cluster; nothing answers at `address`.
+            `options.resume`; no trial fits the cluster; nothing answers at `options.address`.
     """
-    console = console or Console()
+    output, address, console = options.output, options.address, options.console
     folder = output.sweep(experiment.name)
     places = [TrialFolder(output.trial(experiment.name, trial.key).root.resolve()) for trial in trials]
     progress = [TrialProgress(trial, place) for trial, place in zip(trials, places, strict=True)]
@@ -99,11 +88,12 @@ def run_sweep(
         before = (folder / RECORD).read_text(encoding="utf-8") if (folder / RECORD).exists() else None
         data_hash = prepared.manifest.data_hash
         tell = partial(say, console)
-        claim(folder, experiment, data_hash, resume, command, accept_changed_code, bool(left), tell)
+        accept = options.accept_changed_code
+        claim(folder, experiment, data_hash, options.resume, options.command, accept, bool(left), tell)
         opened = [p for p in left if open_again(p.folder, p.steps)]
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
-        remember(folder, destination, tags)
+        remember(folder, options.destination, tags)
         for one in left:
             settle(one.folder)
         left = [p for p in left if not p.folder.ended]
@@ -113,12 +103,12 @@ def run_sweep(
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
         trials_at = location(shared.storage / "trials") if shared else None
         data, spread = location(prepared.folder), address is not None and shared is None
-        job = TunerJob(folder, session, left, data, name_of(train_fn), verbose, trials_at, spread)
+        job = TunerJob(folder, session, left, data, name_of(train_fn), options.verbose, trials_at, spread)
         try:
             if left and interrupts.signal is None:
                 tell_start(experiment.name, progress, left, console)
-                with nullcontext() if verbose else redirect_output(folder / "ray" / "ray.log", console):
-                    _run(job, experiment, address, progress, courier, interrupts, console, shared)
+                with nullcontext() if options.verbose else redirect_output(folder / "ray" / "ray.log", console):
+                    _run(job, experiment, options, progress, courier, interrupts, shared)
             elif shared:
                 shared.begin(session)
         except UserError:  # of the cluster, before any trial: as if the command had not been given
@@ -143,7 +133,8 @@ def run_sweep(
                         lambda: interrupts.signal is not None,
                     )
     outcome = replace(outcome, undelivered=bool(problems) and not tracker.untouched)
-    tell_end(outcome, problems, progress, left, console, command, destination.sync_command(experiment.name, output))
+    sync = options.destination.sync_command(experiment.name, output)
+    tell_end(outcome, problems, progress, left, console, options.command, sync)
     return outcome
 
 
@@ -174,14 +165,14 @@ def data_tags(prepared: Prepared) -> dict[str, str]:
 def _run(
     job: TunerJob,
     experiment: Experiment,
-    address: str | None,
+    options: RunOptions,
     progress: list[TrialProgress],
     courier: Courier,
     interrupts: Interrupts,
-    console: Console,
     shared: RemoteSweep | None,
 ) -> None:
     """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
+    address, console = options.address, options.console
     faults: list[BaseException] = []
     with connect(address, job.verbose, console) as cluster:
         interrupts.hold()

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.layout import TrialFolder
 from pipeline.ray_private import on_the_head, silent_callbacks, trials_in_order
 from pipeline.records.attempts import write_failure
 from pipeline.records.state import State, state_of
-from pipeline.remote.trial import RemoteTrial
 from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
 from pipeline.running.progress import TrialProgress
-from pipeline.settings.config import Experiment
+from pipeline.running.trial_spec import TrialSpec
 from pipeline.settings.user_code import code_digest, user_code
-from pipeline.storage.opening import open_storage
 
 DRIVER_BYTES = 256 * 2**20  # a running trial's own process and the one for its workers' barriers: 234 MB measured
 
@@ -33,6 +30,21 @@ class TunerJob:
     trials: str | None = None  # where they lie, when that is in a storage
     spread: bool = False  # over all nodes, which then see `folder`; else all is driven from the head
 
+    def spec(self, progress: TrialProgress) -> TrialSpec:
+        """One of its trials, as the trial's process gets it."""
+        trial = progress.trial
+        return TrialSpec(
+            key=trial.key,
+            experiment=trial.experiment,
+            folder=progress.folder,
+            data=self.data,
+            train_fn=self.train_fn,
+            session=self.session,
+            user_code=code_digest(user_code(trial.experiment)),
+            trials=self.trials,
+            verbose=self.verbose,
+        )
+
     @property
     def stop(self) -> Path:
         """Where this file is, the Tuner lets go of everything."""
@@ -49,17 +61,8 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
 
     from pipeline.running.trainer import give_back
 
-    experiments = {p.trial.key: p.trial.experiment.model_dump_json() for p in job.left}
-    folders = {p.trial.key: str(p.folder.root) for p in job.left}
-    codes = {p.trial.key: code_digest(user_code(p.trial.experiment)) for p in job.left}
-    data, train_fn, session, verbose, stop, trials = (
-        job.data,
-        job.train_fn,
-        job.session,
-        job.verbose,
-        job.stop,
-        job.trials,
-    )
+    specs = {progress.trial.key: job.spec(progress) for progress in job.left}
+    stop, verbose = job.stop, job.verbose
 
     class NoReport(tune.ProgressReporter):
         """In a notebook Tune's own reporter clears the cell's output, whatever it is told, and with it our table."""
@@ -74,7 +77,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
         """Gives back what a trial held whose process died, whether it is taken up again or not."""
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            give_back(held_by(TrialFolder(Path(folders[trial.config["trial"]]))))
+            give_back(held_by(specs[trial.config["trial"]].folder))
 
         on_trial_error = on_trial_recover
 
@@ -92,11 +95,8 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
             return False
 
     def trial(config: dict[str, Any]) -> None:
-        key = config["trial"]
-        experiment = Experiment.model_validate_json(experiments[key])
-        remote = None if trials is None else RemoteTrial(open_storage(trials), key)
         with contextlib.suppress(TrialFailed):  # its folder says so; what Tune sees fail is this process's own death
-            run_trial(experiment, TrialFolder(Path(folders[key])), data, train_fn, session, verbose, remote, codes[key])
+            run_trial(specs[config["trial"]])
 
     try:
         # Tune refuses a trainable that holds nothing at all. Memory is what a node has that may have no CPU; the head's
@@ -104,7 +104,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
         held = {"memory": DRIVER_BYTES} if job.spread else on_the_head()
         tune.Tuner(
             tune.with_resources(trial, {"CPU": 0, **held}),
-            param_space={"trial": tune.grid_search(list(experiments))},
+            param_space={"trial": tune.grid_search(list(specs))},
             tune_config=tune.TuneConfig(
                 search_alg=trials_in_order(at_once),
                 reuse_actors=True,  # seconds of imports less for every trial but the first

@@ -29,9 +29,7 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
     Raises:
         UserError: there is no sweep, or a trial of it cannot be; names the field.
     """
-    sweep = experiment.sweep
-    if sweep is None:
-        raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
+    sweep = check_sweep(experiment, source)
     check_varied(sweep, Experiment, source)
     cells = _cells(sweep, source)
     trials: dict[str, Trial] = {}
@@ -49,6 +47,17 @@ def trials_of(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...
         if sweep.scheduler:
             check_pruning(sweep.scheduler.asha, trials[key].experiment.training, source)
     return tuple(trials.values())
+
+
+def check_sweep(experiment: Experiment, source: str = "sweep") -> SweepConfig:
+    """The experiment's sweep.
+
+    Raises:
+        UserError: it has none.
+    """
+    if experiment.sweep is None:
+        raise UserError(f"{source}: has no `sweep` section. Add one with `arms` and `seeds`, or use `tiny-onn train`.")
+    return experiment.sweep
 
 
 def every_trial(experiment: Experiment, source: str = "sweep") -> tuple[Trial, ...]:

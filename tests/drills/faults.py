@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import pipeline.training.step
 import pipeline.training.trial
 import pipeline.training.worker
-from pipeline.layout import TrialFolder
 from pipeline.running.entry import train_fn_per_worker
+from pipeline.running.trial_spec import TrialSpec
 
 Moment = Literal["entry", "step", "forward", "report"]
 Deed = Literal["kill", "stop", "hold", "sleep", "nan", "nan_gradient", "drift", "forget", "hoard", "measure"]
@@ -50,12 +50,12 @@ def plant(output: Path, *faults: Fault) -> None:
     (output / "faults" / "planted.json").write_text(json.dumps([asdict(fault) for fault in faults]))
 
 
-def train_with_faults(settings: dict[str, Any]) -> None:
+def train_with_faults(spec: TrialSpec) -> None:
     """`train_fn_per_worker`, with the planted faults in its way."""
-    way = Way(TrialFolder(Path(settings["folder"])).root.parents[3] / "faults")
+    way = Way(spec.folder.root.parents[3] / "faults")
     way.lie_in_wait()
     way.meet("entry")
-    train_fn_per_worker(settings)
+    train_fn_per_worker(spec)
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.layout import Output
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import run_sweep
 from pipeline.settings.config import TrainingConfig
 from pipeline.settings.trials import trials_of
@@ -22,13 +23,10 @@ def main(output: Path, description: str, log: Path, steps: int = 1000) -> int:
     outcome = run_sweep(
         experiment,
         trials_of(experiment),
-        Output(output),
         toy_data(output / "data"),
+        RunOptions(Output(output), resume=False, command="tiny-onn ablate toy.yaml", console=Console()),
         train_fn=toy_train,
-        resume=False,
         tracker=RecordingTracker(log),
-        command="tiny-onn ablate toy.yaml",
-        console=Console(),
     )
     return outcome.exit_code
 

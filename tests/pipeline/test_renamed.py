@@ -37,7 +37,7 @@ def test_a_setting_in_a_file_is_read_by_its_old_name(tmp_path: Path) -> None:
 def test_a_setting_is_changed_by_its_old_name(tmp_path: Path, changes: dict[str, Any]) -> None:
     path = _written(tmp_path, {})
     with pytest.warns(RenamedWarning, match=f"with --set: training.{OLD}"):
-        assert read_changed(path, changes, None, "x").training.decode_tasks == 3
+        assert read_changed(path, changes, None, "x").experiment.training.decode_tasks == 3
 
 
 def test_so_it_is_in_grids_scales_and_settings_of_arms(tmp_path: Path) -> None:

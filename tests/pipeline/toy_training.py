@@ -14,11 +14,12 @@ from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, by_layer
 from pipeline.records.pruned import write_pruned
 from pipeline.records.spool import Spool
+from pipeline.running.trial_spec import TrialSpec
 from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import Trial
 
 
-def toy_train(settings: dict[str, Any]) -> None:
+def toy_train(spec: TrialSpec) -> None:
     """Steps through a trial. The experiment's description, as JSON, may say:
 
     {"sleep_s": seconds a step, "raise": [arm, rank], "kill_once": arm, "losses": {arm: loss}}
@@ -29,12 +30,12 @@ def toy_train(settings: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    experiment = Experiment.model_validate_json(settings["experiment"])
-    folder, wish = TrialFolder(Path(settings["folder"])), json.loads(experiment.description or "{}")
+    experiment, folder = spec.experiment, spec.folder
+    wish = json.loads(experiment.description or "{}")
     rank, world, arm = dist.get_rank(), dist.get_world_size(), experiment.training.arm
     seen = torch.tensor([float(rank + 1)])
     dist.all_reduce(seen)
-    (folder.root / f"entered-{settings['attempt']}-{rank}").write_text(str(time.time()))
+    (folder.root / f"entered-{spec.attempt}-{rank}").write_text(str(time.time()))
     if wish.get("raise") == [arm, rank]:
         raise ValueError(f"the loss of {arm} is not finite")
     marker = folder.root / "killed-once"
@@ -54,7 +55,7 @@ def toy_train(settings: dict[str, Any]) -> None:
             return
     if rank == 0:
         result = {"metrics": {"sum_of_ranks": float(seen), "world": world}, "steps": experiment.training.steps}
-        write_whole(folder.result, json.dumps({**result, "seconds": 0.1, "attempt": settings["attempt"]}))
+        write_whole(folder.result, json.dumps({**result, "seconds": 0.1, "attempt": spec.attempt}))
 
 
 def toy_experiment(

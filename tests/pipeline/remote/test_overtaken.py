@@ -12,11 +12,19 @@ from pipeline.remote.index import Stored, checkpoints_in, has_ended
 from pipeline.remote.pusher import push_once
 from pipeline.remote.trial import MOST_ATTEMPTS, Overtaken, RemoteAttempt, RemoteTrial
 from pipeline.running.driver import TrialFailed, run_trial
+from pipeline.running.trial_spec import TrialSpec
 from pipeline.storage.creating import NoConditionalPut
 from pipeline.storage.opening import open_storage
+from pipeline.storage.storage import location
 from pipeline.training.stopping import TrainingStopped
 from tests.pipeline.remote.training import die_at, run_attempt, state_at, taken_in, until_put, without_speed
 from tests.pipeline.samples import small_experiment
+
+
+def spec_of(remote, folder, session):
+    """A trial in a storage, driven from a folder of its own."""
+    trials = location(remote.trials)
+    return TrialSpec(remote.key, small_experiment(), TrialFolder(folder), "data", "a:train", session, trials=trials)
 
 
 def test_an_overtaken_attempt_puts_no_more_and_stops(remote, data, tmp_path):
@@ -53,11 +61,10 @@ def test_what_an_overtaken_attempt_puts_all_the_same_spoils_nothing(remote, data
 
 
 def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more(remote, tmp_path, monkeypatch):
-    experiment = small_experiment()
     ends = []
 
-    def fit(experiment, folder, data, train_fn, attempt, verbose, where, user_code):
-        ends.pop(0)(attempt)
+    def fit(spec):
+        ends.pop(0)(spec.attempt)
 
     def lose(attempt):
         raise RuntimeError("the network is away")
@@ -70,7 +77,7 @@ def test_every_attempt_is_noted_in_the_storage_and_an_overtaken_one_says_no_more
         remote.part(attempt).put_index({"result.json": Stored(2, "0" * 64)})
 
     def run(machine, session):
-        run_trial(experiment, TrialFolder(tmp_path / machine), "data", "a:train", session, remote=remote)
+        run_trial(spec_of(remote, tmp_path / machine, session))
 
     monkeypatch.setattr("pipeline.running.driver._fit", fit)
     ends += [lose, lose]
@@ -105,13 +112,13 @@ def _race(place, tmp_path, monkeypatch):
         both_saw.wait(20)
         return found
 
-    def fit(experiment, folder, data, train_fn, attempt, verbose, where, user_code):
-        began.append((folder.root.name, attempt))
-        place.part(attempt).put_index({"result.json": Stored(2, "0" * 64)})
+    def fit(spec):
+        began.append((spec.folder.root.name, spec.attempt))
+        place.part(spec.attempt).put_index({"result.json": Stored(2, "0" * 64)})
 
     def drive(name):
         try:
-            run_trial(small_experiment(), TrialFolder(tmp_path / name), "data", "a:train", name, remote=place)
+            run_trial(spec_of(place, tmp_path / name, name))
         except TrialFailed as error:
             failed.append((name, str(error)))
 

@@ -109,13 +109,14 @@ def test_the_command_refuses_before_anything_starts(tmp_path: Path, module: Path
 def test_a_worker_that_finds_other_code_does_not_train(tmp_path: Path, module: Path) -> None:
     from pipeline.running.driver import may_pass
     from pipeline.running.entry import train_fn_per_worker
+    from pipeline.running.trial_spec import TrialSpec
 
     (trial,) = trials_of(toy_experiment(arms=(ARM,)))
     began = code_digest(user_code(trial.experiment))
-    settings = {"experiment": trial.experiment.model_dump_json(), "folder": str(tmp_path), "user_code": began}
+    spec = TrialSpec(trial.key, trial.experiment, TrialFolder(tmp_path), "data", "a:train", "now", user_code=began)
     module.write_text(COST.format(2))  # while the sweep runs
     with pytest.raises(UserError, match=r"field_mid_sweep\.py\) is another here than when the command began") as error:
-        train_fn_per_worker(settings)
+        train_fn_per_worker(spec)
     assert not may_pass(error.value)  # trying again would find the same
 
 

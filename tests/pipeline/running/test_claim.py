@@ -23,6 +23,7 @@ from pipeline.files import read_json, write_whole
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.lock import folder_lock
 from pipeline.running.claim import claim
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import run_sweep
 from pipeline.settings.config import SweepConfig, TrainingConfig
 from pipeline.settings.trials import every_trial, trials_of
@@ -96,14 +97,16 @@ def test_what_the_cluster_refuses_leaves_the_name_and_the_tracker_as_they_were(
             run_sweep(
                 experiment,
                 trials_of(experiment),
-                Output(tmp_path),
                 toy_data(tmp_path / "data"),
+                RunOptions(
+                    Output(tmp_path),
+                    resume=resume,
+                    command=COMMAND,
+                    address="127.0.0.1:1",
+                    console=Console(file=io.StringIO()),
+                ),
                 train_fn=toy_train,
-                resume=resume,
                 tracker=tracker,
-                command=COMMAND,
-                address="127.0.0.1:1",
-                console=Console(file=io.StringIO()),
             )
 
     monkeypatch.setattr(pipeline.running.sweep, "connect", lacking)

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipeline.layout import Output
 from pipeline.running.claim import claim
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import run_sweep
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import RecordingTracker, toy_data, toy_experiment, toy_train
@@ -44,13 +45,10 @@ def ended(tmp_path: Path, tracker: RecordingTracker) -> tuple[int, str]:
     outcome = run_sweep(
         experiment,
         trials_of(experiment),
-        output,
         data,
+        RunOptions(output, resume=True, command="tiny-onn ablate toy.yaml", console=Console(file=screen)),
         train_fn=toy_train,
-        resume=True,
         tracker=tracker,
-        command="tiny-onn ablate toy.yaml",
-        console=Console(file=screen),
     )
     return outcome.exit_code, screen.getvalue()
 

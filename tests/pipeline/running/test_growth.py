@@ -20,6 +20,7 @@ from pipeline.reporting.grown import grown_words
 from pipeline.reporting.report import make_report
 from pipeline.reporting.results import Results
 from pipeline.running.claim import claim
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import run_sweep
 from pipeline.settings.config import Experiment, TrainingConfig, replace
 from pipeline.settings.growth import growth
@@ -175,13 +176,10 @@ def test_what_the_cluster_refuses_has_not_grown(tmp_path: Path, monkeypatch: pyt
         run_sweep(
             longer,
             trials_of(longer),
-            output,
             data,
+            RunOptions(output, resume=True, command=COMMAND, address="127.0.0.1:1"),
             train_fn=toy_train,
-            resume=True,
             tracker=RecordingTracker(),
-            command=COMMAND,
-            address="127.0.0.1:1",
         )
     assert (output.sweep("toy") / "sweep.json").read_bytes() == record
     assert read_json(place.result) == {"steps": 3}

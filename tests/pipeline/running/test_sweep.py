@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pipeline.running.sweep
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import last_attempt
+from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.settings.config import Experiment, SweepConfig, WorkersConfig
 from pipeline.settings.trials import Trial, every_trial, trials_of
@@ -35,19 +37,23 @@ def sweep(
     tracker: RecordingTracker,
     screen: io.StringIO | None = None,
     trials: tuple[Trial, ...] = (),
+    report: Callable[[], list[Path]] | None = None,
     **options: Any,
 ) -> SweepOutcome:
     """run_sweep with the toy's parts."""
     return run_sweep(
         experiment,
         trials or trials_of(experiment),
-        Output(output),
         toy_data(output / "data"),
+        RunOptions(
+            Output(output),
+            command="tiny-onn ablate toy.yaml",
+            console=Console(file=screen or io.StringIO(), width=160),
+            **options,
+        ),
         train_fn=toy_train,
         tracker=tracker,
-        command="tiny-onn ablate toy.yaml",
-        console=Console(file=screen or io.StringIO(), width=160),
-        **{"resume": False, **options},
+        report=report,
     )
 
 
@@ -151,13 +157,12 @@ def test_a_trial_alone_has_no_summary_run(tmp_path: Path, monkeypatch: pytest.Mo
     run_sweep(
         trial.experiment,
         [trial],
-        Output(tmp_path),
         toy_data(tmp_path / "data"),
+        RunOptions(
+            Output(tmp_path), resume=True, command="tiny-onn train toy.yaml", console=Console(file=io.StringIO())
+        ),
         train_fn=toy_train,
-        resume=True,
         tracker=tracker,
-        command="tiny-onn train toy.yaml",
-        console=Console(file=io.StringIO()),
     )
     assert {call[0] for call in tracker.calls} == {"start", "ship", "end", "close"}
 
