@@ -30,21 +30,14 @@ PEAK_MEMORY_MIB = "speed/peak_memory_mib"  # of the worker of rank 0, so far; of
 # training tasks, or evaluation, the data set's own evaluation tasks.
 HELD_OUT_LOSS = "held_out/loss"  # nats per labelled token
 HELD_OUT_TOKEN_ACCURACY = "held_out/token_accuracy"
-HELD_OUT_PAIRS_EXACT = "held_out/pairs_exact"  # fraction of test pairs decoded without a fault
-HELD_OUT_TASKS_EXACT = "held_out/tasks_exact"  # fraction of tasks with every test pair right
-HELD_OUT_PASS_AT_2 = "held_out/pass_at_2"  # fraction of test pairs that one of two attempts gets right
-OF_GRIDS = (HELD_OUT_PAIRS_EXACT, HELD_OUT_TASKS_EXACT, HELD_OUT_PASS_AT_2)  # of ARC alone
 EVALUATION_LOSS = "evaluation/loss"
 EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
-EVALUATION_PAIRS_EXACT = "evaluation/pairs_exact"
-EVALUATION_TASKS_EXACT = "evaluation/tasks_exact"
-EVALUATION_PASS_AT_2 = "evaluation/pass_at_2"
 # The names that older runs were recorded under, and that older configs use.
 RENAMED = {
     "eval/loss": HELD_OUT_LOSS,
     "eval/token_accuracy": HELD_OUT_TOKEN_ACCURACY,
-    "eval/pairs_exact": HELD_OUT_PAIRS_EXACT,
-    "eval/tasks_exact": HELD_OUT_TASKS_EXACT,
+    "eval/pairs_exact": "held_out/pairs_exact",
+    "eval/tasks_exact": "held_out/tasks_exact",
 }
 
 # Routing on the held-out tokens, a mean over modules each (tiny_onn.routing_patterns); the last three at the end only.
@@ -197,8 +190,6 @@ METRICS: tuple[Metric, ...] = (
         ),
         leaderboard="recorded",
     ),
-    Metric(EVALUATION_TASKS_EXACT, leaderboard="recorded"),
-    Metric(EVALUATION_PASS_AT_2, leaderboard="recorded"),
     Metric(
         ACTIVATION_RATE,
         by_layer=True,
@@ -273,7 +264,7 @@ def primary_metrics() -> dict[str, str]:
 def score_of(metric: str) -> str:
     """NAME of held_out/NAME where that is no metric of ours, and so may be a score of the data's task; else ""."""
     group, _, name = metric.partition("/")
-    ours = {each.name for each in METRICS} | set(OF_GRIDS)
+    ours = {each.name for each in METRICS}
     return name if group == "held_out" and name.isidentifier() and metric not in ours else ""
 
 

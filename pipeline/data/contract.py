@@ -126,6 +126,21 @@ def by_item(rows: Items[Sequence], wanted: int) -> list[Sequence]:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A number of `Examples.measure`, and how the report shows it: times `scale`, with `unit` and `title`.
+
+    `leaderboard`: whether MLflow's table has a column for it on the evaluation rows.
+    """
+
+    name: str
+    title: str
+    unit: str = "%"
+    scale: float = 100.0
+    digits: int = 1
+    leaderboard: bool = False
+
+
+@dataclass(frozen=True)
 class Examples:
     """What the model says to a few held-out and evaluation rows at the end of training, for the report.
 
@@ -136,12 +151,24 @@ class Examples:
         measure: the examples of all workers -> numbers by name, the metrics held_out/NAME, evaluation/NAME.
         choose: (rows, training.decode_tasks) -> the rows that are drawn for.
         at_once: how many rows are drawn for in the time of one, for `tiny-onn plan`.
+        measured: those of the numbers of `measure` that the report names.
+        all_zero: what the report says, after "Of the held-out rows that were decoded", where all of these are 0.
+        not_drawn: what the report says that nothing shows, after "nor", where nothing was drawn.
     """
 
     draw: "Callable[[nn.Module, Items[Sequence], Experiment, Callable[[], None]], list[dict[str, Any]]]"
     measure: Callable[[Items[Mapping[str, Any]]], dict[str, float]] = lambda examples: {}
     choose: Callable[[Items[Sequence], int], list[Sequence]] = by_item
     at_once: Callable[[Experiment], int] = lambda experiment: 1
+    measured: tuple[Measured, ...] = ()
+    all_zero: str = ""
+    not_drawn: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What the report has to know of them, as JSON."""
+        measured = [{name: value for name, value in vars(each).items() if name != "leaderboard"}
+                    for each in self.measured]  # fmt: skip
+        return {"measured": measured, "all_zero": self.all_zero, "not_drawn": self.not_drawn}
 
 
 @dataclass(frozen=True)

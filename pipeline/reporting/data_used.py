@@ -3,18 +3,13 @@
 import math
 from typing import Any
 
-from pipeline import measures
 from pipeline.data.split import FOR_SELECTION
 from pipeline.reporting.data_facts import parse_data
+from pipeline.reporting.example_facts import example_words
 from pipeline.reporting.results import Results
 from pipeline.reporting.statistics import mean
 
 _SPLITS = {"held_out": "held-out", "evaluation": "evaluation"}
-_SCORES = {
-    "pairs exactly right": measures.HELD_OUT_PAIRS_EXACT,
-    "tasks exactly right": measures.HELD_OUT_TASKS_EXACT,
-    "right in two attempts (pass_at_2)": measures.HELD_OUT_PASS_AT_2,
-}
 
 
 def data_words(results: Results) -> list[str]:
@@ -34,7 +29,7 @@ def scores_of(results: Results, place: int) -> dict[str, dict[int, float]]:
 def _of(data: dict[str, Any]) -> str:
     """Empty for runs from before data sets told of themselves."""
     parts = []
-    item = data["item"] if isinstance(data.get("item"), str) else "task"
+    item = _item_of(data)
     for split, title in _SPLITS.items():
         scored, long = _count(data, split, "tasks"), _count(data, split, "too_long_tasks")
         if scored is None or (split == "evaluation" and not scored and not long):
@@ -61,21 +56,29 @@ def _of(data: dict[str, Any]) -> str:
 
 def _scores(results: Results, split: str) -> str:
     """Means over all decoded pairs and seeds, arm by arm."""
-    said, solved = [], False
+    said, some, words = [], False, example_words(results)
     for row in results.rows:
         name = ", ".join([row.arm, *(f"{field} {value}" for field, value in row.cell)])
         found = []
-        for title, metric in _SCORES.items():
-            value = mean({seed: t.last(measures.of_split(split, metric)) for seed, t in row.trials.items()})
+        for each in words.measured:
+            value = mean({seed: trial.last(f"{split}/{each.name}") for seed, trial in row.trials.items()})
             if math.isfinite(value):
-                solved |= value > 0
-                found.append(f"{100 * value:.1f} % {title}")
+                some |= value != 0
+                found.append(each.show(value))
         if found:
             said.append(f"{name}: {', '.join(found)}")
-    decoded = f"Of the {_SPLITS[split]} tasks that were decoded"
-    if said and not solved:
-        return f"{decoded} no arm got a single pair right, in one attempt or two."
+    decoded = f"Of the {_SPLITS[split]} {_item(results)}s that were decoded"
+    if said and not some and words.all_zero:
+        return f"{decoded} {words.all_zero}."
     return f"{decoded}, by arm: {'; '.join(said)}." if said else ""
+
+
+def _item(results: Results) -> str:
+    return next((_item_of(parse_data(*each)) for each in results.data), "task")
+
+
+def _item_of(data: dict[str, Any]) -> str:
+    return data["item"] if isinstance(data.get("item"), str) else "task"
 
 
 def _count(data: dict[str, Any], split: str, what: str) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pipeline import measures
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.equal_density import at_density
+from pipeline.reporting.example_facts import example_words
 from pipeline.reporting.results import NOT_SET, Results, Row, TrialResult
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean, paired_difference, signed
 from tiny_onn.arms import GRANULARITY
@@ -187,9 +188,10 @@ def limits(results: Results) -> str:
         f"{_counted(sizes['training.steps'], 'training step')} and "
         f"the data {data}; nothing here tests wider or deeper models, longer training or other data"
     )
-    of_arc = any(trial.params.get("data.task", "arc") == "arc" for trial in trials)
-    if of_arc and not any(math.isfinite(trial.last(measures.HELD_OUT_TASKS_EXACT)) for trial in trials):
-        text += ", nor whether whole tasks are solved (none was decoded)"
+    words = example_words(results)
+    drawn = (trial.last(f"held_out/{each.name}") for trial in trials for each in words.measured)
+    if words.not_drawn and not any(map(math.isfinite, drawn)):
+        text += f", nor {words.not_drawn}"
     text += (
         ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "
         "saves no time yet."

@@ -9,13 +9,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 
-from pipeline import measures
 from pipeline.reporting import figures, figures_of_seeds, tables
 from pipeline.reporting.activation_figure import activation_map
 from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.artifacts import Drawn
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.comparisons import note
+from pipeline.reporting.example_facts import example_words
 from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.page_template import STYLE, TEMPLATE
 from pipeline.reporting.report import Report, headline, seeds_of
@@ -206,7 +206,7 @@ def _predictions(report: Report) -> Section:
     tasks = [_task(drawn, place, shown) for place, drawn in enumerate(shown[0][2][:_TASKS])]
     text = (
         f"The first {len(tasks)} test pairs of the held-out tasks that are decoded, in the order of the data and not "
-        "chosen by what came out, drawn greedily by each arm's lowest seed." + _exact(report.results)
+        "chosen by what came out, drawn greedily by each arm's lowest seed." + _measured(report.results)
     )
     return Section(title, "predictions", (Part("text", text), Part("tasks", tasks)))
 
@@ -242,13 +242,15 @@ def _task(drawn: Drawn, place: int, shown: list[tuple[Row, TrialResult, list[Dra
     return {"title": f"{drawn.task_id}, test pair {drawn.pair}", "drawings": drawings}
 
 
-def _exact(results: Results) -> str:
-    found = []
-    for row in results.rows:
-        value = mean({seed: trial.last(measures.HELD_OUT_PAIRS_EXACT) for seed, trial in row.trials.items()})
+def _measured(results: Results) -> str:
+    """The first number that the task measures of its examples, by arm."""
+    found, first = [], next(iter(example_words(results).measured), None)
+    for row in results.rows if first else ():
+        assert first is not None
+        value = mean({seed: trial.last(f"held_out/{first.name}") for seed, trial in row.trials.items()})
         if math.isfinite(value):
-            found.append(f"{figures.name_of(row)} {100 * value:.1f} %")
-    return f" Exactly right over all decoded pairs and seeds: {', '.join(found)}." if found else ""
+            found.append(f"{figures.name_of(row)} {first.show(value)}")
+    return f" Over all examples and seeds: {', '.join(found)}." if found else ""
 
 
 def _routing_maps(report: Report) -> Section:

@@ -155,6 +155,7 @@ def data_tags(prepared: Prepared) -> dict[str, str]:
     config = manifest.config
     facts |= {"source": config.folder, "notes": list(manifest.notes[:10]), "held_out_for": config.held_out_for}
     facts |= {"item": task.item, "scores": [score.facts() for score in task.scores]}
+    facts |= {"examples": task.examples.facts()} if task.examples is not None else {}
     if isinstance(prepared.folder, Path):  # the address of a storage may hold a password
         facts["prepared"] = str(prepared.folder)
     for name, lines in (("leaks", leaks), ("refused", list(manifest.refused))):

@@ -1,6 +1,6 @@
 """Tasks: what is learnt. `Task` and its parts are what a task of one's own is made of; see docs/tasks.md."""
 
-from pipeline.data.contract import Encoded, Examples, ModelSettings, Rows, Score, Source, Splits, Task
+from pipeline.data.contract import Encoded, Examples, Measured, ModelSettings, Rows, Score, Source, Splits, Task
 from pipeline.data.sequence import IGNORED, WHOLE, Format, Sequence
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Encoded",
     "Examples",
     "Format",
+    "Measured",
     "ModelSettings",
     "Rows",
     "Score",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.arc import Corpus, load_corpus
 from pipeline.data.augment import IDENTITY, View, view_task, views
-from pipeline.data.contract import Encoded, Examples, ModelSettings, Rows, Source, Split, Splits, Task
+from pipeline.data.contract import Encoded, Examples, Measured, ModelSettings, Rows, Source, Split, Splits, Task
 from pipeline.data.randomness import generator
 from pipeline.data.related import leakage
 from pipeline.data.sequence import WHOLE, Sequence
@@ -118,8 +118,7 @@ def _draw(
 def _measure(examples: Items[Mapping[str, Any]]) -> dict[str, float]:
     from pipeline.training.predictions import Prediction, exact_match
 
-    found = exact_match([Prediction(**example) for example in examples])
-    return {name.partition("/")[2]: value for name, value in found.items()}
+    return exact_match([Prediction(**example) for example in examples])
 
 
 def _at_once(experiment: Experiment) -> int:
@@ -140,7 +139,18 @@ ARC = Task(
     format=FORMAT,
     read=_read,
     build=_build,
-    examples=Examples(draw=_draw, measure=_measure, at_once=_at_once),
+    examples=Examples(
+        draw=_draw,
+        measure=_measure,
+        at_once=_at_once,
+        measured=(
+            Measured("pairs_exact", "pairs exactly right"),
+            Measured("tasks_exact", "tasks exactly right", leaderboard=True),
+            Measured("pass_at_2", "right in two attempts (pass_at_2)", leaderboard=True),
+        ),
+        all_zero="no arm got a single pair right, in one attempt or two",
+        not_drawn="whether whole tasks are solved (none was decoded)",
+    ),
     predict=_predict,
     maps_routing=True,
     describe=lambda config: config.dataset,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline import measures
+from pipeline.data.contract import BUILT_IN, find_task
 from pipeline.mlflow_private import VIEW
 from pipeline.tracking.describe import SEED, SWEEP, SWEEP_ID, params_of
 from pipeline.tracking.images import FIGURE
@@ -246,13 +247,21 @@ def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> li
             found.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
         elif metric.leaderboard == "places":
             found += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
+        if metric.name == measures.EVALUATION_TOKEN_ACCURACY:
+            found += [name for name in _of_examples("evaluation") if name in recorded]
     return [*found, *_task_scores(recorded), *observed(recorded)]
 
 
 def _task_scores(recorded: Collection[str]) -> list[str]:
     """Of the metrics that runs have recorded, the held-out scores of their own task."""
-    known = {metric.name for metric in measures.METRICS} | set(measures.OF_GRIDS)
+    known = {metric.name for metric in measures.METRICS} | {*_of_examples("held_out", every=True)}
     return sorted(name for name in recorded if name.startswith("held_out/") and name not in known)
+
+
+def _of_examples(split: str, every: bool = False) -> list[str]:
+    """What the built-in tasks measure of examples of a split, as far as it has a column here, or all of it."""
+    examples = (each for name in BUILT_IN if (drawn := find_task(name).examples) for each in drawn.measured)
+    return [f"{split}/{each.name}" for each in examples if every or each.leaderboard]
 
 
 def observed(recorded: Collection[str]) -> list[str]:

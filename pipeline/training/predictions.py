@@ -6,9 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pipeline import measures
 from pipeline.data.given import task_given
-from pipeline.data.manifest import Split
 from pipeline.data.sequence import Sequence as Row
 from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
@@ -86,21 +84,20 @@ def predict_one(trained: "TrainedModel", task: Any, pair: int = 0) -> Grid | Non
     return decode_grids(trained.model, [prompt], limit)[0]
 
 
-def exact_match(predictions: Sequence[Prediction], split: Split = "held_out") -> dict[str, float]:
-    """<split>/pairs_exact: fraction of test pairs right; /tasks_exact: of tasks with every test pair right;
-    /pass_at_2: of test pairs that one of two attempts gets right.
+def exact_match(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """pairs_exact: fraction of test pairs right; tasks_exact: of tasks with every test pair right; pass_at_2: of test
+    pairs that one of two attempts gets right.
     """
     if not predictions:
         return {}
     tasks: dict[str, bool] = {}
     for each in predictions:
         tasks[each.task_id] = tasks.get(each.task_id, True) and each.exact
-    found = {
-        measures.HELD_OUT_PAIRS_EXACT: sum(each.exact for each in predictions) / len(predictions),
-        measures.HELD_OUT_TASKS_EXACT: sum(tasks.values()) / len(tasks),
-        measures.HELD_OUT_PASS_AT_2: sum(each.target in each.attempts for each in predictions) / len(predictions),
+    return {
+        "pairs_exact": sum(each.exact for each in predictions) / len(predictions),
+        "tasks_exact": sum(tasks.values()) / len(tasks),
+        "pass_at_2": sum(each.target in each.attempts for each in predictions) / len(predictions),
     }
-    return {measures.of_split(split, name): value for name, value in found.items()}
 
 
 def _judge(pair: int, task: Task, drawn: Sequence[Grid | None]) -> Prediction:

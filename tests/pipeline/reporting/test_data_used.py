@@ -10,10 +10,12 @@ from pipeline.data.shards import prepare
 from pipeline.layout import Output
 from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.files import write_report
+from pipeline.reporting.findings import limits
 from pipeline.reporting.report import Report, make_report
 from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.running.sweep import data_tags
 from pipeline.settings.config import DataConfig
+from pipeline.tasks import Examples, Measured
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.sweep_samples import experiment, trials, write_spool
@@ -125,3 +127,35 @@ def test_scores_that_are_all_zero_are_said_in_few_words() -> None:
     )
     words = "Of the held-out tasks that were decoded no arm got a single pair right, in one attempt or two."
     assert data_words(Results("s", [row], {}, 0, [])) == [words]
+
+
+def test_what_a_task_of_ones_own_measures_of_its_examples_is_worded_as_it_says() -> None:
+    examples = Examples(
+        lambda *given: [],
+        measured=(Measured("length", "tokens", unit="", scale=1.0, digits=2), Measured("right", "rightly ended")),
+        all_zero="nothing was ended",
+        not_drawn="how texts end",
+    )
+    told = {"held_out": {"tasks": 3}, "train": {"tasks": 8}, "item": "text", "examples": examples.facts()}
+
+    def results(**metrics: float) -> Results:
+        found = {f"held_out/{name}": value for name, value in metrics.items()}
+        row = Row("a", (), {0: TrialResult("r", "a", 0, {"data.task": "my:TASK"}, {}, found, {})})
+        return Results("s", [row], {}, 0, [], data=(("d", json.dumps(told)),))
+
+    assert data_words(results(length=7.125, right=0.25))[0].endswith(
+        "Of the held-out texts that were decoded, by arm: a: 7.12 tokens, 25.0 % rightly ended."
+    )
+    assert data_words(results(length=0.0, right=0.0))[0].endswith("texts that were decoded nothing was ended.")
+    assert "or other data, nor how texts end." in limits(results())
+    assert "nor how" not in limits(results(right=0.0))
+
+
+@pytest.mark.parametrize(
+    "told", [3, {"measured": 7}, {"measured": [3, {"name": "x"}, {"name": "x", "title": 1}], "all_zero": [1]}]
+)
+def test_what_somebody_else_wrote_of_examples_is_passed_over(told: object) -> None:
+    row = Row("a", (), {0: TrialResult("r", "a", 0, {"data.task": "my:TASK"}, {}, {"held_out/x": 1.0}, {})})
+    results = Results("s", [row], {}, 0, [], data=(("d", json.dumps({"examples": told})),))
+    assert data_words(results) == []
+    assert "nor" not in limits(results).split("Step times")[0]

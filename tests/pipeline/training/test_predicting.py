@@ -13,7 +13,6 @@ import torch.multiprocessing as mp
 from pipeline.data import tokens
 from pipeline.data.shards import open_prepared, read_rows
 from pipeline.layout import TrialFolder
-from pipeline.measures import HELD_OUT_TASKS_EXACT
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training import decode
@@ -62,4 +61,4 @@ def test_workers_share_the_decoding_and_wait_for_the_slowest(tmp_path: Path) -> 
     alone = predict(open_model(folder.model).model, asked, 128, views=2)
     assert json.loads(folder.predictions.read_text()) == [each.as_dict() for each in alone]
     found = json.loads(folder.result.read_text())["metrics"]
-    assert found[HELD_OUT_TASKS_EXACT] == exact_match(alone)[HELD_OUT_TASKS_EXACT]
+    assert found["held_out/tasks_exact"] == exact_match(alone)["tasks_exact"]

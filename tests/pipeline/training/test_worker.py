@@ -62,7 +62,7 @@ def test_a_run_leaves_what_the_driver_reads(data: Prepared, whole: TrialFolder) 
     assert measures.HELD_OUT_LOSS in metrics[4]
     assert measures.HELD_OUT_LOSS not in metrics[6]
     last = metrics[8]
-    for name in (measures.TASK_LOSS, measures.META_LOSS, measures.HELD_OUT_PAIRS_EXACT, "activation_rate/L1"):
+    for name in (measures.TASK_LOSS, measures.META_LOSS, "held_out/pairs_exact", "activation_rate/L1"):
         assert name in last
     mean = sum(last[f"activation_rate.by_module/L0.{p}"] for p in "qkvo") / 4
     assert last["activation_rate/L0"] == pytest.approx(mean)
@@ -103,7 +103,7 @@ def test_evaluation_tasks_are_scored_by_themselves_when_they_are_to_be(
     run_training(experiment, folder, prepared.folder, CPU)
     metrics = metrics_of(folder)
     assert [step for step in metrics if measures.EVALUATION_LOSS in metrics[step]] == steps
-    assert [step for step in metrics if measures.EVALUATION_TASKS_EXACT in metrics[step]] == steps[-1:]
+    assert [step for step in metrics if "evaluation/tasks_exact" in metrics[step]] == steps[-1:]
     assert [step for step in metrics if measures.HELD_OUT_LOSS in metrics[step]] == [4, 8]
     if steps:
         model, rows = open_model(folder.model).model.requires_grad_(False), read_rows(prepared, "evaluation")
@@ -120,7 +120,7 @@ def test_evaluation_tasks_are_scored_by_themselves_when_they_are_to_be(
         assert last[measures.EVALUATION_LOSS] == pytest.approx(total / count, rel=1e-9)
         assert last[measures.EVALUATION_TOKEN_ACCURACY] == pytest.approx(right / count)
         made = predict(model, rows, 128)
-        assert last[measures.EVALUATION_PAIRS_EXACT] == sum(each.exact for each in made) / 6
+        assert last["evaluation/pairs_exact"] == sum(each.exact for each in made) / 6
         assert 0 < last["evaluation/density"] <= 1
 
 
@@ -307,8 +307,7 @@ def test_exact_match_by_hand(data: Prepared) -> None:
 
     pairs = [replace(made[0], task_id=t, exact=e) for t, e in (("a", True), ("a", False), ("b", True), ("c", False))]
     scores = {"pairs_exact": 0.5, "tasks_exact": pytest.approx(1 / 3), "pass_at_2": 0.0}
-    for split in ("held_out", "evaluation"):
-        assert exact_match(pairs, split) == {f"{split}/{name}": value for name, value in scores.items()}  # type: ignore[arg-type]
+    assert exact_match(pairs) == scores
 
 
 def test_the_schedule_warms_up_and_ends_near_a_tenth() -> None:

@@ -1,0 +1,66 @@
+"""What the data's task measures of the examples that are drawn at the end, and how the report words it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data.contract import BUILT_IN, find_task
+from pipeline.reporting.data_facts import parse_data
+from pipeline.reporting.results import Results
+from pipeline.settings.config import BEFORE
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number, by its name without the split; see `pipeline.data.contract.Measured`."""
+
+    name: str
+    title: str
+    unit: str
+    scale: float
+    digits: int
+
+    def show(self, value: float) -> str:
+        """The number, its unit and what it is."""
+        number = f"{value * self.scale:.{self.digits}f}"
+        return " ".join(filter(None, [number, self.unit, self.title]))
+
+
+@dataclass(frozen=True)
+class ExampleWords:
+    """What is measured of a task's examples; and what is said where all of it is 0, and where none was drawn."""
+
+    measured: tuple[Measure, ...] = ()
+    all_zero: str = ""
+    not_drawn: str = ""
+
+
+def example_words(results: Results) -> ExampleWords:
+    """As the first data set of the runs tells; of runs from before data sets told of it, as the built-in task that
+    they name has it. Nobody else's code is imported."""
+    for each in results.data:
+        if isinstance(told := parse_data(*each).get("examples"), dict):
+            return _parsed(told)
+    trials = (trial for row in results.rows for trial in row.trials.values())
+    name = next((trial.params.get("data.task", BEFORE["data.task"]) for trial in trials), "")
+    examples = find_task(name).examples if name in BUILT_IN else None
+    return _parsed(examples.facts()) if examples else ExampleWords()
+
+
+def _parsed(told: dict[str, Any]) -> ExampleWords:
+    listed = told.get("measured")
+    found = [_measure(each) for each in (listed if isinstance(listed, list) else []) if isinstance(each, dict)]
+    words = [told.get(name) for name in ("all_zero", "not_drawn")]
+    return ExampleWords(tuple(filter(None, found)), *(word if isinstance(word, str) else "" for word in words))
+
+
+def _measure(told: dict[str, Any]) -> Measure | None:
+    name, title, unit = (told.get(each) for each in ("name", "title", "unit"))
+    scale, digits = told.get("scale"), told.get("digits")
+    if not isinstance(name, str) or not isinstance(title, str) or not isinstance(unit, str):
+        return None
+    if type(digits) is not int or not 0 <= digits < 16:
+        return None
+    if not isinstance(scale, float | int) or not math.isfinite(scale):
+        return None
+    return Measure(name, title, unit, float(scale), digits)
