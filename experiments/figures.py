@@ -30,6 +30,7 @@ import matplotlib as mpl
 from experiments import filed
 from experiments.study.summary import figure
 from pipeline.reporting.frontier_figure import loss_over_density
+from tiny_onn.arms import BASELINES
 
 ROOT = Path(__file__).parents[1]
 # Documents in which every decimal number is either marked or said to be no result.
@@ -129,6 +130,24 @@ def _ablation(words: list[str]) -> str:
     return filed.markdown(lines)
 
 
+def _densities(words: list[str]) -> str:
+    """A row for each density that a sweep asked for: the held-out losses of its arms, and the excess of those that are
+    no baselines. Words: the sweep, the arms, and behind `at` the densities."""
+    sweep, *arms = words[: words.index("at")]
+    densities = words[words.index("at") + 1 :]
+    own = [arm for arm in arms if arm not in BASELINES]
+    lines = [["density", *(f"`{arm}` (nats)" for arm in arms), *(f"excess of `{arm}`" for arm in own)]]
+    for density in densities:
+        of = partial(filed.report, sweep=sweep, density=density)
+        losses = [f"{of(arm, 'held_out_loss'):.3f}" for arm in arms]
+        excess = [
+            f"{of(arm, 'excess'):+.3f} ({of(arm, 'excess', 'low'):+.3f} to {of(arm, 'excess', 'high'):+.3f})"
+            for arm in own
+        ]
+        lines.append([f"{100 * float(density):.0f} %", *losses, *excess])
+    return filed.markdown(lines)
+
+
 def _study(words: list[str]) -> str:
     """A study's table: its name, and the columns, by how their headings begin."""
     return filed.study_table(words[0], words[1:])
@@ -154,7 +173,12 @@ def _step(words: list[str]) -> str:
     return filed.markdown(lines)
 
 
-TABLES: dict[str, Callable[[list[str]], str]] = {"ablation": _ablation, "study": _study, "step": _step}
+TABLES: dict[str, Callable[[list[str]], str]] = {
+    "ablation": _ablation,
+    "densities": _densities,
+    "study": _study,
+    "step": _step,
+}
 
 
 def _table(found: re.Match[str], name: str) -> str:
