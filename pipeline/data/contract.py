@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pipeline.data.sequence import Format, Sequence
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.settings.config import DataConfig, Experiment
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def import_attribute(name: str, setting: str, expected: str) -> Any:
             found = getattr(found, part)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise UserError(
-            f"{setting}: {name!r} cannot be used ({type(error).__name__}: {error}). Expected "
+            f"{setting}: {name!r} cannot be used ({reason(error)}). Expected "
             f"package.module:attribute, {expected}, which the workers can import too: `pip install -e` its package, or "
             "name its folder in PYTHONPATH."
         ) from error

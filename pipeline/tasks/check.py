@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.foreign_json import parse_json
 from pipeline.settings.config import DataConfig, Experiment
 from pipeline.training.build import build_dynamics, build_model, model_settings
+from pipeline.training.modes import in_evaluation_mode
 from pipeline.training.sample import sample_rows
 from pipeline.training.step import train_step
 
@@ -218,7 +219,8 @@ def _check_score(score: Score, batch: Batch, task: Task, who: str) -> None:
 def _check_examples(examples: Examples, model: nn.Module, experiment: Experiment, who: str) -> None:
     rows = sample_rows(experiment)
     chosen = examples.choose(rows, len(rows))
-    drawn = examples.draw(model, chosen, experiment, lambda: None)
+    with in_evaluation_mode(model):
+        drawn = examples.draw(model, chosen, experiment, lambda: None)
     if not isinstance(drawn, list) or len(drawn) != len(chosen):
         raise UserError(f"{who}: `examples.draw` returned {drawn!r:.80}; expected a list of {len(chosen)}, one a row")
     try:
@@ -238,18 +240,13 @@ def _looks_ahead(model: nn.Module, batch: Batch) -> tuple[int, int] | None:
     """(place whose logits change, later place from which on tokens are others); None where there is no such place."""
     tokens = batch.tokens[:1]
     axes = [axis[:1] for axis in batch.coordinates]
-    kept = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            last = tokens.shape[1] - 1
-            for changed in (last, last // 2 + 1):
-                other = tokens.clone()
-                other[0, changed:] = (other[0, changed:] + 1) % int(batch.tokens.max() + 1)
-                before, after = model(tokens, *axes)[0, :changed], model(other, *axes)[0, :changed]
-                away = (before - after).abs().amax(dim=-1) > 1e-5 * (1 + before.abs().amax())
-                if bool(away.any()):
-                    return int(away.nonzero()[0]), changed
-    finally:
-        model.train(kept)
+    with in_evaluation_mode(model), torch.no_grad():
+        last = tokens.shape[1] - 1
+        for changed in (last, last // 2 + 1):
+            other = tokens.clone()
+            other[0, changed:] = (other[0, changed:] + 1) % int(batch.tokens.max() + 1)
+            before, after = model(tokens, *axes)[0, :changed], model(other, *axes)[0, :changed]
+            away = (before - after).abs().amax(dim=-1) > 1e-5 * (1 + before.abs().amax())
+            if bool(away.any()):
+                return int(away.nonzero()[0]), changed
     return None

@@ -20,6 +20,7 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.files import flush
 from pipeline.foreign_json import DamagedJson, read_bounded, read_object_file
+from pipeline.training.tied import with_ties, without_ties
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
@@ -192,7 +193,8 @@ def _step_of(path: Path) -> int:
 
 
 def _flatten(dynamics: LearningDynamics) -> dict[str, Tensor]:
-    state = {f"model/{name}": t.detach().contiguous() for name, t in dynamics.model.state_dict().items()}
+    own = without_ties(dynamics.model.state_dict())
+    state = {f"model/{name}": t.detach().contiguous() for name, t in own.items()}
     for stream, optimizer in _optimizers(dynamics).items():
         for place, slots in optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
@@ -203,7 +205,7 @@ def _flatten(dynamics: LearningDynamics) -> dict[str, Tensor]:
 def _restore(dynamics: LearningDynamics, state: dict[str, Tensor]) -> None:
     model = {name.removeprefix("model/"): t for name, t in state.items() if name.startswith("model/")}
     try:
-        dynamics.model.load_state_dict(model)
+        dynamics.model.load_state_dict(with_ties(model, dynamics.model))
     except RuntimeError as error:
         raise UserError(f"the checkpoint does not fit the model: {error}") from error
     for stream, optimizer in _optimizers(dynamics).items():

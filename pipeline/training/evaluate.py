@@ -13,6 +13,7 @@ from pipeline.data.batch import IGNORED
 from pipeline.data.contract import Task, find_task
 from pipeline.data.manifest import Split
 from pipeline.data.sequence import Sequence as Row
+from pipeline.training.modes import in_evaluation_mode
 from pipeline.training.step import batch_logits, summed_loss
 from tiny_onn.distributed import sum_over_workers
 from tiny_onn.routing_patterns import NOT_A_TASK, watch_routing
@@ -36,8 +37,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Loss (nats per labelled token), token accuracy and density over all rows, the same on every worker.
 
-    Each worker takes every `world_size`-th row, each row once; sums and counts are added up over the workers. Density
-    and dead experts are those of the same tokens, in the same forward passes.
+    Each worker takes every `world_size`-th row, each row once; sums and counts are added up over the workers. The model
+    is in evaluation mode meanwhile. Density and dead experts are those of the same tokens, in the same forward passes.
 
     Args:
         autocast: in bfloat16, as `train_step`: so that the loss compares with that of training.
@@ -50,7 +51,7 @@ def evaluate(
     device, of = next(model.parameters()).device, task or find_task("arc")
     sums = torch.zeros(3 + 2 * len(of.scores), dtype=torch.float64, device=device)
     items = {item: n for n, item in enumerate(list(dict.fromkeys(row.task_id for row in rows))[:PATTERN_TASKS])}
-    with watch_routing(model, len(items) if patterns else 0) as routed:
+    with in_evaluation_mode(model), watch_routing(model, len(items) if patterns else 0) as routed:
         for group in _groups(rows[rank::world_size], batch_tokens):
             batch = of.batch(group).to(device)
             numbers = torch.tensor([items.get(row.task_id, NOT_A_TASK) for row in group], device=device)
@@ -99,7 +100,8 @@ def losses_of(
     sums = torch.zeros(len(samples), 2, dtype=torch.float64, device=device)
     for group in _groups([row for row, _ in flat[rank::world_size]], batch_tokens):
         batch = task.batch(group).to(device)
-        logits = batch_logits(model, batch, autocast=autocast)
+        with in_evaluation_mode(model):
+            logits = batch_logits(model, batch, autocast=autocast)
         of = torch.tensor([places[id(row)] for row in group], device=device)
         loss = nn.functional.cross_entropy(
             logits.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORED, reduction="none"

@@ -16,6 +16,7 @@ from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import best_step, checkpoints, read_checkpoint
 from pipeline.training.model_file import TrainedModel, open_model, refuse_own_code
+from pipeline.training.tied import with_ties
 
 Step = int | Literal["last", "best"]
 """A step that was saved; "best", the saved one with the lowest held-out loss; "last", the end of training."""
@@ -52,7 +53,7 @@ def open_step(
     _, state = read_checkpoint(kept[wanted])
     model = build_model(replace(settings, {"training.engine": "auto", "training.compile": "auto"}, str(trial.config)))
     try:
-        model.load_state_dict(model_of(state))
+        model.load_state_dict(with_ties(model_of(state), model))
     except RuntimeError as error:
         raise UserError(f"{kept[wanted]}: does not fit the model of {trial.config} ({error})") from error
     return TrainedModel(model.to(device).eval(), settings, wanted, losses.get(wanted), is_best=wanted == best)

@@ -15,6 +15,7 @@ from pipeline.data.sequential import SequentialLoader
 from pipeline.training.agreement import gather_json
 from pipeline.training.evaluate import evaluate, together
 from pipeline.training.machine import peak_memory_mib
+from pipeline.training.modes import in_evaluation_mode
 from pipeline.training.observer import Numbers, ObserverFailed, observe, reduced
 from pipeline.training.places import places_of
 from pipeline.training.step import StepReport
@@ -123,7 +124,7 @@ def _drawn(trial: Trial, examples: Examples, judged: list[Sequence]) -> list[dic
     Every worker takes its share, and gets all.
     """
     rows, world_size = examples.choose(judged, trial.training.decode_tasks), trial.world_size
-    with together(trial.device) as alive:
+    with together(trial.device) as alive, in_evaluation_mode(trial.model):
         mine = examples.draw(trial.model, rows[trial.rank :: world_size], trial.experiment, alive)
     shares = gather_json(mine, trial.device)
     return [shares[place % world_size][place // world_size] for place in range(len(rows))]

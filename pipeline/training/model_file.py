@@ -29,6 +29,7 @@ from pipeline.settings.config import Experiment, PartsConfig, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import write_tensors
+from pipeline.training.tied import with_ties, without_ties
 from tiny_onn.gates import MAS
 from tiny_onn.layers import sparse_layers
 
@@ -99,7 +100,7 @@ def save_model(
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     aside.mkdir(parents=True)
     try:
-        found = model.state_dict() if weights is None else weights
+        found = without_ties(model.state_dict()) if weights is None else weights
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
         write_tensors(aside / _WEIGHTS, weights)
         card = {
@@ -155,7 +156,7 @@ def open_model(folder: Path, device: torch.device | str = "cpu", *, own_code: bo
         if not own_code:
             refuse_own_code(computed, folder / _CARD)
         model = build_model(computed)
-        model.load_state_dict(weights)
+        model.load_state_dict(with_ties(weights, model))
         step, loss = card.get("step"), card.get("held_out_loss")
         facts = None if step is None else integer(step, most=_LAST_STEP), None if loss is None else float(loss)
     except (OSError, DamagedJson, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, reason
 from pipeline.settings.config import TrainingConfig
 from tiny_onn.arm import Arm
 from tiny_onn.dynamics import LearningDynamics
@@ -35,7 +35,7 @@ def optimizer_factory(training: TrainingConfig) -> Factory:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise UserError(
-            f"training.optimizer: {name!r} cannot be used ({type(error).__name__}: {error}). Expected adamw, sgd or "
+            f"training.optimizer: {name!r} cannot be used ({reason(error)}). Expected adamw, sgd or "
             "package.module:attribute, which the workers can import too: `pip install -e` its package, or name its "
             "folder in PYTHONPATH."
         ) from error

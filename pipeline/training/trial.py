@@ -30,6 +30,7 @@ from pipeline.training.build import build_dynamics, build_model, set_learning_ra
 from pipeline.training.checkpoint import load_newest
 from pipeline.training.evidence import stop
 from pipeline.training.forgetting import Forgetting
+from pipeline.training.modes import seed_step
 from pipeline.training.observer import Observer, load_observer
 from pipeline.training.replicas import ReplicasDiffer, check_replicas
 from pipeline.training.step import StepReport, train_step
@@ -234,6 +235,7 @@ def take_step(trial: Trial, step: int, epoch: int, batch: Batch) -> Entry | None
     """
     training, logs = trial.training, is_logged(trial.training, step)
     rates = set_learning_rates(trial.dynamics, training, step - 1)
+    seed_step(training.seed, step, trial.rank)
     try:
         with trial.window.step():
             report = train_step(

@@ -133,6 +133,22 @@ class Chain(nn.Module):
         return logits
 
 
+class Tied(Chain):
+    """Its head is its embedding; it has dropout, a part that stays frozen, and a count of its passes in training."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__(settings)
+        self.head.weight = self.embed.weight
+        self.drop, self.frozen = nn.Dropout(0.5), nn.Dropout(0.9).eval()
+        self.passes: Tensor
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, tokens: Tensor, *coordinates: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+        return self.frozen(self.drop(super().forward(tokens, *coordinates)))
+
+
 class SeesAll(Chain):
     def forward(self, tokens: Tensor, *coordinates: Tensor) -> Tensor:
         return super().forward(tokens, *coordinates) + self.embed(tokens).mean(dim=(1, 2), keepdim=True)
@@ -140,6 +156,10 @@ class SeesAll(Chain):
 
 def build(settings: ModelSettings) -> nn.Module:
     return Chain(settings)
+
+
+def tied(settings: ModelSettings) -> nn.Module:
+    return Tied(settings)
 
 
 def no_model(settings: ModelSettings) -> str:

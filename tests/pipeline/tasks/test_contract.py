@@ -375,3 +375,14 @@ def test_the_built_in_tasks_keep_the_contract_themselves() -> None:
     check_model(small_experiment())
     check_model(replace(parity(build=None), {"data": {"task": "text", "options": {}}}, "test"))
     assert TASK.batch([parity_row(0, 3)]).tokens.shape == (1, 3)
+
+
+def test_what_an_import_failed_of_at_first_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ModuleNotFoundError('no X here') from error\n"
+    )
+    (tmp_path / "own_late.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = r"\(ModuleNotFoundError: no X here; at first ZeroDivisionError: division by zero\)"
+    with pytest.raises(UserError, match=said):
+        check_task(parity().data.model_copy(update={"task": "own_late:TASK"}))
