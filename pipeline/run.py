@@ -1,6 +1,7 @@
 """Runs the trials of an experiment from the first check to the filed report, and says how that ended."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -223,7 +224,8 @@ def _file_report(
     if not in_short:
         page = next(path for path in files if path.suffix == ".html")
         for path in (each for each in files if each.name.startswith("best_draws")):
-            said = f"Each arm's best draw, with fresh seeds: tiny-onn ablate {path}"
-            console.print(said, highlight=False, soft_wrap=True)
+            place = [] if output == Path("runs") else ["--output", str(output)]
+            again = shlex.join(["tiny-onn", "ablate", str(path), *place])
+            console.print(f"Each arm's best draw, with fresh seeds: {again}", highlight=False, soft_wrap=True)
         console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
     return made, files

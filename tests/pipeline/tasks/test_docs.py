@@ -4,24 +4,65 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pipeline import api
+from pipeline.data.shards import prepare
 from pipeline.errors import UserError
+from pipeline.layout import TrialFolder
+from pipeline.records.spool import read_spool
+from pipeline.settings.config import replace
+from pipeline.settings.experiment_file import validate_experiment
+from pipeline.tasks.check import check_model
+from pipeline.training.kept import open_step
+from pipeline.training.worker import run_training
+from tests.tiny_onn.test_capture_peers import transformers
 
 DOCS = Path(__file__).parents[3] / "docs"
 TASK, MODEL = ((DOCS / f"{page}.md").read_text(encoding="utf-8") for page in ("tasks", "models"))
 
 
 def example(text: str) -> tuple[str, str]:
-    """The code of a page's example, and the line of settings below it."""
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    """The code of a page's first example, and the line of settings below it."""
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
     return code, re.findall(r"^    (\w+: \{.*\})$", text, re.MULTILINE)[0]
 
 
 def test_the_examples_are_short() -> None:
     for text in (TASK, MODEL):
-        assert len(example(text)[0].splitlines()) < 40
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            assert len(code.splitlines()) < 40
+
+
+def test_a_hugging_face_model_trains_and_comes_back_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers()
+    code = re.findall(r"```python\n(.*?)```", MODEL, re.DOTALL)[1]
+    (tmp_path / "my_gpt2.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = re.findall(r"^    (\w+: \{.*\})$", MODEL, re.MULTILINE)[-2:]
+    settings = yaml.safe_load("\n".join(lines))
+    training = {"steps": 4, "warmup_steps": 1, "batch_tokens": 256, "evaluate_every": 4, "checkpoint_every": 2,
+                "log_every": 2, "decode_tasks": 1, "compile": "eager"}  # fmt: skip
+    experiment = validate_experiment({"name": "gpt2", **settings, "training": training}, "test")
+    (tmp_path / "text.txt").write_text("\n\n".join(f"Row {n} says {n * n} and nothing else of {n}." for n in range(40)))
+    experiment = replace(experiment, {"data.folder": str(tmp_path / "text.txt")}, "test")
+    data = prepare(experiment.data, tmp_path / "data")
+    found = {}
+    for engine in ("hooks", "fused"):
+        trial = TrialFolder(tmp_path / engine)
+        trial.root.mkdir()
+        one = replace(experiment, {"training.engine": engine}, "test")
+        check_model(one)
+        trial.config.write_text(one.model_dump_json())
+        run_training(one, trial, Path(str(data.folder)), torch.device("cpu"))
+        found[engine] = {line.step: line.metrics["train/task_loss"] for line in read_spool(trial.spool)[0]}
+    assert found["hooks"] == pytest.approx(found["fused"], rel=1e-5)
+    for step in ("last", 2):
+        model = open_step(trial, step, own_code=True).model  # type: ignore[arg-type]
+        assert model.lm.lm_head.weight is model.lm.transformer.wte.weight
 
 
 @pytest.fixture(scope="module")
