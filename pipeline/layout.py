@@ -23,13 +23,8 @@ class TrialFolder:
         return self.root / "metrics.jsonl"
 
     @property
-    def shipped(self) -> Path:
-        """How much of the spool and which figures MLflow has: the driver's own memory."""
-        return self.root / "shipped.json"
-
-    @property
-    def run_id(self) -> Path:
-        """The MLflow run of this trial, as JSON, so that a resumed trial goes on in its run."""
+    def delivery(self) -> Path:
+        """The MLflow run of this trial, and what it has of the folder; see `pipeline.records.delivery`."""
         return self.root / "mlflow_run.json"
 
     @property

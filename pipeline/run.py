@@ -12,9 +12,9 @@ from rich.console import Console
 
 from pipeline.drawing import own_style
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.continued import is_left
+from pipeline.records.delivery import read_delivery
 from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.secrecy import public
@@ -150,9 +150,8 @@ def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:
 
 def _tell_where(folder: TrialFolder, console: Console) -> None:
     """Where what one training run came to is found; a sweep's report says it for its trials."""
-    found = read_json(folder.run_id)
-    run_id = found.get("run_id", "") if isinstance(found, dict) else ""
-    known = f", MLflow run {run_id}" if run_id else ""
+    delivered = read_delivery(folder.delivery)
+    known = f", MLflow run {delivered.run_id}" if delivered and delivered.run_id else ""
     console.print(f"Model: {folder.model}{known}\nAll measurements: {folder.result}", highlight=False, soft_wrap=True)
 
 

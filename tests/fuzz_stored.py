@@ -19,9 +19,9 @@ from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.foreign_names import ForeignName, inside
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import last_attempt, noted_attempts
+from pipeline.records.delivery import delivery_state, older_shipped
 from pipeline.records.lock import folder_lock
-from pipeline.records.memories import prune_word, run_memory, shipped_memory
-from pipeline.records.pruned import pruned_at
+from pipeline.records.pruned import prune_word, pruned_at
 from pipeline.records.result import read_reason, read_result
 from pipeline.records.spool import DamagedSpool, Spool, read_spool
 from pipeline.records.sweep_record import read_record, sweep_id
@@ -262,12 +262,13 @@ def _tracked(folder: Path) -> Target:
 
     run_key = json.dumps({"creation_key": _HEX})
     shipped = json.dumps({"run_id": _HEX, "offset": 12, "figures": ["step-000001.safetensors"], "ended": None})
-    good = {"mlflow_summary.json": run_key, "trials/a/mlflow_run.json": run_key, "trials/a/shipped.json": shipped}
+    whole = json.dumps({"creation_key": _HEX, **json.loads(shipped)})
+    good = {"mlflow_summary.json": run_key, "trials/a/mlflow_run.json": whole, "trials/a/shipped.json": shipped}
     return Target(_refused(run), (json.dumps(good).encode(), b"{}"), _JSON)
 
 
 def _memories(data: bytes) -> None:
-    for shape in (run_memory, shipped_memory, prune_word):
+    for shape in (delivery_state, older_shipped, prune_word):
         try:
             shape(parse_json(data[1:], "here"))
         except ValueError:

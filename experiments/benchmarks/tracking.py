@@ -17,12 +17,12 @@ from experiments.benchmarks.report import Progress, Result
 from experiments.benchmarks.tracking_load import POINTS, Load, log_directly, write_spools, writing
 from experiments.benchmarks.tracking_stores import SERVER_WORKERS, NotHere, store
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.delivery import read_delivery
 from pipeline.records.spool import read_spool
 from pipeline.records.state import State
 from pipeline.settings.config import Experiment, SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
-from pipeline.tracking.shipping import shipped
 from pipeline.tracking.store import open_experiment, open_store
 from pipeline.tracking.tracker import Tracker
 
@@ -40,11 +40,11 @@ class TimedTracker(Tracker):
 
     def ship(self, folder: TrialFolder) -> int:
         """As it is, but that it looks what of the spool went."""
-        run = self._runs[folder.run_id]
-        before = shipped(folder, run.run_id)["offset"] if self.watching and run.run_id else 0
+        state = self._runs[folder.delivery].state
+        before = state.offset if self.watching else 0
         sent = super().ship(folder)
         if self.watching and sent:
-            now, after = time.time(), shipped(folder, run.run_id)["offset"]
+            now, after = time.time(), state.offset
             lines = [line for line in read_spool(folder.spool, before)[0] if line.end <= after]
             self.lags.extend([now - line.time_ms / 1000 for line in lines])
         return sent
@@ -149,7 +149,8 @@ def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
 
 def _is_open(folder: TrialFolder) -> bool:
     """Whether the trial's run has been opened and described."""
-    return folder.shipped.exists()
+    known = read_delivery(folder.delivery)
+    return known is not None and known.run_id is not None
 
 
 def _direct(uri: str, root: Path, load: Load) -> dict[str, Any]:

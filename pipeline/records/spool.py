@@ -80,6 +80,29 @@ class Spool:
         flush(self._path)
 
 
+class SpoolReader:
+    """Reads a spool from byte `offset` on, each line once. `damage` ends it for good, where a line is damaged."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path, self.offset = path, offset
+        self.damage: DamagedSpool | None = None
+
+    def read(self, most_bytes: int | None = None) -> list[Line]:
+        """The whole lines that have been added since; those before the damage, where there is some.
+
+        Args:
+            most_bytes: no more lines are read once they have so many; the next call goes on after them.
+        """
+        if self.damage is not None:
+            return []
+        try:
+            lines, self.offset = read_spool(self._path, self.offset, most_bytes)
+        except DamagedSpool as error:
+            self.damage, lines = error, error.before
+            self.offset = lines[-1].end if lines else self.offset
+        return lines
+
+
 def read_spool(path: Path, offset: int = 0, most_bytes: int | None = None) -> tuple[list[Line], int]:
     """The whole lines from byte `offset` on, and the offset after them. A missing file has no lines.
 

@@ -1,14 +1,16 @@
 """What an earlier driver left of a sweep in the storage, taken in allowed shapes only: anybody who can write there can
 have changed it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.foreign_json import DamagedJson, parse_json, parse_object
 from pipeline.foreign_names import ForeignName, inside
 from pipeline.layout import TrialFolder
-from pipeline.records.memories import prune_word, run_memory, shipped_memory
+from pipeline.records.delivery import OLDER_FILE, delivery_state, older_shipped
+from pipeline.records.pruned import prune_word
 
 SUMMARY = "mlflow_summary.json"
 MOST_CLAIM_BYTES = 4 * 2**20
@@ -39,9 +41,10 @@ def parse_tracked(data: bytes, source: object, folder: Path, trials: Iterable[Tr
     Raises:
         UserError: there is anything else in it.
     """
-    readers = {SUMMARY: run_memory}
+    readers: dict[str, Callable[[Any], object]] = {SUMMARY: delivery_state}
     for place in trials:
-        for path, reader in ((place.run_id, run_memory), (place.shipped, shipped_memory), (place.prune, prune_word)):
+        older = place.delivery.with_name(OLDER_FILE)
+        for path, reader in ((place.delivery, delivery_state), (older, older_shipped), (place.prune, prune_word)):
             readers[path.relative_to(folder).as_posix()] = reader
     found: dict[Path, str] = {}
     try:

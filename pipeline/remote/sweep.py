@@ -16,6 +16,7 @@ from pipeline.files import write_whole
 from pipeline.foreign_json import parse_object
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, noted_attempts, write_attempt
+from pipeline.records.delivery import OLDER_FILE
 from pipeline.records.sweep_record import RECORD, read_record
 from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
 from pipeline.remote.recalled import MOST_CLAIM_BYTES, MOST_TRACKED_BYTES, SUMMARY, parse_claim, parse_tracked
@@ -93,7 +94,7 @@ class RemoteSweep:
         """
         self._session = session
         (self.storage / _CLAIM).write_bytes((self._folder / _CLAIM).read_bytes())
-        for memory in (self._folder / SUMMARY, *(place.run_id for _, place in self._trials.values())):
+        for memory in (self._folder / SUMMARY, *(place.delivery for _, place in self._trials.values())):
             expect_run(memory)
         self.remember()
         self._thread.start()
@@ -152,7 +153,7 @@ class RemoteSweep:
 
     def _memories(self) -> Iterable[Path]:
         for _, place in self._trials.values():
-            yield from (place.run_id, place.shipped, place.prune)
+            yield from (place.delivery, place.delivery.with_name(OLDER_FILE), place.prune)
 
     def _work(self) -> None:
         try:

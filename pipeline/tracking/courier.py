@@ -2,11 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
@@ -150,22 +151,27 @@ class Courier:
 
     def _work(self) -> None:
         try:
-            self._deliver()
+            while not self._closing.wait(_EVERY_S):
+                self._round()
+            if not self._let_go:
+                self._end()
         except BaseException as error:  # or nobody would know that nothing is delivered any more
             self._note("courier", mask(f"what delivers to the tracker was ended by an error: {error!r}"))
 
-    def _deliver(self) -> None:
-        while not self._closing.wait(_EVERY_S):
-            self._round()
-        if self._let_go:
-            return
+    def _end(self) -> None:
         while self._round():  # who was passed over has not had a last call
             self._pool_done()
         self._pool_done()
         if self._experiment.sweep is not None and self._summary_open:
-            files = self._attempt("report", self._make_report) if self._make_report else []
-            self._attempt("summary", lambda: self._tracker.end_summary(self._status, files or []))
-        undelivered: dict[Path, str] = self._attempt("close", lambda: self._tracker.close(self._status)) or {}
+            files: list[Path] = []
+            if self._make_report is not None:
+                with self._noting("report"):
+                    files = self._make_report()
+            with self._noting("summary"):
+                self._tracker.end_summary(self._status, files)
+        undelivered: dict[Path, str] = {}
+        with self._noting("close"):
+            undelivered = self._tracker.close(self._status)
         if undelivered:
             with self._lock:  # one word of a store that does not answer is enough
                 self._problems = {what: said for what, said in self._problems.items() if what not in self._away}
@@ -176,7 +182,7 @@ class Courier:
             self._note("report", "the report, which is made of what the tracker has, comes with the rest")
 
     def _pool_done(self) -> None:
-        """Waits for all calls under way. What one raises in spite of `_attempt` keeps no other trial from its end."""
+        """Waits for all calls under way. What one raises in spite of `_noting` keeps no other trial from its end."""
         try:
             self._pool.wait()
         except BaseException as error:
@@ -185,51 +191,48 @@ class Courier:
     def _round(self) -> bool:
         """Submits every idle trial; True if any was busy."""
         if self._states and not self._summary_open:  # before any is known, all may still be refused
-            opened = self._attempt("summary", lambda: self._tracker.start_summary(self._folder, self._experiment))
-            self._summary_open = opened is not None
+            with self._noting("summary"):
+                self._tracker.start_summary(self._folder, self._experiment)
+                self._summary_open = True
         passed_over = False
         for key, state in self._states.items():
             parcel = self._parcels[key]
             if parcel.busy:
                 passed_over = True
-            elif parcel.over:
-                continue
-            elif parcel.ended or state is not State.WAITING:
+            elif not parcel.over and (parcel.ended or state is not State.WAITING):
                 parcel.busy = True
-                self._pool.submit(partial(self._tell, parcel, state))
+                self._pool.submit(partial(self._ship, parcel, state))
         return passed_over
 
-    def _tell(self, parcel: _Parcel, state: State) -> None:
+    def _ship(self, parcel: _Parcel, state: State) -> None:
         try:
-            self._attempt(parcel.trial.key, partial(self._ship, parcel, state))
+            with self._noting(parcel.trial.key):
+                if not parcel.started:
+                    self._tracker.start_trial(parcel.folder, parcel.trial, self._sweep, self._extra, STATUS.get(state))
+                    parcel.started = True
+                self._tracker.ship(parcel.folder)
+                if state in STATUS and not parcel.ended:
+                    self._tracker.end_trial(parcel.folder, STATUS[state])
+                    parcel.ended = True
+                parcel.over = parcel.ended and not self._tracker.lacks(parcel.folder)
         finally:
             parcel.busy = False  # or the end would be waited for for ever
 
-    def _ship(self, parcel: _Parcel, state: State) -> None:
-        if not parcel.started:
-            self._tracker.start_trial(parcel.folder, parcel.trial, self._sweep, self._extra, STATUS.get(state))
-            parcel.started = True
-        self._tracker.ship(parcel.folder)
-        if state in STATUS and not parcel.ended:
-            self._tracker.end_trial(parcel.folder, STATUS[state])
-            parcel.ended = True
-        parcel.over = parcel.ended and not self._tracker.lacks(parcel.folder)
-
-    def _attempt(self, what: str, call: Callable[[], Any]) -> Any:
-        """The call's value. Its error is kept for the end of the sweep: no tracker may stop a training run."""
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """An error of what is done within is kept for the end of the sweep: no tracker may stop a training run."""
         try:
-            value = call()
+            yield
         except Exception as error:
             self._note(what, mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}"))
             with self._lock:
                 (self._away.add if isinstance(error, StoreUnreachable) else self._away.discard)(what)
-            return None
+        else:
+            with self._lock:
+                self._problems.pop(what, None)
+                self._away.discard(what)
         finally:
             self._moved = time.monotonic()
-        with self._lock:
-            self._problems.pop(what, None)
-            self._away.discard(what)
-        return value
 
     def _note(self, what: str, problem: str) -> None:
         with self._lock:

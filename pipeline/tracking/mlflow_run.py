@@ -1,14 +1,11 @@
 """One MLflow run, created once and for all: what it is called and described by, and how it is found again."""
 
 import json
-import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import read_json, write_whole
-from pipeline.records.memories import run_memory
+from pipeline.records.delivery import DeliveryState, read_delivery, write_delivery
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,49 +38,44 @@ class Description:
     data: DataInput | None = None
 
 
-def expect_run(memory: Path) -> None:
-    """Settles by what key a run will be known, before there is a run: whoever has `memory` finds it, once there is."""
-    if not read_memory(memory):
-        write_memory(memory, {_CREATION: uuid.uuid4().hex})
+def expect_run(path: Path) -> None:
+    """Settles by what key a run will be found, before there is a run: whoever has the file finds it, once there is."""
+    if read_delivery(path) is None:
+        write_delivery(path, DeliveryState())
 
 
-def find_run(client: "MlflowClient", experiment_id: str, memory: Path) -> "Run | None":
-    """The run that `memory` remembers, if this experiment of this store has it.
+def find_run(client: "MlflowClient", experiment_id: str, known: DeliveryState) -> "Run | None":
+    """The run that is known, if this experiment of this store has it.
 
-    A request to create it that was given up as lost may still have been obeyed, and late: of several the one that
-    `memory` names, or the oldest, is the run, and the others, which hold nothing, are deleted.
+    A request to create it that was given up as lost may still have been obeyed, and late: of several the one whose id
+    is known, or the oldest, is the run, and the others, which hold nothing, are deleted.
     """
-    known = read_memory(memory)
-    if not known:
-        return None
-    filter_string = f"tags.{_CREATION} = '{known[_CREATION]}'"
+    filter_string = f"tags.{_CREATION} = '{known.creation_key}'"
     runs = list(client.search_runs([experiment_id], filter_string, order_by=["attributes.start_time ASC"]))
-    runs.sort(key=lambda run: run.info.run_id != known.get("run_id"))
+    runs.sort(key=lambda run: run.info.run_id != known.run_id)
     for twin in runs[1:]:
         client.delete_run(twin.info.run_id)
     return runs[0] if runs else None
 
 
 def begin_run(
-    client: "MlflowClient", experiment_id: str, memory: Path, description: Description, found: "Run | None"
+    client: "MlflowClient", experiment_id: str, known: DeliveryState, description: Description, found: "Run | None"
 ) -> str:
-    """The id of `found`, what `find_run` says, set to RUNNING, or of a new run.
+    """The id of `found`, what `find_run` says, set to RUNNING, or of a new run; described either way.
 
-    A kill or a lost answer at any point leads neither to a second run nor to half a description.
+    A kill or a lost answer at any point leads neither to a second run nor to half a description, where `known` is in
+    its file already, and gets the id when this returns.
     """
-    expect_run(memory)
-    known = read_memory(memory)
     if found is None:
-        tags = {**description.tags, _CREATION: known[_CREATION]}
+        tags = {**description.tags, _CREATION: known.creation_key}
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id)
     else:
         run_id = str(found.info.run_id)
         client.update_run(run_id, status="RUNNING")
         _note_new_commit(client, found, description)
         _note_growth(client, found, description)
-    if known.get("described") != run_id:
+    if known.run_id != run_id:
         _describe(client, run_id, description)
-        write_memory(memory, {_CREATION: known[_CREATION], "run_id": run_id, "described": run_id})
     return run_id
 
 
@@ -96,19 +88,6 @@ def flat_params(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
         elif value is not None:
             flat[prefix + name] = (value if isinstance(value, str) else json.dumps(value))[:_LONGEST_PARAM]
     return flat
-
-
-def read_memory(path: Path, shape: Callable[[Any], dict[str, Any]] = run_memory) -> dict[str, Any]:
-    """What `write_memory` wrote; empty when there is no such file, or it is damaged: not of the `shape`."""
-    try:
-        return shape(read_json(path))
-    except ValueError:
-        return {}
-
-
-def write_memory(path: Path, value: dict[str, Any]) -> None:
-    """Writes JSON whole or not at all."""
-    write_whole(path, json.dumps(value))
 
 
 def _describe(client: "MlflowClient", run_id: str, description: Description) -> None:

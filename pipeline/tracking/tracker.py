@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
+from pipeline.records.delivery import read_delivery
 from pipeline.records.sweep_record import grown, sweep_id
 from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.tracking.delivery import Delivery, deliver
 from pipeline.tracking.describe import describe_summary, describe_trial
-from pipeline.tracking.mlflow_run import find_run, read_memory
-from pipeline.tracking.open_run import OpenRun, deliver
+from pipeline.tracking.mlflow_run import find_run
 from pipeline.tracking.outage import Outage, Pause
 from pipeline.tracking.pool import CallPool
 from pipeline.tracking.store import StoreUnreachable, calls_at_once, in_a_line, open_experiment, open_store, sqlite_file
@@ -35,7 +36,7 @@ class Tracker:
     runs that were ended.
 
     Several trials may be told of at a time, each by one thread at a time; the store takes `at_once` of them. What is
-    one run's alone is in its OpenRun; what threads share is behind the lock, or in the Outage, which has its own.
+    one run's alone is in its Delivery; what threads share is behind the lock, or in the Outage, which has its own.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Tracker:
         self.experiment_id = ""
         self.sent = 0
         self.ended: list[Path] = []
-        self._runs: dict[Path, OpenRun] = {}
+        self._runs: dict[Path, Delivery] = {}
         self._damaged: dict[Path, str] = {}
         self._summary: Path | None = None
         try:
@@ -77,8 +78,8 @@ class Tracker:
     def untouched(self) -> bool:
         """Whether the store has never answered, now or to an earlier command: no run can have been left RUNNING."""
         with self._lock:
-            memories = list(self._runs)
-        return self._client is None and not any("run_id" in read_memory(memory) for memory in memories)
+            runs = list(self._runs.values())
+        return self._client is None and not any(run.state.run_id for run in runs)
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
@@ -90,29 +91,29 @@ class Tracker:
             ending: as what the trial has ended already: all of it is sent, and a run that has it is not touched.
         """
         return self._start(
-            OpenRun(folder.run_id, describe_trial(trial, sweep, extra), folder, ending, recount=self._recount)
+            Delivery(folder.delivery, describe_trial(trial, sweep, extra), folder, ending, recount=self._recount)
         )
 
     def ship(self, folder: TrialFolder) -> int:
         """Sends what is new or outstanding of a started trial; returns the number of points sent."""
-        run = self._run(folder.run_id)
+        run = self._run(folder.delivery)
         return self._advance(run) if run else 0
 
     def end_trial(self, folder: TrialFolder, status: str) -> None:
         """Sends the rest, files what the trial leaves, and ends its run as FINISHED, FAILED or KILLED."""
-        if run := self._run(folder.run_id):
+        if run := self._run(folder.delivery):
             run.ending = status
             self._advance(run)
 
     def lacks(self, folder: TrialFolder) -> bool:
         """Whether something of a started trial is still outstanding, its end included."""
-        return self._run(folder.run_id) is not None
+        return self._run(folder.delivery) is not None
 
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         """Begins, or takes up, the sweep's summary run; returns its id, "" if still to come."""
-        self._summary = _summary_memory(sweep_folder)
+        self._summary = _summary_file(sweep_folder)
         description = describe_summary(experiment, sweep_id(sweep_folder), grown(sweep_folder))
-        return self._start(OpenRun(self._summary, description, None))
+        return self._start(Delivery(self._summary, description, None))
 
     def end_summary(self, status: str, artifacts: Sequence[Path]) -> None:
         """Files the report's `artifacts` on the summary run and ends it; `report.md` becomes its description too."""
@@ -127,8 +128,8 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            client = self._open()
-            found = find_run(client, self.experiment_id, _summary_memory(sweep_folder))
+            client, known = self._open(), read_delivery(_summary_file(sweep_folder))
+            found = find_run(client, self.experiment_id, known) if known else None
             if found is None or found.info.status != status:
                 return False
             files = {file.path for file in client.list_artifacts(found.info.run_id)}
@@ -157,7 +158,7 @@ class Tracker:
                 break
             if self._runs:
                 time.sleep(min(1.0, wait_s))
-        left = {run.memory.parent: run.problem or self.problem or "" for run in self._runs.values()}
+        left = {run.path.parent: run.problem or self.problem or "" for run in self._runs.values()}
         return {**self._damaged, **left}
 
     def _open(self) -> "StoreClient":
@@ -172,18 +173,18 @@ class Tracker:
                 self._client = client
             return self._client
 
-    def _run(self, memory: Path) -> OpenRun | None:
+    def _run(self, path: Path) -> Delivery | None:
         with self._lock:
-            return self._runs.get(memory)
+            return self._runs.get(path)
 
-    def _start(self, run: OpenRun) -> str:
+    def _start(self, run: Delivery) -> str:
         with self._lock:
-            self._runs[run.memory] = run
-            self._damaged.pop(run.memory.parent, None)
+            self._runs[run.path] = run
+            self._damaged.pop(run.path.parent, None)
         self._advance(run)
         return run.run_id
 
-    def _advance(self, run: OpenRun) -> int:
+    def _advance(self, run: Delivery) -> int:
         """Does what is outstanding for a run, as far as the server lets it; returns the number of points sent."""
         from mlflow.exceptions import MlflowException
 
@@ -208,16 +209,16 @@ class Tracker:
             self._count(run, run.sent - before)
         return run.sent - before
 
-    def _count(self, run: OpenRun, sent: int) -> None:
+    def _count(self, run: Delivery, sent: int) -> None:
         with self._lock:
             self.sent += sent
             if run.damage and run.over:
-                self._damaged[run.memory.parent] = run.damage
+                self._damaged[run.path.parent] = run.damage
             if run.ended:
-                self.ended.append(run.memory.parent)
+                self.ended.append(run.path.parent)
             if run.over:
-                del self._runs[run.memory]
+                del self._runs[run.path]
 
 
-def _summary_memory(sweep_folder: Path) -> Path:
+def _summary_file(sweep_folder: Path) -> Path:
     return sweep_folder / "mlflow_summary.json"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import write_failure
+from pipeline.records.delivery import read_delivery
 from pipeline.records.sweep_record import sweep_id
 from pipeline.running.claim import claim
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.describe import SWEEP_ID
 from pipeline.tracking.destination import Destination, remember
-from pipeline.tracking.mlflow_run import read_memory
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, trials, write_spool
 
 STEPS = (0, 10, 20)
@@ -41,10 +41,10 @@ def leave(trial: Trial, folder: TrialFolder, status: str, steps=STEPS) -> None:
 def assert_whole(store: Output, trial: Trial, folder: TrialFolder, status: str, steps=STEPS) -> str:
     """Asserts that the trial has one run in `store`, ended as `status`, with each (metric, step) once, in order."""
     database = sqlite3.connect(store.root / "mlflow.db")
-    run_id = read_memory(folder.run_id)["run_id"]
+    run_id = read_delivery(folder.delivery).run_id
     of_trial = "select r.run_uuid, r.status, r.name from runs r join tags t on t.run_uuid = r.run_uuid and t.key = "
     of_trial += "'creation_key' where r.lifecycle_stage = 'active' and t.value = ?"
-    (run,) = database.execute(of_trial, [read_memory(folder.run_id)["creation_key"]]).fetchall()
+    (run,) = database.execute(of_trial, [read_delivery(folder.delivery).creation_key]).fetchall()
     assert run == (run_id, status, f"{trial.experiment.training.arm} · s{trial.experiment.training.seed}")
     rows = database.execute("select key, step from metrics where run_uuid = ? order by rowid", [run_id]).fetchall()
     expected = [(name, step) for step in steps for name in metrics_at(trial, step)]

@@ -9,10 +9,10 @@ from mlflow.entities import ViewType
 
 from pipeline.cli import main
 from pipeline.layout import Output
+from pipeline.records.delivery import read_delivery
 from pipeline.records.state import State
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.destination import Destination
-from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.store import StoreUnreachable, open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
@@ -65,7 +65,7 @@ def test_a_tracker_down_from_the_start_to_the_end_gets_everything_by_sync(tmp_pa
     assert "result.json" in files_of(store, assert_whole(store, first, one, "FINISHED"))
     assert "failure.txt" in files_of(store, assert_whole(store, second, two, "FAILED"))
     assert statuses(store, "start") == Counter({"FAILED": 2, "FINISHED": 1})  # the summary is the third
-    summary = read_memory(output.sweep("start") / "mlflow_summary.json")["run_id"]
+    summary = read_delivery(output.sweep("start") / "mlflow_summary.json").run_id
     assert {"report.md", "results.json"} <= files_of(store, summary)
     asked = proxy.asked
     assert "start: nothing was outstanding; 1 FINISHED, 1 FAILED." in sync(output).output

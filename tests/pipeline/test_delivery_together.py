@@ -6,6 +6,7 @@ import pytest
 
 import pipeline.tracking.courier
 from pipeline.layout import Output
+from pipeline.records.delivery import DeliveryState, read_delivery
 from pipeline.records.state import State
 from pipeline.tracking.courier import Courier
 from pipeline.tracking.destination import Destination
@@ -50,7 +51,7 @@ def test_a_fault_with_several_under_way_neither_loses_nor_doubles(tmp_path, prox
     courier.see({trial.key: State.RUNNING for trial, _ in pairs})
     for trial, folder in pairs:
         write_spool(trial, folder, STEPS[:1])
-    wait_for(lambda: all(folder.shipped.exists() for _, folder in pairs))
+    wait_for(lambda: all((read_delivery(folder.delivery) or DeliveryState()).run_id for _, folder in pairs))
     sent = tracker.sent
     for trial, folder in pairs:
         write_spool(trial, folder, STEPS[:3])

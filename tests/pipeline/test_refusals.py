@@ -258,10 +258,10 @@ def test_a_run_that_is_over_says_where_its_model_is(command: Command, config: Pa
     folder = output.trial("try", "per_token-s0")
     folder.root.mkdir(parents=True)
     folder.result.write_text("{}")
-    folder.run_id.write_text('{"run_id": "0123abcd"}')
+    folder.delivery.write_text(json.dumps({"creation_key": 32 * "0", "run_id": 32 * "a"}))
     ran = command("--resume")
     assert ran.exit_code == 0, ran.output
-    assert f"Model: {folder.model}, MLflow run 0123abcd\nAll measurements: {folder.result}" in ran.output
+    assert f"Model: {folder.model}, MLflow run {32 * 'a'}\nAll measurements: {folder.result}" in ran.output
 
 
 @pytest.mark.parametrize("words", [[], ["jobs"]])

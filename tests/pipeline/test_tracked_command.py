@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.delivery import read_delivery
 from pipeline.records.spool import read_spool
-from pipeline.tracking.mlflow_run import read_memory
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.delivery_samples import files_of, statuses
 from tests.pipeline.mlflow_server import MlflowServer, wait_for
@@ -68,7 +68,7 @@ def logged(folder: TrialFolder) -> list[tuple[str, int]]:
 
 def delivered(store: Output, folder: TrialFolder) -> list[tuple[str, int]]:
     """Each (metric, step) of the trial's run, in the order of their arrival."""
-    run_id = read_memory(folder.run_id).get("run_id", "")
+    run_id = read_delivery(folder.delivery).run_id
     if not run_id:  # and so, perhaps, a store whose tables are still being made
         return []
     with sqlite3.connect(store.root / "mlflow.db") as database:
@@ -133,8 +133,8 @@ def test_a_tracker_down_at_the_start_stopped_in_mid_run_and_killed_at_the_end(tm
         assert "try: 2 of 2 trials delivered now" in log.read_text()
         assert_delivered(store, folders)
         assert statuses(store, "try") == Counter({"FINISHED": 3})
-        assert "report.md" in files_of(store, read_memory(output.sweep("try") / "mlflow_summary.json")["run_id"])
-        images = [name for name in files_of(store, read_memory(quick.run_id)["run_id"]) if name.endswith(".png")]
+        assert "report.md" in files_of(store, read_delivery(output.sweep("try") / "mlflow_summary.json").run_id)
+        images = [name for name in files_of(store, read_delivery(quick.delivery).run_id) if name.endswith(".png")]
         assert len(images) == len(set(images))
         assert start(log, *asked, **environment).wait(timeout=200) == 0
         assert "try: nothing was outstanding; 2 FINISHED." in log.read_text()

@@ -11,6 +11,7 @@ from pipeline.files import write_whole
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt
 from pipeline.records.attempts import noted_attempts as attempts
+from pipeline.records.delivery import DeliveryState, read_delivery
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote.pusher import push_once
 from pipeline.remote.sweep import RemoteSweep
@@ -21,6 +22,7 @@ from pipeline.storage.lease import Lease
 from tests.pipeline.object_store import object_store
 from tests.pipeline.samples import SMALL
 
+DELIVERED = json.dumps({"creation_key": "ab" * 16, "run_id": "cd" * 16, "offset": 12, "figures": [], "ended": None})
 SHIPPED = json.dumps({"run_id": "cd" * 16, "offset": 12, "figures": [], "ended": None})
 
 
@@ -65,17 +67,13 @@ def test_another_driver_finds_all_that_the_first_one_knew(sweep, tmp_path):
         assert shared.catch_up(0.0) is None
         assert [line.step for line in read_spool(_folder(here, trial).spool)[0]] == [1, 2]
         assert _folder(here, trial).failure.read_text() == "out of memory"
-        _folder(here, trial).run_id.write_text('{"creation_key": "abababababababababababababababab"}')
-        _folder(here, trial).shipped.write_text(
-            '{"run_id": "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", "offset": 12, "figures": [], "ended": null}'
-        )
+        _folder(here, trial).delivery.write_text(DELIVERED)
         with pytest.raises(UserError, match="in use by process"), _enter(sweep, there):
             pass
     with _enter(sweep, there):
         assert (Output(there).sweep("small") / "sweep.json").read_text() == '{"experiment": {}}'
         assert [line.step for line in read_spool(_folder(there, trial).spool)[0]] == [1, 2]
-        assert _folder(there, trial).run_id.read_text() == '{"creation_key": "abababababababababababababababab"}'
-        assert _folder(there, trial).shipped.read_text() == SHIPPED
+        assert _folder(there, trial).delivery.read_text() == DELIVERED
         assert last_attempt(_folder(there, trial)) == Attempt(1, "now")
         assert attempts(_folder(there, trial)) == [{"attempt": 1, "sources": "abc"}]
         assert not _folder(there, other).spool.exists()
@@ -92,7 +90,7 @@ def test_a_driver_that_is_gone_at_once_leaves_the_keys_by_which_its_runs_are_fou
         folder = Output(place).sweep("small")
         return [
             (folder / "mlflow_summary.json").read_text(),
-            *(_folder(place, each).run_id.read_text() for each in trials),
+            *(_folder(place, each).delivery.read_text() for each in trials),
         ]
 
     with _enter(sweep, tmp_path / "here") as gone:
@@ -126,7 +124,7 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert sleeper.taken_by.startswith("was taken over by process 12 on elsewhere, because")
-        write_whole(_folder(tmp_path / "here", trial).run_id, '{"creation_key": "abababababababababababababababab"}')
+        write_whole(_folder(tmp_path / "here", trial).delivery, '{"creation_key": "abababababababababababababababab"}')
     assert '"abab' not in (storage / "tracked.json").read_text()
     assert b"elsewhere" in (storage / "lease.json").read_bytes()
 
@@ -137,6 +135,8 @@ def test_a_driver_that_was_taken_for_dead_says_nothing_more(sweep, tmp_path):
         {"mlflow_summary.json": '{"creation_key": "x\' AND tags.a = \'b"}'},
         {"mlflow_summary.json": "[" * 100_000},
         {"mlflow_summary.json": 1},
+        {"trials/{key}/mlflow_run.json": DELIVERED.replace("12", "1e999")},
+        {"trials/{key}/mlflow_run.json": DELIVERED.replace("[]", '["../../x"]')},
         {"trials/{key}/shipped.json": '{"offset": 1e999}'},
         {"trials/{key}/shipped.json": SHIPPED.replace("[]", '["../../x"]')},
         {"trials/{key}/prune.json": '{"step": -1}'},
@@ -184,3 +184,16 @@ def test_a_sweep_whose_reader_ends_by_an_error_is_no_longer_driven(sweep, tmp_pa
             time.sleep(0.02)
         assert "cannot be followed any longer" in shared.taken_by
         assert "RecursionError: too deep" in shared.taken_by
+
+
+def test_what_an_older_version_put_of_the_deliveries_is_taken_back(sweep, tmp_path):
+    storage, (trial, _) = sweep
+    place = f"trials/{trial.key}"
+    run = json.dumps({"creation_key": "ab" * 16, "run_id": "cd" * 16, "described": "cd" * 16})
+    (storage / "tracked.json").write_bytes(
+        json.dumps({f"{place}/mlflow_run.json": run, f"{place}/shipped.json": SHIPPED}).encode()
+    )
+    (storage / "sweep.json").write_bytes(b'{"experiment": {}}')
+    with _enter(sweep, tmp_path / "out"):
+        known = read_delivery(_folder(tmp_path / "out", trial).delivery)
+    assert known == DeliveryState("ab" * 16, "cd" * 16, 12, [], None)

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from pipeline.layout import Output
-from pipeline.records.memories import shipped_memory
-from pipeline.tracking.mlflow_run import read_memory
+from pipeline.records.delivery import read_delivery
 from tests.pipeline.ray_nodes import ROOT, cluster_environment, own_disk, start_node, wait_for_jobs_api
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a second node needs a disk of its own, and so root")
@@ -120,7 +119,7 @@ def test_a_trial_runs_on_two_nodes_and_its_exit_code_comes_back(place: Place) ->
     assert [(each["rank"], each["interface"]) for each in where] == [(0, "lo"), (1, "lo")]
     assert {each["node"] for each in where} == {HEAD, OTHER}
     assert json.loads(trial.result.read_text())["steps"] == 4
-    assert read_memory(trial.shipped, shipped_memory)["ended"] == "FINISHED"
+    assert read_delivery(trial.delivery).ended == "FINISHED"
     assert (place.output.root / "mlflow.db").exists()
 
     code, printed = place.run("submit", str(place.folder / "tiny.yaml"))
@@ -150,7 +149,7 @@ def test_a_job_is_detached_from_stopped_and_resumed_by_its_name(place: Place) ->
     code, printed = place.run("jobs", "logs", "long", "--no-follow")
     assert "--name" not in printed.partition("Go on with:")[2]  # the command as it was typed, with --set name=long
     assert "--set name=long --resume" in printed, printed
-    assert read_memory(trial.shipped, shipped_memory)["ended"] == "KILLED"
+    assert read_delivery(trial.delivery).ended == "KILLED"
 
     follower = place.start(*long, "--resume")
     time.sleep(20)

@@ -3,7 +3,6 @@
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -232,19 +231,19 @@ def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool)
 def test_what_ends_a_thread_of_the_courier_is_said_and_keeps_nothing_from_its_end(
     tmp_path: Path, error: BaseException, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error that is not the tracker's: in the courier's own thread, or in one that makes a call."""
+    """In the courier's own thread, or in one that makes a call."""
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = RecordingTracker()
     tracker.at_once = at_once
     courier = courier_of(tracker, tmp_path)
-    ship = courier._ship
+    ship = tracker.ship
 
-    def breaks_for_one(parcel: Any, state: State) -> None:
-        if parcel.trial.key == "per_token-s0":
+    def breaks_for_one(folder: TrialFolder) -> int:
+        if folder.root.name == "per_token-s0":
             raise error
-        ship(parcel, state)
+        return ship(folder)
 
-    monkeypatch.setattr(courier, "_ship", breaks_for_one)
+    monkeypatch.setattr(tracker, "ship", breaks_for_one)
     courier.see({"per_token-s0": State.FINISHED, "task_only-s0": State.FINISHED})
     problems = courier.finish("FINISHED", None, None)
     assert any(str(error) in problem for problem in problems)

@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
-from pipeline.records.memories import shipped_memory
+from pipeline.records.delivery import delivery_state, read_delivery
 from pipeline.remote.index import is_allowed
 from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
 from pipeline.tracking.images import drawings, last_drawings, open_figure
-from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.shipping import has_all, lacks
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
@@ -23,6 +22,8 @@ from pipeline.training.routing_map import map_routing, save_map
 from tests.pipeline.arc_samples import random_task
 from tests.pipeline.samples import small_experiment
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_snapshot, write_spool
+
+STATE = {"creation_key": 32 * "0", "run_id": 32 * "0", "offset": 0, "ended": None}
 
 
 def write_images(folder: TrialFolder, *steps: int) -> None:
@@ -52,14 +53,14 @@ def test_images_are_found_by_kind_and_step_and_may_go_to_a_storage(tmp_path: Pat
     names = [each.name for each in drawings(folder)]
     for each, name in zip(drawings(folder), names, strict=True):
         assert is_allowed(each.path.relative_to(folder.root).as_posix()), name
-    shipped_memory({"run_id": "0" * 32, "offset": 0, "figures": names, "ended": None})
+    delivery_state({**STATE, "figures": names})
 
 
 @pytest.mark.parametrize("name", ["../x/step-000001.png", "figures/../step-000001.png", "figures/.x/step-000001.png"])
 def test_a_name_that_leads_elsewhere_is_none(name: str) -> None:
     assert not is_allowed(name)
     with pytest.raises(ValueError, match="is no snapshot"):
-        shipped_memory({"run_id": "0" * 32, "offset": 0, "figures": [name], "ended": None})
+        delivery_state({**STATE, "figures": [name]})
 
 
 def test_what_is_no_png_is_refused(tmp_path: Path) -> None:
@@ -94,13 +95,14 @@ def test_a_run_gets_each_step_of_each_kind_once_and_the_report_shows_the_last(tm
     kinds = ("a.line", "prototype_distribution", "routing_map_1")
     assert sent() == [(kind, step) for kind in kinds for step in (10, 20)]
     assert "routing map" in client.get_run(run_id).data.tags["unreadable_snapshot"]
-    assert has_all(folder, run_id, "FINISHED")
-    memory = read_memory(folder.shipped, shipped_memory)
-    assert set(memory["figures"]) == {each.name for each in drawings(folder)}
+    state = read_delivery(folder.delivery)
+    assert state is not None
+    assert has_all(folder, state, "FINISHED")
+    assert set(state.figures) == {each.name for each in drawings(folder)}
     shutil.rmtree(damaged.parent)
     assert not lacks(client, run_id, folder)
     write_images(folder, 30)
-    assert not has_all(folder, run_id, "FINISHED")
+    assert not has_all(folder, state, "FINISHED")
     assert lacks(client, run_id, folder)
     report = make_report(output.tracking_uri, "tests", "images")
     assert sorted(report.filed.figures[run_id]) == ["a.line", "routing_map_1"]

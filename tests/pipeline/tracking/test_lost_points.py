@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from pipeline.records.delivery import read_delivery
 from pipeline.tracking.destination import Destination
-from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.store import open_store
 from pipeline.tracking.sync import sync
 from pipeline.tracking.tracker import Tracker
@@ -36,7 +36,7 @@ def test_points_that_the_store_has_lost_are_sent_again_once(output, lost):
     first = sync(output, "lost", None, None, lambda *_: [])
     everything = Counter({(name, step): 1 for step in STEPS for name in metrics_at(trial, step)})
     assert first.sent == sum(everything.values())
-    run_id = read_memory(folder.run_id)["run_id"]
+    run_id = read_delivery(folder.delivery).run_id
     with sqlite3.connect(output.root / "mlflow.db") as store:
         gone = store.execute(f"delete from metrics where {lost}").rowcount
         store.execute(f"delete from latest_metrics where {lost}")

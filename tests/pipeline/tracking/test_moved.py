@@ -14,6 +14,7 @@ import torch
 from pipeline.data.shards import prepare
 from pipeline.layout import Output
 from pipeline.records.attempts import Attempt, write_attempt
+from pipeline.records.delivery import read_delivery
 from pipeline.run import file_report
 from pipeline.running.claim import claim
 from pipeline.settings.experiment_file import validate_experiment
@@ -21,7 +22,6 @@ from pipeline.settings.trials import every_trial
 from pipeline.tracking.client import beside
 from pipeline.tracking.destination import Destination, recall, remember
 from pipeline.tracking.load_model import load_model
-from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.moved import correct_paths
 from pipeline.tracking.store import open_store
 from pipeline.tracking.sync import sync
@@ -60,7 +60,7 @@ def deliver(output: Output) -> None:
 
 def run_of(output: Output) -> str:
     (folder,) = output.sweep("small").glob("trials/*")
-    return read_memory(folder / "mlflow_run.json")["run_id"]
+    return read_delivery(folder / "mlflow_run.json").run_id
 
 
 def new_files(folder: Path) -> set[str]:

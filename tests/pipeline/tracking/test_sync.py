@@ -11,10 +11,10 @@ from click.testing import CliRunner, Result
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.records.delivery import read_delivery
 from pipeline.records.lock import folder_lock
 from pipeline.reporting.results import read_results
 from pipeline.tracking.destination import Destination, recall, remember
-from pipeline.tracking.mlflow_run import read_memory
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.delivery_samples import STEPS, assert_whole, begin, files_of, leave, statuses
@@ -42,7 +42,7 @@ def tracker_of(output: Output) -> Tracker:
 
 def info(output: Output, folder) -> tuple[str, int]:
     """A trial's run: status and time of its end."""
-    run = open_store(output.tracking_uri).get_run(read_memory(folder.run_id)["run_id"])
+    run = open_store(output.tracking_uri).get_run(read_delivery(folder.delivery).run_id)
     return run.info.status, run.info.end_time
 
 

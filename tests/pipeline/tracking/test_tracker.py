@@ -8,11 +8,12 @@ import time
 import pytest
 
 from pipeline.layout import Output
+from pipeline.records.delivery import read_delivery
 from pipeline.records.spool import Spool
 from pipeline.tracking import shipping
 from pipeline.tracking.store import open_store
 from tests.pipeline.sweep_samples import EXTRA, experiment, metrics_at, write_snapshot, write_spool
-from tests.pipeline.tracking.tracked import points, runs, tracker_of, trial_of
+from tests.pipeline.tracking.tracked import forget_what_was_sent, points, runs, tracker_of, trial_of
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_a_run_says_what_it_is(output, tracker):
     assert tracker.ship(folder) == 3 * (2 + 3 * 7) + 3
     assert tracker.ship(folder) == 0
     tracker.end_trial(folder, "FINISHED")
-    assert shipping.has_all(folder, run_id, "FINISHED")
+    assert shipping.has_all(folder, read_delivery(folder.delivery), "FINISHED")
     run = open_store(output.tracking_uri).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "per_token · s0"
@@ -113,7 +114,7 @@ def test_each_snapshot_is_drawn_once_and_a_damaged_one_is_named(output, tracker)
     write_snapshot(folder, 0)
     run_id = tracker.start_trial(folder, trial, "drawn", EXTRA)
     tracker.ship(folder)
-    folder.shipped.unlink()  # died before it could remember
+    forget_what_was_sent(folder)
     write_snapshot(folder, 10)
     (folder.prototypes / "step-000020.safetensors").write_bytes(b"torn")
     again = tracker_of(output)

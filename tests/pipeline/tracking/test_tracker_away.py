@@ -7,14 +7,14 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.layout import Output
+from pipeline.records.delivery import read_delivery
 from pipeline.secrecy import mask
 from pipeline.tracking import shipping
 from pipeline.tracking.describe import TRIAL
-from pipeline.tracking.mlflow_run import write_memory
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment, trials, write_spool
-from tests.pipeline.tracking.tracked import down, points, runs, tracker_of, trial_of
+from tests.pipeline.tracking.tracked import down, forget_what_was_sent, points, runs, tracker_of, trial_of
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,7 @@ def test_no_point_twice_after_a_kill_between_sending_and_remembering(output, tra
     write_spool(trial, folder, (0, 10))
     run_id = tracker.start_trial(folder, trial, "killed", EXTRA)
     tracker.ship(folder)
-    memory = shipping.shipped(folder, run_id)
-    write_memory(folder.shipped, {**memory, "offset": 0})  # as if it had died before it could remember
+    forget_what_was_sent(folder)
     write_spool(trial, folder, (0, 10, 20))
     again = tracker_of(output)
     assert again.start_trial(folder, trial, "killed", EXTRA) == run_id
@@ -47,7 +46,7 @@ def test_of_a_run_that_has_all_each_metric_is_asked_for_once(output, tracker, mo
     trial, folder = trial_of(output, "asked")
     write_spool(trial, folder, (0, 10, 20))
     run_id = tracker.start_trial(folder, trial, "asked", EXTRA)
-    folder.shipped.unlink()
+    forget_what_was_sent(folder)
     write_spool(trial, folder, (0, 10, 20, 30))
     monkeypatch.setattr(shipping, "_POINTS_PER_CALL", 30)  # a step in each
     again = tracker_of(output)
@@ -161,11 +160,11 @@ def test_tries_grow_rarer_up_to_a_minute(output, tracker, monkeypatch):
 def test_close_names_what_could_not_be_delivered_and_leaves_nothing_running(output, tracker, monkeypatch):
     (trial, folder), (other, second) = trials(output, experiment("closing"))[:2]
     tracker.start_summary(output.sweep("closing"), experiment("closing"))
-    run_id = tracker.start_trial(folder, trial, "closing", EXTRA)
+    tracker.start_trial(folder, trial, "closing", EXTRA)
     with monkeypatch.context() as away:
         away.setattr(tracker._client, "set_terminated", down)
         assert folder.root in tracker.close("KILLED", wait_s=0)
-        assert not shipping.has_all(folder, run_id, "KILLED")
+        assert not shipping.has_all(folder, read_delivery(folder.delivery), "KILLED")
     tracker.start_trial(second, other, "closing", EXTRA)
     assert tracker.close("KILLED") == {}
     assert {run.info.status for run in runs(output, "closing")} == {"KILLED"}

@@ -1,6 +1,7 @@
 """A SQLite store in an output folder, and what it has of a sweep."""
 
 from pipeline.layout import Output, TrialFolder
+from pipeline.records.delivery import DeliveryState, read_delivery, write_delivery
 from pipeline.settings.trials import Trial
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
@@ -27,6 +28,13 @@ def runs(output: Output, name: str) -> list:
     client = open_store(output.tracking_uri)
     found = client.get_experiment_by_name("tests")
     return list(client.search_runs([found.experiment_id], f"tags.sweep = '{name}'"))
+
+
+def forget_what_was_sent(folder: TrialFolder) -> None:
+    """As if the driver had died after the store took it, and before it could note it."""
+    known = read_delivery(folder.delivery)
+    assert known is not None
+    write_delivery(folder.delivery, DeliveryState(known.creation_key, known.run_id))
 
 
 def down(*_args: object, **_more: object) -> None:
