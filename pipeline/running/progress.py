@@ -1,17 +1,22 @@
-"""How far each trial is, read from its folder alone."""
+"""How far each trial is, read from its folder alone.
+
+While trials run this is the one reader of their spools beside delivery: what else needs their lines gets them from
+`on_line`. Delivery has a place of its own in each spool, which outlives the command, and may be far behind.
+"""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline.layout import TrialFolder
 from pipeline.measures import ACTIVATION_RATE, TASK_LOSS, TOKENS_PER_SECOND, by_layer
-from pipeline.records.spool import DamagedSpool, Line, spool_lines
+from pipeline.records.spool import Line, SpoolReader
 from pipeline.records.state import State
 from pipeline.settings.trials import Trial
 
 _STARTING_S = 20.0
+_READ_BYTES = 2**22
 _DONE = (State.FINISHED, State.PRUNED)
 
 
@@ -27,10 +32,18 @@ class TrialProgress:
     tokens_per_second: float = math.nan
     activation: dict[int, float] = field(default_factory=dict)  # by layer: first, middle, last
     seconds: float | None = None  # from the start of this attempt to its end
-    _offset: int = 0
-    _damaged: bool = False
+    on_line: Callable[[Line], None] | None = None  # called with each line that is read
+    _reader: SpoolReader = field(init=False)
     _began: float | None = None
     _first: tuple[float, int] | None = None  # clock and step of this attempt's first report
+
+    def __post_init__(self) -> None:
+        self._reader = SpoolReader(self.folder.spool)
+
+    @property
+    def read_to(self) -> int:
+        """The byte of the spool up to which it has been read."""
+        return self._reader.offset
 
     @property
     def steps(self) -> int:
@@ -56,9 +69,11 @@ class TrialProgress:
             self._began, self._first = now, None
         if changed and state not in (State.WAITING, State.RUNNING) and self._began is not None:
             self.seconds = self.seconds or now - self._began
-        told = False
+        reported = False
         for line in self._new_lines():
-            told = True
+            reported = True
+            if self.on_line is not None:
+                self.on_line(line)
             self.step = max(self.step, line.step)
             self.loss = line.metrics.get(TASK_LOSS, self.loss)
             self.tokens_per_second = line.metrics.get(TOKENS_PER_SECOND, self.tokens_per_second)
@@ -66,7 +81,7 @@ class TrialProgress:
                 rate = line.metrics.get(by_layer(ACTIVATION_RATE, layer))
                 if rate is not None:
                     self.activation[layer] = rate
-        if state is State.RUNNING and told and self._first is None:
+        if state is State.RUNNING and reported and self._first is None:
             self._first = (now, self.step)
         if state is State.FINISHED:
             self.step = self.steps
@@ -80,15 +95,10 @@ class TrialProgress:
         return now - self._began > _STARTING_S and not self.folder.placement.exists()
 
     def _new_lines(self) -> Iterator[Line]:
-        """What the spool has said since, line by line; of one that is damaged, what comes before."""
-        if self._damaged:
-            return
-        try:
-            for line in spool_lines(self.folder.spool, self._offset):
-                self._offset = line.end
-                yield line
-        except DamagedSpool:  # the tracker tells of it; a view must not end a sweep
-            self._damaged = True
+        """The lines since the last call, a part of a long spool in memory at a time. The tracker reports damage: a view
+        must not end a sweep."""
+        while lines := self._reader.read(_READ_BYTES):
+            yield from lines
 
     def seconds_left(self, now: float | None = None) -> float | None:
         """Of a running trial, by the pace of its steps in this attempt; None while that is not known."""

@@ -7,19 +7,29 @@ outlives the process that made it, and nothing is killed.
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 from pipeline.data.contract import find_task, score_problem
 from pipeline.errors import UserError
 from pipeline.files import write_whole
-from pipeline.layout import TrialFolder
 from pipeline.ray_private import tune_trial
-from pipeline.records.spool import DamagedSpool, Line, read_spool
+from pipeline.records.spool import Line, SpoolReader
+from pipeline.running.progress import TrialProgress
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.search import AshaConfig
 from pipeline.settings.trials import Trial
 
 _WORST = 1e30  # stands for what is not finite: percentiles of an infinity are not numbers
+
+
+class _Measured(NamedTuple):
+    """The metric that counts, at one step of a trial."""
+
+    key: str
+    step: int
+    time_ms: int
+    value: float
 
 
 class Pruner:
@@ -29,61 +39,57 @@ class Pruner:
     the sweep says `across_arms`. The best trial of a stratum is never pruned.
     """
 
-    def __init__(self, sweep: SweepConfig, trials: Sequence[tuple[Trial, TrialFolder]]) -> None:
-        """Takes in what earlier commands have measured. What they let go on is not pruned for it in hindsight."""
+    def __init__(self, sweep: SweepConfig, trials: Sequence[TrialProgress]) -> None:
+        """Takes in what has been read of the trials' spools, what earlier commands have measured. What they let go on
+        is not pruned for it in hindsight. From now on it gets each line as it is read."""
         assert sweep.scheduler is not None
         self._asha = sweep.scheduler.asha
-        self._mode = mode_of(self._asha, trials[0][0].experiment.data.task) if trials else "min"
-        self._trials = {trial.key: (trial, folder) for trial, folder in trials}
-        self._offsets = dict.fromkeys(self._trials, 0)
+        self._mode = mode_of(self._asha, trials[0].trial.experiment.data.task) if trials else "min"
+        self._trials = {each.trial.key: each for each in trials}
+        self._new: list[_Measured] = []
         self._schedulers: dict[str, Any] = {}
         self._of_trial: dict[str, Any] = {}
-        strata = {key: stratum_of(trial, sweep) for key, (trial, _) in self._trials.items()}
+        strata = {key: stratum_of(each.trial, sweep) for key, each in self._trials.items()}
         longest: dict[str, int] = {}
         for key, stratum in strata.items():
-            steps = self._trials[key][0].experiment.training.steps
+            steps = self._trials[key].steps
             longest[stratum] = max(steps, longest.get(stratum, 0))
         for key, stratum in strata.items():
             if stratum not in self._schedulers:
                 self._schedulers[stratum] = _scheduler(self._asha, self._mode, longest[stratum])
             self._of_trial[key] = self._schedulers[stratum]
             self._of_trial[key].on_trial_add(None, tune_trial(key))
-        self._measure()
+        for key, each in self._trials.items():
+            for line in SpoolReader(each.folder.spool).read(each.read_to) if each.read_to else ():
+                self._take(key, line)
+            each.on_line = partial(self._take, key)
+        self._compare()
 
     def prune(self) -> list[str]:
-        """Takes in the spools' new lines, writes down which trials end, and returns their keys."""
-        told = []
-        for key, line in self._measure():
-            folder = self._trials[key][1]
+        """Compares what has been measured since the last call, writes down which trials end, and returns their keys."""
+        pruned = []
+        for found in self._compare():
+            folder = self._trials[found.key].folder
             if folder.ended or folder.prune.exists():
                 continue
-            metric = self._asha.metric
-            value = line.metrics[metric] if math.isfinite(line.metrics[metric]) else None  # NaN is no JSON
-            write_whole(folder.prune, json.dumps({"step": line.step, "metric": metric, "value": value}))
-            told.append(key)
-        return told
+            value = found.value if math.isfinite(found.value) else None  # NaN is no JSON
+            write_whole(folder.prune, json.dumps({"step": found.step, "metric": self._asha.metric, "value": value}))
+            pruned.append(found.key)
+        return pruned
 
-    def _measure(self) -> list[tuple[str, Line]]:
+    def _take(self, key: str, line: Line) -> None:
+        value = line.metrics.get(self._asha.metric)
+        if value is not None and line.step < self._trials[key].steps:
+            self._new.append(_Measured(key, line.step, line.time_ms, value))
+
+    def _compare(self) -> list[_Measured]:
         """Hands new measurements to the schedulers, in the order of their times; returns those that call for an end."""
-        new: list[tuple[str, Line]] = []
-        for key in list(self._offsets):
-            folder = self._trials[key][1]
-            last = folder.ended
-            try:
-                lines, self._offsets[key] = read_spool(folder.spool, self._offsets[key])
-            except DamagedSpool as error:
-                lines, last = error.before, True
-            new += [(key, line) for line in lines]
-            if last:  # it has nothing more to say
-                del self._offsets[key]
+        new, self._new = sorted(self._new, key=lambda each: each.time_ms), []
         behind = []
-        for key, line in sorted(new, key=lambda each: each[1].time_ms):
-            metric = self._asha.metric
-            if metric not in line.metrics or line.step >= self._trials[key][0].experiment.training.steps:
-                continue
-            result = {"step": line.step, metric: self._finite(line.metrics[metric])}
-            if self._of_trial[key].on_trial_result(None, tune_trial(key), result) == "STOP":
-                behind.append((key, line))
+        for each in new:
+            result = {"step": each.step, self._asha.metric: self._finite(each.value)}
+            if self._of_trial[each.key].on_trial_result(None, tune_trial(each.key), result) == "STOP":
+                behind.append(each)
         return behind
 
     def _finite(self, value: float) -> float:

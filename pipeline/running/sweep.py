@@ -40,7 +40,7 @@ from pipeline.running.waiting import Standstill, told_after
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.storage.storage import PATIENCE_S, location
-from pipeline.tracking.courier import Courier, Tracker
+from pipeline.tracking.courier import Courier, TrackingTarget
 from pipeline.tracking.describe import SWEEP_ID, git_commit
 from pipeline.tracking.destination import remember
 
@@ -55,7 +55,7 @@ def run_sweep(
     options: RunOptions,
     *,
     train_fn: TrainFunction,
-    tracker: Tracker,
+    tracker: TrackingTarget,
     report: Callable[[], list[Path]] | None = None,
     shared: RemoteSweep | None = None,
 ) -> SweepOutcome:
@@ -187,9 +187,8 @@ def _run(
                 shared.begin(job.session)
             for lacking in ray_private.missing():
                 say(console, lacking, "yellow")
-            pairs = [(p.trial, p.folder) for p in progress]
             prunes = experiment.sweep and experiment.sweep.scheduler and ray_private.has("pruning")
-            pruner = Pruner(experiment.sweep, pairs) if experiment.sweep and prunes else None
+            pruner = Pruner(experiment.sweep, progress) if experiment.sweep and prunes else None
         thread = threading.Thread(target=tune_trials, args=(job, capacity.refresh, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
             thread.start()

@@ -24,8 +24,8 @@ _HURRY_S = 5.0  # to come to an end when the user will not wait
 STATUS = {State.FINISHED: "FINISHED", State.PRUNED: "FINISHED", State.FAILED: "FAILED", State.STOPPED: "KILLED"}
 
 
-class Tracker(Protocol):
-    """What a sweep needs of a tracker. Starting and shipping again does no harm.
+class TrackingTarget(Protocol):
+    """What the courier delivers to, as the Tracker. Starting and shipping again does no harm.
 
     Calls for different trials, and for the summary, may be under way together, for one trial never. `close` comes last.
     """
@@ -83,7 +83,7 @@ class Courier:
 
     def __init__(
         self,
-        tracker: Tracker,
+        tracker: TrackingTarget,
         sweep: str,
         folder: Path,
         experiment: Experiment,

@@ -23,11 +23,11 @@ from pipeline.tracking.destination import recall
 from pipeline.tracking.pool import CallPool
 from pipeline.tracking.tracker import FAILED, FINISHED, KILLED, Tracker
 
-Report = Callable[[str, str, str], list[Path]]  # of (store, experiment, sweep): makes the report's files
+MakeReport = Callable[[str, str, str], list[Path]]  # of (store, experiment, sweep): makes the report's files
 
 
 @dataclass
-class Delivery:
+class SyncResult:
     """What was done for one sweep. `statuses` are those of the trials that have begun."""
 
     sweep: str
@@ -62,9 +62,9 @@ def sync(
     sweep: str,
     uri: str | None,
     experiment: str | None,
-    make_report: Report,
+    make_report: MakeReport,
     over: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
-) -> Delivery:
+) -> SyncResult:
     """Sends all that the store lacks of a sweep, as counted there, ends its runs as what their trials came to, and
     files the report.
 
@@ -86,7 +86,7 @@ def sync(
     tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
     with folder_lock(folder):
         trials = every_trial(settings)
-        done = Delivery(sweep, total=len(trials))
+        done = SyncResult(sweep, total=len(trials))
         tracker = Tracker(store, destination.experiment, artifacts, recount=True)
         pool = CallPool(tracker.at_once, "sync")
         for trial in over(trials):
@@ -106,7 +106,7 @@ def sync(
 
 @lasting_output()
 def sync_and_tell(
-    output: Output, sweep: str | None, uri: str | None, experiment: str | None, make_report: Report
+    output: Output, sweep: str | None, uri: str | None, experiment: str | None, make_report: MakeReport
 ) -> int:
     """`sync` for one sweep, or all of an output folder, told on the terminal; 0, or 1 when something is still left.
 
@@ -123,7 +123,7 @@ def sync_and_tell(
         except UserError as error:
             if sweep is not None:
                 raise
-            done = Delivery(name, problems=[str(error)])
+            done = SyncResult(name, problems=[str(error)])
         failed |= bool(done.problems)
         console.print(str(done), highlight=False, markup=False, soft_wrap=True)
     return 1 if failed else 0
@@ -134,7 +134,7 @@ def _with_bar(console: Console, name: str, trials: Sequence[Trial]) -> Iterable[
 
 
 def _summary(
-    tracker: Tracker, folder: Path, settings: Experiment, done: Delivery, make_report: Callable[[], list[Path]]
+    tracker: Tracker, folder: Path, settings: Experiment, done: SyncResult, make_report: Callable[[], list[Path]]
 ) -> dict[Path, str]:
     statuses = list(done.statuses.values())
     whole = len(statuses) == done.total and KILLED not in statuses

@@ -2,16 +2,18 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import pipeline.records.spool
 from pipeline.layout import Output, TrialFolder
 from pipeline.measures import HELD_OUT_LOSS
 from pipeline.records.pruned import pruned_at, settle, write_pruned
-from pipeline.records.spool import Spool, read_spool
+from pipeline.records.spool import Line, Spool, read_spool
 from pipeline.records.state import State, state_of
 from pipeline.reporting.files import markdown
 from pipeline.reporting.report import make_report
@@ -23,6 +25,7 @@ from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.worker import run_training
 from tests.pipeline import sweep_samples
+from tests.pipeline.pruning_samples import PolledPruner
 from tests.pipeline.samples import small_data, small_experiment
 
 RATES = [0.1, 0.2, 0.3, 0.4]
@@ -87,7 +90,7 @@ def test_no_arm_is_pruned_by_comparison_with_another(tmp_path: Path) -> None:
     searched = experiment()
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
-    pruned = run_by_hand(pairs, Pruner(searched.sweep, pairs))
+    pruned = run_by_hand(pairs, PolledPruner(searched.sweep, pairs))
     assert rates_left(pairs) == {"per_token": [0.1], "task_only": [0.1]}
     # The second to come to step 10 is behind the median of one, and so is each that follows: ASHA does not wait.
     assert sorted(pruned.values()) == [10] * 6
@@ -97,7 +100,7 @@ def test_across_arms_the_worse_arm_goes_if_that_is_asked_for(tmp_path: Path) -> 
     searched = experiment(across_arms=True)
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
-    pruned = run_by_hand(pairs, Pruner(searched.sweep, pairs))
+    pruned = run_by_hand(pairs, PolledPruner(searched.sweep, pairs))
     assert rates_left(pairs) == {"per_token": [0.1], "task_only": []}
     assert len(pruned) == 7
 
@@ -107,7 +110,7 @@ def test_the_best_come_last_and_are_kept(tmp_path: Path) -> None:
     searched = experiment()
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
-    pruner = Pruner(searched.sweep, pairs)
+    pruner = PolledPruner(searched.sweep, pairs)
     for trial, folder in sorted(pairs, key=lambda pair: -pair[0].experiment.training.learning_rate):
         Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss_of(trial)})
         assert pruner.prune() == []
@@ -131,7 +134,7 @@ def test_a_resumed_sweep_knows_what_was_measured_and_prunes_nothing_in_hindsight
     by_rate = {trial.experiment.training.learning_rate: folder for trial, folder in pairs}
     for rate in (0.2, 0.3):  # by an earlier command, which was interrupted before it compared them
         Spool(by_rate[rate].spool).write(10, {HELD_OUT_LOSS: rate})
-    pruner = Pruner(searched.sweep, pairs)
+    pruner = PolledPruner(searched.sweep, pairs)
     assert pruner.prune() == []
     Spool(by_rate[0.4].spool).write(10, {HELD_OUT_LOSS: 0.4})
     Spool(by_rate[0.1].spool).write(10, {HELD_OUT_LOSS: 0.1})
@@ -144,7 +147,7 @@ def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None
     searched = experiment()
     assert searched.sweep is not None
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
-    pruner = Pruner(searched.sweep, pairs)
+    pruner = PolledPruner(searched.sweep, pairs)
     for (_, folder), loss in zip(pairs, (5.0, math.nan, math.inf, 4.0), strict=True):
         Spool(folder.spool).write(10, {HELD_OUT_LOSS: loss})
         pruner.prune()
@@ -155,7 +158,7 @@ def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_
     searched = experiment()
     assert searched.sweep is not None
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
-    pruner = Pruner(searched.sweep, pairs)
+    pruner = PolledPruner(searched.sweep, pairs)
     Spool(pairs[0][1].spool).write(10, {HELD_OUT_LOSS: 1.0})
     Spool(pairs[1][1].spool).write(40, {HELD_OUT_LOSS: 2.0})
     Spool(pairs[2][1].spool).write(10, {"train/task_loss": 2.0})
@@ -250,3 +253,31 @@ def test_a_sweep_prunes_on_ray_and_does_not_repeat_what_was_pruned(tmp_path: Pat
         assert step is None or 10 <= step < 40
     again = sweep(tmp_path, searched, RecordingTracker(), trials=trials, resume=True)
     assert (again.finished, again.pruned, again.exit_code) == (outcome.finished, outcome.pruned, 0)
+
+
+def test_each_line_is_read_once_for_the_table_and_the_pruner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read before there was a pruner counts too; a line after damage never does."""
+    searched = experiment()
+    assert searched.sweep is not None
+    pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"][:2]
+    (_, first), (_, second) = pairs
+    Spool(first.spool).write(10, {HELD_OUT_LOSS: 1.0})
+    pruner = PolledPruner(searched.sweep, pairs)
+    opened = []
+    read = pipeline.records.spool.spool_lines
+
+    def noting(path: Path, offset: int = 0) -> Iterator[Line]:
+        opened.append((path, offset))
+        return read(path, offset)
+
+    monkeypatch.setattr(pipeline.records.spool, "spool_lines", noting)
+    assert pruner.prune() == []
+    assert opened == [(first.spool, first.spool.stat().st_size), (second.spool, 0)]
+    Spool(second.spool).write(10, {HELD_OUT_LOSS: 2.0})
+    assert pruner.prune() == [pairs[1][0].key]
+    with first.spool.open("a") as file:
+        file.write("damaged\n")
+    opened.clear()
+    assert pruner.prune() == []
+    assert pruner.prune() == []
+    assert [path for path, _ in opened].count(first.spool) == 1

@@ -16,11 +16,11 @@ from pipeline.records.pruned import write_pruned
 from pipeline.records.spool import Spool
 from pipeline.reporting.files import markdown
 from pipeline.run import file_report
-from pipeline.running.pruning import Pruner
 from pipeline.settings.config import BUILT_IN_TASKS, SCORES, Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.tracking.tracker import Tracker
+from tests.pipeline.pruning_samples import PolledPruner
 
 OWN = "tests.pipeline.tasks.own"
 RATES = [0.1, 0.2, 0.3, 0.4]
@@ -125,7 +125,7 @@ def test_a_scheduler_prunes_by_it_in_its_direction(tmp_path: Path, task: str, me
     searched = experiment(task, metric=metric)
     assert searched.sweep is not None
     pairs = [(trial, TrialFolder(tmp_path / trial.key)) for trial in trials_of(searched)]
-    pruner = Pruner(searched.sweep, pairs)
+    pruner = PolledPruner(searched.sweep, pairs)
     order = sorted(pairs, key=lambda pair: abs(pair[0].experiment.training.learning_rate - left))
     for step in range(5, 40, 5):
         for trial, folder in order:
