@@ -83,20 +83,17 @@ class Pusher:
 
     def _work(self) -> None:
         try:
-            self._keep_up()
+            while self._error is None:
+                self._wanted.wait()
+                self._wanted.clear()
+                last = self._closing.is_set()
+                while not self._round() and self._error is None:
+                    self._closing.wait(_RETRY_S) if not last else time.sleep(_RETRY_S)
+                    last = self._closing.is_set()
+                if last:
+                    return
         except BaseException as error:  # or training would go on, and nothing be put any more
             self._error = StorageError(f"what puts files into the storage was ended by an error: {error!r}")
-
-    def _keep_up(self) -> None:
-        while self._error is None:
-            self._wanted.wait()
-            self._wanted.clear()
-            last = self._closing.is_set()
-            while not self._round() and self._error is None:
-                self._closing.wait(_RETRY_S) if not last else time.sleep(_RETRY_S)
-                last = self._closing.is_set()
-            if last:
-                return
 
     def _round(self) -> bool:
         """Puts what is new; False when the storage is away."""

@@ -53,7 +53,7 @@ class RemoteSweep:
         self._have: dict[str, Index] = {}
         self._session: str | None = None
         self._remembered: bytes = b""
-        self._told: set[str] = set()  # that they are to end early
+        self._pruned: set[str] = set()  # whose decision to end early is in the storage
         self._broken: str | None = None
         self._lock = threading.Lock()
         self._left = threading.Event()
@@ -156,29 +156,24 @@ class RemoteSweep:
             yield from (place.delivery, place.delivery.with_name(OLDER_FILE), place.prune)
 
     def _work(self) -> None:
+        remembered = time.monotonic()
         try:
-            self._keep_up()
+            while not self._left.wait(_EVERY_S) and self.taken_by is None:
+                with contextlib.suppress(OSError, UserError):  # `catch_up` says so in the end
+                    self._fetch()
+                    self._put_prunes()
+                    if time.monotonic() - remembered > _REMEMBER_EVERY_S:
+                        self.remember()
+                        remembered = time.monotonic()
         except Exception as error:  # nobody would see what the trials do
             why = f"{type(error).__name__}: {error!s:.300}"
             self._broken = f"cannot be followed any longer: reading {self.storage} failed ({why})."
 
-    def _keep_up(self) -> None:
-        remembered = time.monotonic()
-        while not self._left.wait(_EVERY_S) and self.taken_by is None:
-            try:
-                self._fetch()
-                self._tell_pruned()
-                if time.monotonic() - remembered > _REMEMBER_EVERY_S:
-                    self.remember()
-                    remembered = time.monotonic()
-            except (OSError, UserError):
-                continue  # `catch_up` says so in the end
-
-    def _tell_pruned(self) -> None:
+    def _put_prunes(self) -> None:
         for key, (remote, place) in self._trials.items():
-            if key not in self._told and place.prune.exists():
+            if key not in self._pruned and place.prune.exists():
                 remote.prune_file.write_bytes(place.prune.read_bytes())
-                self._told.add(key)
+                self._pruned.add(key)
 
     def _fetch_all(self) -> None:
         with self._lock:

@@ -9,9 +9,10 @@ from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, write_attempt
 from pipeline.records.spool import Spool
 from pipeline.records.state import State, state_of
-from pipeline.running.pruning import Pruner, stratum_of
+from pipeline.running.pruning import stratum_of
 from pipeline.running.sweep import poll_states
 from pipeline.settings.trials import Trial
+from tests.pipeline.pruning_samples import PolledPruner
 from tests.pipeline.running.test_live import some_trials
 from tests.pipeline.running.test_pruning import experiment, placed
 
@@ -27,7 +28,7 @@ def test_each_trial_is_sorted_into_its_stratum_once(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("pipeline.running.pruning.stratum_of", counted)
     pairs = placed(tmp_path, searched)
     assert searched.sweep is not None
-    Pruner(searched.sweep, pairs)
+    PolledPruner(searched.sweep, pairs)
     assert asked == [trial.key for trial, _ in pairs]
 
 

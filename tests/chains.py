@@ -1,0 +1,131 @@
+"""`python -m tests.chains`: how many functions a metric point, a trial and a checkpoint pass through, and how large the
+rooms of the pipeline are.
+
+The chains stand in docs/architecture.md, function by function; an arrow counts as one hop.
+"""
+
+import ast
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
+_LINE = re.compile(r" {4}(\S+\.py) +(\S.*)")
+
+
+@dataclass(frozen=True)
+class Hop:
+    """A function of a chain. `crosses`: by what the value comes to it from another thread or process; "" in a call."""
+
+    file: Path
+    name: str
+    crosses: str = ""
+
+    @property
+    def last_name(self) -> str:
+        """As a call names it."""
+        return self.name.rpartition(".")[2]
+
+
+def chains(text: str) -> dict[str, list[Hop]]:
+    """The chains of the page, by their titles."""
+    section = text.partition("## Three chains\n")[2].partition("\n## ")[0]
+    found: dict[str, list[Hop]] = {}
+    for part in section.split("\n### ")[1:]:
+        title, hops, crosses = part.splitlines()[0], [], ""
+        for line in part.splitlines()[1:]:
+            if line.startswith("    => "):
+                crosses = line.removeprefix("    => ")
+            elif named := _LINE.fullmatch(line):
+                for name in named[2].split(" -> "):
+                    hops.append(Hop(ROOT / "pipeline" / named[1], name, crosses))
+                    crosses = ""
+        if hops:
+            found[title] = hops
+    return found
+
+
+@cache
+def functions(file: Path) -> dict[str, ast.AST]:
+    """The functions in a file, by their qualified names."""
+    found: dict[str, ast.AST] = {}
+
+    def enter(node: ast.AST, before: str) -> None:
+        for each in ast.iter_child_nodes(node):
+            if isinstance(each, ast.FunctionDef):
+                found[f"{before}{each.name}"] = each
+                enter(each, f"{before}{each.name}.<locals>.")
+            elif isinstance(each, ast.ClassDef):
+                enter(each, f"{before}{each.name}.")
+            else:
+                enter(each, before)
+
+    enter(ast.parse(file.read_text(encoding="utf-8")), "")
+    return found
+
+
+def names_in(node: ast.AST) -> set[str]:
+    """Every name and attribute that occurs in a piece of source."""
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
+        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
+    }
+
+
+def problems(hops: list[Hop]) -> list[str]:
+    """Where a chain and the source differ.
+
+    A function that is called must be named in the one before it, or, where it is handed on as a value, in an earlier
+    one of the chain; one that is reached by crossing, there or elsewhere in its own file.
+    """
+    wrong = []
+    for number, hop in enumerate(hops):
+        there = functions(hop.file)
+        library = number == len(hops) - 1 and hop.name not in there  # the last call may be a library's
+        if hop.name not in there and not library:
+            wrong.append(f"{hop.file.name} has no {hop.name}")
+            continue
+        before = [functions(each.file)[each.name] for each in hops[:number] if each.name in functions(each.file)]
+        if hop.crosses:
+            before.append(ast.parse(hop.file.read_text(encoding="utf-8")))
+        if number and not any(hop.last_name in names_in(each) for each in before):
+            wrong.append(f"{hop.name} is named in none of the functions before it")
+        directly = number and not hop.crosses and hop.last_name in names_in(before[-1])
+        if number and not hop.crosses and not directly and not _is_handed_on(before):
+            wrong.append(f"{hops[number - 1].name} does not name {hop.name}")
+    return wrong
+
+
+def _is_handed_on(before: list[ast.AST]) -> bool:
+    """Whether the last function calls a value that it was given: a parameter, each of several, or one that it looks up
+    by name."""
+    node = before[-1]
+    own = {each.arg for each in ast.walk(node) if isinstance(each, ast.arg)}
+    for each in ast.walk(node):
+        if isinstance(each, ast.For) and isinstance(each.target, ast.Name):
+            own.add(each.target.id)
+    called = [each.func for each in ast.walk(node) if isinstance(each, ast.Call)]
+    return any(isinstance(each, ast.Call) or (isinstance(each, ast.Name) and each.id in own) for each in called)
+
+
+def rooms() -> dict[str, list[Path]]:
+    """The files of each room of the pipeline, and of what is above the rooms."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted((ROOT / "pipeline").rglob("*.py")):
+        found.setdefault(file.parent.relative_to(ROOT).as_posix(), []).append(file)
+    return found
+
+
+def main() -> None:
+    """Prints the counts."""
+    for title, hops in chains(PAGE.read_text(encoding="utf-8")).items():
+        crossings = sum(bool(hop.crosses) for hop in hops)
+        print(f"{title}: {len(hops) - 1} hops, {crossings} of them to another thread or process")
+    for room, files in rooms().items():
+        lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+        print(f"{room}: {len(files)} files, {lines} lines")
+
+
+if __name__ == "__main__":
+    main()
