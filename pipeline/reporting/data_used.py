@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from pipeline import measures
 from pipeline.data.split import FOR_SELECTION
 from pipeline.reporting.data_facts import parse_data
 from pipeline.reporting.example_facts import example_words
@@ -15,6 +16,7 @@ _SPLITS = {"held_out": "held-out", "evaluation": "evaluation"}
 def data_words(results: Results) -> list[str]:
     """A sentence or two for each data set that the trials were trained on, with the scores of all of them."""
     words = list(dict.fromkeys(_of(parse_data(name, profile)) for name, profile in results.data))
+    words += [text for text in [_order(results)] if text]
     scores = [line for split in _SPLITS if (line := _scores(results, split))]
     return [" ".join(filter(None, [*words, *scores]))] if any(words) else scores
 
@@ -71,6 +73,21 @@ def _scores(results: Results, split: str) -> str:
     if said and not some and words.all_zero:
         return f"{decoded} {words.all_zero}."
     return f"{decoded}, by arm: {'; '.join(said)}." if said else ""
+
+
+def _order(results: Results) -> str:
+    """That tasks were trained on one after the other, where they were."""
+    trials = [trial for row in results.rows for trial in row.trials.values()]
+    some = [trial for trial in trials if trial.params.get("data.order") == "sequential"]
+    if not some:
+        return ""
+    where = "Trained" if len(some) == len(trials) else "With data.order = sequential trained"
+    number = max((trial.last(measures.TASK_NUMBER) for trial in some), default=math.nan)
+    tasks = f"one after the other of {number:.0f} tasks" if math.isfinite(number) else "one task after the other"
+    return (
+        f"{where} on {tasks}, in the same order in all trials; forgetting is by how much the loss on earlier tasks has "
+        "grown since each was finished, on some of their training rows."
+    )
 
 
 def _item(results: Results) -> str:

@@ -37,6 +37,7 @@ from pipeline.training.step import StepReport, train_step
 from tiny_onn.capture import CaptureError
 from tiny_onn.distributed import distribute
 from tiny_onn.dynamics import LearningDynamics, NonFiniteStep
+from tiny_onn.model import GridTransformer
 
 MOST_SKIPPED_IN_A_ROW = 10
 
@@ -192,7 +193,9 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     dynamics = build_dynamics(model, training)
     take = {"take": forgetting.take} if forgetting else {}
     first, problems = load_newest(folder.checkpoints, dynamics, experiment.digests(), **take)
-    wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
+    # A model of somebody else's may have parameters that no loss depends on, which DDP would wait for.
+    own = not isinstance(model, GridTransformer)
+    wrapped = distribute(model, router_in_backward=dynamics.router_in_backward, find_unused_parameters=own)
     if training.check_replicas_every:
         check_replicas(dynamics, first)
     return Trial(

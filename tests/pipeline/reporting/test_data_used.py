@@ -159,3 +159,17 @@ def test_what_somebody_else_wrote_of_examples_is_passed_over(told: object) -> No
     results = Results("s", [row], {}, 0, [], data=(("d", json.dumps({"examples": told})),))
     assert data_words(results) == []
     assert "nor" not in limits(results).split("Step times")[0]
+
+
+def test_tasks_in_sequence_are_told_with_their_number() -> None:
+    def trial(order: str, **metrics: float) -> TrialResult:
+        return TrialResult(f"r-{order}", "a", 0, {"data.order": order}, {}, metrics, {})
+
+    def words(*trials: TrialResult) -> list[str]:
+        rows = [Row("a", (("data.order", each.params["data.order"]),), {0: each}) for each in trials]
+        return data_words(Results("s", rows, {}, 0, []))
+
+    sequence, mixed = trial("sequential", **{"train/task": 52.0}), trial("mixed")
+    assert words(mixed) == []
+    assert words(sequence)[0].startswith("Trained on one after the other of 52 tasks, in the same order")
+    assert words(mixed, sequence)[0].startswith("With data.order = sequential trained on one after")

@@ -134,12 +134,14 @@ class Chain(nn.Module):
 
 
 class Tied(Chain):
-    """Its head is its embedding; it has dropout, a part that stays frozen, and a count of its passes in training."""
+    """Its head is its embedding; it has dropout, a part that stays frozen, one that is never used, and a count of its
+    passes in training."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__(settings)
         self.head.weight = self.embed.weight
         self.drop, self.frozen = nn.Dropout(0.5), nn.Dropout(0.9).eval()
+        self.unused = nn.Linear(3, 2)
         self.passes: Tensor
         self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 

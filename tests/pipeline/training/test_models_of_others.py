@@ -133,15 +133,24 @@ def test_ties_by_hand() -> None:
 def worker(rank: int, folder: str, data: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    experiment = replace(of_others(), {"workers.count": 2}, "test")
-    run_training(experiment, TrialFolder(Path(folder) / "trial"), Path(data), CPU)
+    for engine in ("hooks", "fused"):
+        experiment = replace(of_others(engine=engine, micro_batches=2), {"workers.count": 2}, "test")
+        run_training(experiment, TrialFolder(Path(folder) / engine), Path(data), CPU)
     dist.destroy_process_group()
     os._exit(0)
 
 
-def test_two_workers_train_a_model_with_tied_parameters_and_dropout(data: Prepared, tmp_path: Path) -> None:
+def test_two_workers_train_a_model_with_parameters_that_are_tied_and_unused(data: Prepared, tmp_path: Path) -> None:
     mp.spawn(worker, args=(str(tmp_path), str(data.folder)), nprocs=2)
-    assert metrics_of(TrialFolder(tmp_path / "trial"))[8][measures.HELD_OUT_LOSS] > 0
+    hooks, fused = (metrics_of(TrialFolder(tmp_path / engine)) for engine in ("hooks", "fused"))
+    assert {step: each[measures.TASK_LOSS] for step, each in hooks.items()} == pytest.approx(
+        {step: each[measures.TASK_LOSS] for step, each in fused.items()}, rel=1e-9
+    )
+    start = build_model(of_others()).state_dict()
+    _, state = read_checkpoint(checkpoints(tmp_path / "fused" / "checkpoints")[-1])
+    for name, before in start.items():
+        unused = name.startswith("unused")
+        assert torch.equal(state.get(f"model/{name}", before), before) == (unused or name == "head.weight"), name
 
 
 def test_weights_that_a_model_does_not_tie_are_missed(whole: TrialFolder) -> None:
