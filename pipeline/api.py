@@ -318,11 +318,11 @@ def routing_map(model: "TrainedModel", task: Any, pair: int = 0, *, projection: 
         UserError: the task is malformed, has no such pair or is longer than those that the model was trained on.
     """
     from pipeline.drawing import own_style
-    from pipeline.training.routing_map import draw_map, map_routing, sequence_of
+    from pipeline.training.routing_map import map_routing, plot_map, sequence_of
 
     found = map_routing(model.model, sequence_of(model, task, pair), projection=projection, step=model.step)
     with own_style():
-        return draw_map(found, title)
+        return plot_map(found, title)
 
 
 def results(

@@ -123,12 +123,12 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     """
     from pipeline.layout import Output
     from pipeline.run import file_report
-    from pipeline.tracking.sync import sync_and_tell
+    from pipeline.tracking.sync import sync_and_print
 
     def report(uri: str, experiment: str, name: str) -> list[Path]:
         return file_report(uri, experiment, name, output)[1]
 
-    sys.exit(sync_and_tell(Output(output), sweep, tracking_uri, mlflow_experiment, report))
+    sys.exit(sync_and_print(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
 @click.command(short_help="Draw the answers to the tasks in FILE with the model of RUN.")

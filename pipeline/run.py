@@ -144,8 +144,8 @@ def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:
     }
     for device in sorted(asked):
         if problem := compiler_problem(device):
-            said = f"Training runs uncompiled here, which takes longer: {problem}."
-            console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            message = f"Training runs uncompiled here, which takes longer: {problem}."
+            console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell_where(folder: TrialFolder, console: Console) -> None:

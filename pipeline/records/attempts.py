@@ -53,7 +53,7 @@ def parsed_attempts(lines: str) -> list[dict[str, Any]]:
 
 
 def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
-    """Says for a trial that could not say so itself why it ended in `session`."""
+    """Records why a trial ended in `session` that could not record it itself."""
     before = last_attempt(folder)
     write_attempt(folder, Attempt(before.number if before else 0, session))
     write_whole(folder.failure, reason)

@@ -25,7 +25,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            append_to(path).close()  # says what is wrong with the file itself
+            append_to(path).close()  # its error names what is wrong with the file itself
         except OSError as error:
             if error.errno == errno.ELOOP or path.is_symlink():
                 raise UserError(f"{path}: is a link, and is not written through. Remove it.") from error

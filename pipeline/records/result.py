@@ -22,8 +22,8 @@ class Result:
 def read_result(folder: TrialFolder) -> Result:
     """What of the trial's result is of the shape that is written; nothing where there is none, or it is damaged."""
     found = read_json(folder.result)
-    told = found if isinstance(found, dict) else {}
-    environment, problems = told.get("environment"), told.get("checkpoint_problems")
+    known = found if isinstance(found, dict) else {}
+    environment, problems = known.get("environment"), known.get("checkpoint_problems")
     return Result(
         {
             name: str(value)[:_LONGEST_TAG]

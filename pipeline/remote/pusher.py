@@ -112,7 +112,7 @@ class Pusher:
             if away >= self._limit_s:
                 self._error = StorageError(f"nothing could be put into the storage for {away:.0f} s: {error}")
             return False
-        except Exception as error:  # of the disk, or that this attempt is overtaken: told to whoever trains
+        except Exception as error:  # of the disk, or that this attempt is overtaken: raised in training by `push`
             self._error = error
             return False
         self._away_since = None

@@ -195,15 +195,15 @@ class RemoteSweep:
 
     def _take(self, key: str, last: int) -> bool:
         remote, place = self._trials[key]
-        said = remote.attempt(last)
-        part, index = remote.newest(said)
+        last_attempt_there = remote.attempt(last)
+        part, index = remote.newest(last_attempt_there)
         try:
             take_in(part, place, index, self._have.get(key, {}))
         except Changed:
             return False  # it is being written: the next look finds it whole
         self._have[key] = index
-        if said is not None:
-            self._take_attempt(remote, place, said)
+        if last_attempt_there is not None:
+            self._take_attempt(remote, place, last_attempt_there)
         return True
 
     def _take_attempt(self, remote: RemoteTrial, place: TrialFolder, found: dict[str, Any]) -> None:

@@ -155,16 +155,16 @@ class RemoteTrial:
         except FileNotFoundError:
             return None
 
-    def newest(self, said: dict[str, Any] | None) -> tuple["RemoteAttempt", Index]:
+    def newest(self, found: dict[str, Any] | None) -> tuple["RemoteAttempt", Index]:
         """The last attempt that has an index, and that; attempt 0 and an empty one when there is none yet.
 
         Args:
-            said: `attempt()`.
+            found: `attempt()`.
 
         Raises:
             UserError, StorageError: as RemoteAttempt.index.
         """
-        last = said["attempt"] if said else 0
+        last = found["attempt"] if found else 0
         if last and (index := self.part(last).index()) is not None:
             return self.part(last), index
         for number in sorted(self.indexed(last - 1), reverse=True):
@@ -268,8 +268,8 @@ class RemoteAttempt:
             UserError, StorageError: as RemoteTrial.attempt.
         """
         if self.trial.attempt_file(self.number + 1).is_file():
-            said = self.trial.attempt() or {}
-            last = said.get("attempt", self.number + 1)
+            found = self.trial.attempt() or {}
+            last = found.get("attempt", self.number + 1)
             raise Overtaken(f"attempt {self.number} has been overtaken: attempt {last} is at work")
 
     def remove_earlier(self) -> None:
@@ -385,8 +385,8 @@ def last_attempts(names: Iterable[str]) -> dict[str, int]:
 
 
 def _attempt_bytes(number: int, session: str, failure: str | None, token: str) -> bytes:
-    said = {"attempt": number, "session": session, "failure": failure and failure[:_MOST_REASON], "token": token}
-    return json.dumps(said).encode()
+    found = {"attempt": number, "session": session, "failure": failure and failure[:_MOST_REASON], "token": token}
+    return json.dumps(found).encode()
 
 
 def key_of(name: str) -> str:

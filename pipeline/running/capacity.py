@@ -7,7 +7,7 @@ from pipeline.errors import UserError
 from pipeline.running.cluster import fit, nodes
 from pipeline.settings.config import WorkersConfig
 
-_LOOK_EVERY_S = 3.0
+_POLL_EVERY_S = 3.0
 
 
 class Capacity:
@@ -25,18 +25,18 @@ class Capacity:
         self._asked, self._wanted = list(dict.fromkeys(asked)), wanted
         self.at_once = min(fit(workers, nodes(), wanted) for workers in self._asked)
         self.lacking: str | None = None  # why there is not even room for one any more
-        self._looked_at = time.monotonic()
+        self._polled_at = time.monotonic()
 
     def refresh(self) -> int:
         """`at_once`, looked at anew every few seconds; at least 1: a trial waits for its room by itself."""
-        if time.monotonic() - self._looked_at >= _LOOK_EVERY_S:
+        if time.monotonic() - self._polled_at >= _POLL_EVERY_S:
             there = nodes()
             try:
                 self.at_once = min(fit(workers, there, self._wanted) for workers in self._asked)
                 self.lacking = None
             except UserError as error:
                 self.at_once, self.lacking = 1, str(error)
-            self._looked_at = time.monotonic()
+            self._polled_at = time.monotonic()
         return self.at_once
 
     @property

@@ -34,15 +34,15 @@ def claim(
     command: str,
     accept_changed_code: bool = False,
     anything_left: bool = True,
-    tell: Callable[[str], None] = lambda said: None,
+    report_growth: Callable[[str], None] = lambda message: None,
 ) -> bool:
     """Writes folder/sweep.json, or finds there that the folder is this experiment's own; whether it was written now.
 
     A new record gets a random id. Where the record alone is gone, the new one takes over the id that its runs have.
-    Where the experiment has grown, the record says so from now on.
+    Where the experiment has grown, the record notes it.
 
     Args:
-        tell: called with what the experiment has more of than it had.
+        report_growth: called with what was added to the experiment, in words.
         accept_changed_code: go on though the user's own code is another than that of the record, and put it there.
         anything_left: whether any trial is still to be run, with the code that there is now.
 
@@ -78,7 +78,9 @@ def claim(
         grown = [*record.get(_GROWN, []), noted] if isinstance(record.get(_GROWN, []), list) else [noted]
         now = record | _record(experiment, data_hash) | {_CODE: as_record(user_code(experiment)), _GROWN: grown}
         write_whole(folder / RECORD, json.dumps(now, indent=1))
-        tell(f"{experiment.name} grows by {_listed(added)}. Trials that have ended with all their steps are kept.")
+        report_growth(
+            f"{experiment.name} grows by {_listed(added)}. Trials that have ended with all their steps are kept."
+        )
     return fresh
 
 

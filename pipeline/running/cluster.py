@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.ray_private import own_cluster_options
 from pipeline.running.ray_process import DEFAULTS, NEEDED, hangup_held, ray_process, short_folder
 from pipeline.running.token import Token, find_token
-from pipeline.running.waiting import told_after
+from pipeline.running.waiting import report_waiting
 from pipeline.settings.config import WorkersConfig
 
 _PROBE_SECONDS = 5.0
@@ -82,7 +82,7 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
     environment is as it was.
 
     Args:
-        console: told when it takes long.
+        console: shows that it takes long.
 
     Raises:
         UserError: nothing answers at `address`, within ten seconds; or Ray cannot be started, for whatever reason.
@@ -119,14 +119,14 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
         others = set(psutil.Process().children(recursive=True))
         try:
             try:
-                with hangup_held(), told_after(console, _awaited(address)):
+                with hangup_held(), report_waiting(console, _awaited(address)):
                     ray.init(**options)
             except Exception as error:  # also plain ones: of sockets, rights and a machine too busy
                 _end(set(psutil.Process().children(recursive=True)) - others)
                 raise _refusal(address, token, error) from error
             yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
         finally:
-            with told_after(console, "Ray to stop"):
+            with report_waiting(console, "Ray to stop"):
                 ray.shutdown()
 
 
@@ -147,18 +147,18 @@ def _awaited(address: str | None) -> str:
 
 
 def _refusal(address: str | None, token: Token | None, error: Exception) -> UserError:
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
     if address is not None:
-        return UserError(f"address {address}: no Ray cluster could be joined ({said}). {_key(token)}")
+        return UserError(f"address {address}: no Ray cluster could be joined ({reason}). {_key(token)}")
     return UserError(
-        f"Ray could not be started on this machine ({type(error).__name__}: {said}). Nothing was begun, and the same "
+        f"Ray could not be started on this machine ({type(error).__name__}: {reason}). Nothing was begun, and the same "
         "command may be given again, when the machine is less busy if that was the reason. It needs a TMPDIR that can "
         "be written to, and some hundred processes and open files (`ulimit -u`, `ulimit -n`)."
     )
 
 
 def _key(token: Token | None) -> str:
-    """What to say of the token where a cluster listens, and cannot be joined."""
+    """A hint on the token where a cluster listens, and cannot be joined."""
     if token is None:
         return (
             "If it asks for a token, put that into ~/.ray/auth_token, or set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH; "
@@ -207,7 +207,7 @@ class HeadWatch:
         self._unanswered, self._next = 0, 0.0
 
     def check(self) -> UserError | None:
-        """What to say when it has not answered several times in a row."""
+        """An error once it has not answered several times in a row."""
         if time.monotonic() >= self._next:
             try:
                 check_address(self._head)

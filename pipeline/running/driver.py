@@ -182,6 +182,6 @@ def explain(error: BaseException) -> str:
 
 def _in_a_line(failure: BaseException) -> str:
     root = root_cause(failure)
-    said = " ".join(str(root).split())
-    said = exit_detail(said) or said
-    return f"{type(root).__name__}: {said}" if len(said) < 400 else f"{type(root).__name__}: {said[:400]} ..."
+    text = " ".join(str(root).split())
+    text = exit_detail(text) or text
+    return f"{type(root).__name__}: {text}" if len(text) < 400 else f"{type(root).__name__}: {text[:400]} ..."

@@ -76,21 +76,21 @@ class LiveView:
         """Says so when the cluster has grown or shrunk; `lacking`: why it cannot hold a single trial."""
         if at_once == self._at_once and lacking == self._lacking:
             return
-        said = f"Waiting: no node has capacity for a trial. {lacking}" if lacking else None
-        said = said or f"Concurrency changed from {self._at_once} to {at_once}."
+        message = f"Waiting: no node has capacity for a trial. {lacking}" if lacking else None
+        message = message or f"Concurrency changed from {self._at_once} to {at_once}."
         self._at_once, self._lacking = at_once, lacking
-        self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        self._console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
     def note_taken(self, waiting: bool, free: str | None) -> None:
         """Says once that trials are `waiting` for other jobs of the cluster; `free`: the resources that are left."""
         if waiting and free is not None and not self._told_taken:
-            said = f"Waiting: other jobs hold the cluster; {free} free."
-            self._console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            message = f"Waiting: other jobs hold the cluster; {free} free."
+            self._console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
             self._told_taken = True
         self._told_taken &= waiting
 
     def update(self) -> None:
-        """Draws anew from what `trials` say now."""
+        """Renders the trials' present states."""
         if self._live is not None:
             self._live.update(self.render(), refresh=True)
         elif self._notebook is not None:

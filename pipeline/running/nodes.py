@@ -29,7 +29,7 @@ def check_nodes(folder: Path | None) -> None:
         for node in ray.nodes():
             if node["Alive"]:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                task = ray.remote(num_cpus=0, max_retries=0)(look_around).options(scheduling_strategy=there)
+                task = ray.remote(num_cpus=0, max_retries=0)(describe_node).options(scheduling_strategy=there)
                 asked[node["NodeManagerAddress"]] = task.remote(None if mark is None else str(mark))
         here = installed(dict.fromkeys(_THAT_MATTER, ""))
         problems = [problem for address, answer in asked.items() for problem in _problems(address, answer, here, mark)]
@@ -40,7 +40,7 @@ def check_nodes(folder: Path | None) -> None:
         raise UserError("the cluster's nodes are not alike:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def look_around(mark: str | None) -> dict[str, Any]:
+def describe_node(mark: str | None) -> dict[str, Any]:
     """On a node: which versions are there, and whether it sees the file."""
     return {"versions": installed(dict.fromkeys(_THAT_MATTER, "")), "sees": mark is None or Path(mark).exists()}
 
@@ -53,8 +53,8 @@ def _problems(address: str, answer: Any, here: dict[str, str], mark: Path | None
     except ray.exceptions.GetTimeoutError:
         return [f"node {address}: did not answer within {_ANSWER_S:g} s."]
     except Exception as error:  # whatever keeps that node from running a function of ours
-        said = str(getattr(error, "cause", None) or error).strip().splitlines()
-        return [f"node {address}: cannot run the project's code ({said[-1] if said else type(error).__name__})."]
+        lines = str(getattr(error, "cause", None) or error).strip().splitlines()
+        return [f"node {address}: cannot run the project's code ({lines[-1] if lines else type(error).__name__})."]
     problems = [f"node {address}: {each}, as the driver has." for each in disagreements(here, found["versions"])]
     if not found["sees"] and mark is not None:
         problems.append(

@@ -63,10 +63,10 @@ def outcome_of(progress: Sequence[TrialProgress], stopped_by: int | None, taken_
     return SweepOutcome(count[State.FINISHED], len(progress), failures, stopped_by, count[State.PRUNED], taken_by)
 
 
-def tell_start(name: str, progress: Sequence[TrialProgress], left: Sequence[TrialProgress], console: Console) -> None:
+def print_start(name: str, progress: Sequence[TrialProgress], left: Sequence[TrialProgress], console: Console) -> None:
     """How much there is to do, and what was begun with other code than this."""
     done = len(progress) - len(left)
-    say(
+    print_line(
         console,
         f"{name}: {len(left)} trial{'s' * (len(left) != 1)} to run" + (f", {done} ended before" if done else ""),
     )
@@ -74,10 +74,10 @@ def tell_start(name: str, progress: Sequence[TrialProgress], left: Sequence[Tria
     if other:
         more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
         text = f"The code has changed since {', '.join(other[:_NAMED])}{more} last ran"
-        say(console, f"{text}; attempts.jsonl in each trial's folder says what ran with which.", "yellow")
+        print_line(console, f"{text}; attempts.jsonl in each trial's folder says what ran with which.", "yellow")
 
 
-def tell_end(
+def print_end(
     outcome: SweepOutcome,
     problems: Sequence[str],
     progress: Sequence[TrialProgress],
@@ -88,32 +88,36 @@ def tell_end(
 ) -> None:
     """What failed, what was survived and what was not delivered; `command` goes on, `sync` delivers."""
     if outcome.taken_by:
-        say(console, f"The sweep {outcome.taken_by}", "bold red")
+        print_line(console, f"The sweep {outcome.taken_by}", "bold red")
         return
     for trial in ran:
         for survived in trial.folder.survived_files():
-            say(console, f"{trial.trial.key} was taken up again after: {_first_line(read_reason(survived))}", "yellow")
+            print_line(
+                console, f"{trial.trial.key} was taken up again after: {_first_line(read_reason(survived))}", "yellow"
+            )
         for bad in read_result(trial.folder).checkpoint_problems:
-            say(console, f"{trial.trial.key} went on from an older checkpoint: {bad}", "yellow")
+            print_line(console, f"{trial.trial.key} went on from an older checkpoint: {bad}", "yellow")
     folders = {p.trial.key: p.folder for p in progress}
     for key, reason in outcome.failures.items():
-        say(console, f"{key} failed: {_first_line(reason)}\n  all of it in {folders[key].failure}", "red")
+        print_line(console, f"{key} failed: {_first_line(reason)}\n  all of it in {folders[key].failure}", "red")
     if outcome.pruned:
-        say(console, f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
+        print_line(console, f"{outcome.pruned} of {outcome.total} trials were pruned; they are in no comparison.")
     if outcome.failed:
-        say(console, f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
+        print_line(console, f"{outcome.failed} of {outcome.total} trials failed.", "bold red")
     if problems:
-        say(console, "\n".join(["Not all of it is tracked:", *(f"  {problem}" for problem in problems)]), "yellow")
+        print_line(
+            console, "\n".join(["Not all of it is tracked:", *(f"  {problem}" for problem in problems)]), "yellow"
+        )
     if outcome.signal is not None:
         name = _SIGNALS.get(outcome.signal) or signal.Signals(outcome.signal).name
-        say(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
+        print_line(console, f"Stopped by {name}: {outcome.finished} of {outcome.total} trials are finished.")
     if problems:
-        say(console, f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
+        print_line(console, f"What is left waits on disk. When the tracker is back, deliver it with:\n  {sync}")
     if outcome.signal is not None or outcome.unended:
-        say(console, f"Go on with:\n  {command} --resume")
+        print_line(console, f"Go on with:\n  {command} --resume")
 
 
-def say(console: Console, text: str, style: str = "") -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
     """Prints text as it is: no markup, no colours of its own, no breaks."""
     console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Which trials are ended early: Ray Tune's ASHA, asked about what the trials' own spools say.
+"""Which trials are ended early: Ray Tune's ASHA, fed with the trials' own metrics.
 
 The decision is a file in the trial's folder, which its workers obey together at the next logged step. So a decision
 outlives the process that made it, and nothing is killed.

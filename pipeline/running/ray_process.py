@@ -14,7 +14,7 @@ from pipeline.ray_private import environment_of_now, read_environment_again
 # starts.
 NEEDED = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the shutdown would start a second cluster
-    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints even when it is told to be silent
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints even in silent mode
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths and imports mean the same in a worker as in the command
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` it would pack this folder and build an environment a worker
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -18,7 +18,7 @@ def redirect_output(path: Path, console: Console) -> Iterator[None]:
     """All that this process prints, libraries in C++ included, is appended to `path`; `console` keeps its place.
 
     A console that does not write to standard output or error (in a notebook, a test) leaves all as it is; so does a
-    thread that is not the main one, beside which others may have something to say.
+    thread that is not the main one, beside which others may print.
     """
     screen = console.file
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""How an experiment's trials are run: what a command is told beside the settings, as one value."""
+"""How an experiment's trials are run: what a command is given beside the settings, as one value."""
 
 from dataclasses import dataclass, field
 

@@ -30,13 +30,13 @@ from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
-from pipeline.running.outcome import SweepOutcome, outcome_of, say, tell_end, tell_start
+from pipeline.running.outcome import SweepOutcome, outcome_of, print_end, print_line, print_start
 from pipeline.running.progress import TrialProgress
 from pipeline.running.pruning import Pruner
 from pipeline.running.redirect_output import redirect_output
 from pipeline.running.run_options import RunOptions
 from pipeline.running.tuner import TunerJob, account_for, tune_trials
-from pipeline.running.waiting import Standstill, told_after
+from pipeline.running.waiting import Standstill, report_waiting
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
 from pipeline.storage.storage import PATIENCE_S, location
@@ -44,7 +44,7 @@ from pipeline.tracking.courier import Courier, TrackingTarget
 from pipeline.tracking.describe import SWEEP_ID, git_commit
 from pipeline.tracking.destination import remember
 
-_LOOK_EVERY_S = 0.5
+_POLL_EVERY_S = 0.5
 _STOPPING_S = 15.0  # for the tracker to take the rest, after an interruption
 
 
@@ -87,9 +87,9 @@ def run_sweep(
     with folder_lock(folder), Interrupts() as interrupts:
         before = (folder / RECORD).read_text(encoding="utf-8") if (folder / RECORD).exists() else None
         data_hash = prepared.manifest.data_hash
-        tell = partial(say, console)
+        report_growth = partial(print_line, console)
         accept = options.accept_changed_code
-        claim(folder, experiment, data_hash, options.resume, options.command, accept, bool(left), tell)
+        claim(folder, experiment, data_hash, options.resume, options.command, accept, bool(left), report_growth)
         opened = [p for p in left if open_again(p.folder, p.steps)]
         tags = {**data_tags(prepared), "mlflow.source.git.commit": git_commit()}
         tags |= {SWEEP_ID: known} if (known := sweep_id(folder)) else {}
@@ -106,7 +106,7 @@ def run_sweep(
         job = TunerJob(folder, session, left, data, name_of(train_fn), options.verbose, trials_at, spread)
         try:
             if left and interrupts.signal is None:
-                tell_start(experiment.name, progress, left, console)
+                print_start(experiment.name, progress, left, console)
                 with nullcontext() if options.verbose else redirect_output(folder / "ray" / "ray.log", console):
                     _run(job, experiment, options, progress, courier, interrupts, shared)
             elif shared:
@@ -125,7 +125,7 @@ def run_sweep(
             if outcome.taken_by:
                 courier.let_go()
             else:
-                with told_after(console, "MLflow to take what is left"):
+                with report_waiting(console, "MLflow to take what is left"):
                     problems = courier.finish(
                         "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
                         None if outcome.interrupted or not outcome.finished else report,
@@ -134,12 +134,12 @@ def run_sweep(
                     )
     outcome = replace(outcome, undelivered=bool(problems) and not tracker.untouched)
     sync = options.destination.sync_command(experiment.name, output)
-    tell_end(outcome, problems, progress, left, console, options.command, sync)
+    print_end(outcome, problems, progress, left, console, options.command, sync)
     return outcome
 
 
 def poll_states(progress: Sequence[TrialProgress], session: str) -> dict[str, State]:
-    """Every trial's state as its folder now says, taken into `progress`. Nothing is new of what has ended."""
+    """Every trial's state by its folder, taken into `progress`. What has ended is not read again."""
     for trial in progress:
         if not trial.over:
             trial.read(state_of(trial.folder, session))
@@ -147,7 +147,7 @@ def poll_states(progress: Sequence[TrialProgress], session: str) -> dict[str, St
 
 
 def data_tags(prepared: Prepared) -> dict[str, str]:
-    """What the tracker is told of the data set, and the report says of it."""
+    """The data set, for the tags of runs and for the report."""
     manifest = prepared.manifest
     facts: dict[str, Any] = {split: count.model_dump(mode="json") for split, count in manifest.counts.items()}
     task = prepared.task
@@ -172,21 +172,21 @@ def _run(
     interrupts: Interrupts,
     shared: RemoteSweep | None,
 ) -> None:
-    """Runs the Tuner in a thread; this one watches, and takes the cluster down when it is told to stop."""
+    """Runs the Tuner in a thread; this one watches, and takes the cluster down on a stop."""
     address, console = options.address, options.console
     faults: list[BaseException] = []
     with connect(address, job.verbose, console) as cluster:
         interrupts.hold()
         with _before_any_trial():
             if address is not None:
-                with told_after(console, "the cluster's nodes to say what they have"):
+                with report_waiting(console, "the cluster's nodes to describe themselves"):
                     check_nodes(None if shared else job.folder)
             wanted = (experiment.sweep.max_concurrent if experiment.sweep else None) or len(job.left)
             capacity = Capacity([p.trial.experiment.workers for p in job.left], min(wanted, len(job.left)))
             if shared:
                 shared.begin(job.session)
             for lacking in ray_private.missing():
-                say(console, lacking, "yellow")
+                print_line(console, lacking, "yellow")
             prunes = experiment.sweep and experiment.sweep.scheduler and ray_private.has("pruning")
             pruner = Pruner(experiment.sweep, progress) if experiment.sweep and prunes else None
         thread = threading.Thread(target=tune_trials, args=(job, capacity.refresh, faults), name="tuner", daemon=True)
@@ -204,10 +204,10 @@ def _run(
                 view.note_room(capacity.at_once, capacity.lacking)
                 waiting = any(trial.waits_for_room() for trial in progress)
                 view.note_taken(waiting, capacity.taken if waiting else None)
-                if said := standstill.check(progress):
-                    say(console, said, "yellow")
+                if warning := standstill.check(progress):
+                    print_line(console, warning, "yellow")
                 view.update()
-                time.sleep(_LOOK_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
+                time.sleep(_POLL_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)
         if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
             job.stop.touch()
@@ -232,10 +232,10 @@ def _before_any_trial() -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), "")
+        reason = next(iter(str(error).strip().splitlines()), "")
         raise UserError(
-            f"the Ray cluster failed before any trial was started ({type(error).__name__}: {said[:300]}). Nothing was "
-            "begun; give the same command again, or look at the cluster first."
+            f"the Ray cluster failed before any trial was started ({type(error).__name__}: {reason[:300]}). Nothing "
+            "was begun; give the same command again, or look at the cluster first."
         ) from error
 
 

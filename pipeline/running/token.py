@@ -22,7 +22,7 @@ class Token:
 
     @property
     def warning(self) -> str | None:
-        """What to say where others can read it."""
+        """A warning where others can read it."""
         if not self.exposed:
             return None
         return (

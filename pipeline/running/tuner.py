@@ -65,7 +65,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
     stop, verbose = job.stop, job.verbose
 
     class NoReport(tune.ProgressReporter):
-        """In a notebook Tune's own reporter clears the cell's output, whatever it is told, and with it our table."""
+        """In a notebook Tune's own reporter clears the cell's output whatever its settings, and with it our table."""
 
         def should_report(self, trials: Any, done: bool = False) -> bool:
             return False
@@ -95,7 +95,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
             return False
 
     def trial(config: dict[str, Any]) -> None:
-        with contextlib.suppress(TrialFailed):  # its folder says so; what Tune sees fail is this process's own death
+        with contextlib.suppress(TrialFailed):  # the reason is in its folder; Tune sees only this process's own death
             run_trial(specs[config["trial"]])
 
     try:

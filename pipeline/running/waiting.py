@@ -1,4 +1,4 @@
-"""No wait without a word: what has not moved for half a minute says what it waits for."""
+"""Reports waits: what has not moved for half a minute, and what it waits for."""
 
 import threading
 import time
@@ -11,16 +11,16 @@ from pipeline.records.state import State
 from pipeline.running.progress import TrialProgress
 
 FIRST_S = 30.0
-_LATER = 4  # times as long until it is said again
+_LATER = 4  # times as long until the next report
 _NAMED = 3
 
 
 @contextmanager
-def told_after(console: Console, what: str, first_s: float = FIRST_S) -> Iterator[None]:
+def report_waiting(console: Console, what: str, first_s: float = FIRST_S) -> Iterator[None]:
     """Says that the command still waits for `what` when the context lasts longer than `first_s`, and again later."""
     over = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         began, pause = time.monotonic(), first_s
         while not over.wait(pause):
             waited = time.monotonic() - began
@@ -29,7 +29,7 @@ def told_after(console: Console, what: str, first_s: float = FIRST_S) -> Iterato
             )
             pause = waited * (_LATER - 1)
 
-    thread = threading.Thread(target=tell, name="told-after", daemon=True)
+    thread = threading.Thread(target=report, name="report-waiting", daemon=True)
     thread.start()
     try:
         yield

@@ -70,12 +70,12 @@ def check_storage(storage: Storage) -> None:
     problems: list[str] = [f"no answer within {_PROBE_S:.0f} s"]
 
     def probe() -> None:
-        file, said = storage / f".probe-{uuid.uuid4().hex[:8]}", b"tiny-onn"
+        file, written = storage / f".probe-{uuid.uuid4().hex[:8]}", b"tiny-onn"
         try:
-            file.write_bytes(said)
+            file.write_bytes(written)
             found = file.read_bytes()
             file.remove()
-            problems[:] = [] if found == said else [f"found {found!r} where {said!r} was written"]
+            problems[:] = [] if found == written else [f"found {found!r} where {written!r} was written"]
         except OSError as error:
             problems[:] = [str(error).removeprefix(f"{file}: ")]
 

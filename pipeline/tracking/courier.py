@@ -74,11 +74,11 @@ class _Parcel:
 
 
 class Courier:
-    """Takes the trials' states from `see`, and tells the tracker of them until `finish`.
+    """Takes the trials' states from `see`, and delivers them to the tracker until `finish`.
 
-    Its own thread goes around all trials, and has as many of them told of at a time as the tracker takes. A trial whose
+    Its own thread goes around all trials, and delivers as many at a time as the tracker takes. A trial whose
     last call is still under way is passed over, so that its calls come in order. Should the thread end by an error,
-    training goes on, and `finish` says that nothing was delivered any more.
+    training goes on, and `finish` reports that nothing was delivered any more.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Courier:
         self._states: dict[str, State] = {}
         self._summary_open = experiment.sweep is None  # one run alone has no summary
         self._problems: dict[str, str] = {}  # shared by all threads
-        self._away: set[str] = set()  # of these, those that only say that the store does not answer
+        self._away: set[str] = set()  # of these, those whose cause is that the store does not answer
         self._lock = threading.Lock()  # guards both
         self._moved = time.monotonic()
         self._closing = threading.Event()
@@ -112,7 +112,7 @@ class Courier:
         self._states = dict(states)
 
     def let_go(self) -> None:
-        """Tells the tracker nothing more, not even that runs have ended: another process goes on with them, or nothing
+        """Delivers nothing more, not even that runs have ended: another process goes on with them, or nothing
         was begun."""
         self._let_go = True
         self._closing.set()
@@ -174,7 +174,7 @@ class Courier:
             undelivered = self._tracker.close(self._status)
         if undelivered:
             with self._lock:  # one word of a store that does not answer is enough
-                self._problems = {what: said for what, said in self._problems.items() if what not in self._away}
+                self._problems = {what: problem for what, problem in self._problems.items() if what not in self._away}
         for why in dict.fromkeys(undelivered.values()):
             names = ", ".join(folder.name for folder, reason in undelivered.items() if reason == why)
             self._note(f"close {why}", f"the tracker has not taken all of {names}" + (f" ({why})" if why else ""))

@@ -25,7 +25,7 @@ _DRAWING = threading.Lock()  # matplotlib is not made for several threads
 
 
 @dataclass(frozen=True)
-class Drawing:
+class RunImage:
     """An image at a step. `key` is its name in MLflow, `name` in the memory of what was sent."""
 
     name: str
@@ -43,7 +43,7 @@ class Drawing:
         return self.make(self.path)
 
 
-def drawings(folder: TrialFolder) -> list[Drawing]:
+def run_images(folder: TrialFolder) -> list[RunImage]:
     """All images of a trial so far, by kind and step."""
     found = [_of(path, folder.prototypes, "", FIGURE, render_prototypes) for path in _steps(folder.prototypes)]
     for place in _folders(folder.routing_maps):
@@ -56,9 +56,9 @@ def drawings(folder: TrialFolder) -> list[Drawing]:
     return found
 
 
-def last_drawings(folder: TrialFolder) -> dict[str, Drawing]:
+def last_images(folder: TrialFolder) -> dict[str, RunImage]:
     """The last image of each kind, by its key."""
-    return {each.key: each for each in drawings(folder)}
+    return {each.key: each for each in run_images(folder)}
 
 
 def render_prototypes(path: Path) -> "Image":
@@ -71,10 +71,10 @@ def render_prototypes(path: Path) -> "Image":
 
 def render_routing(path: Path) -> "Image":
     """The routing map in a file, as an image."""
-    from pipeline.training.routing_map import draw_map, read_map
+    from pipeline.training.routing_map import plot_map, read_map
 
     with _DRAWING, own_style():
-        return _image(lambda buffer: draw_map(read_map(path)).savefig(buffer, format="png", dpi=_DPI))
+        return _image(lambda buffer: plot_map(read_map(path)).savefig(buffer, format="png", dpi=_DPI))
 
 
 def open_figure(path: Path) -> "Image":
@@ -97,10 +97,10 @@ def open_figure(path: Path) -> "Image":
     return image
 
 
-def _of(path: Path, folder: Path, name: str, key: str, make: "Callable[[Path], Image]") -> Drawing:
+def _of(path: Path, folder: Path, name: str, key: str, make: "Callable[[Path], Image]") -> RunImage:
     found = _STEP.fullmatch(path.name)
     assert found is not None
-    return Drawing(f"{name}{path.name}", key, int(found[1]), folder / path.name, make)
+    return RunImage(f"{name}{path.name}", key, int(found[1]), folder / path.name, make)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ class DataInput:
 
 @dataclass(frozen=True)
 class Description:
-    """What a run says of itself, once, at its start."""
+    """A run's name, tags, params, config and data set, logged once at its start."""
 
     name: str
     tags: dict[str, str]
@@ -61,7 +61,7 @@ def find_run(client: "MlflowClient", experiment_id: str, known: DeliveryState) -
 def begin_run(
     client: "MlflowClient", experiment_id: str, known: DeliveryState, description: Description, found: "Run | None"
 ) -> str:
-    """The id of `found`, what `find_run` says, set to RUNNING, or of a new run; described either way.
+    """The id of `found`, which is of `find_run`, set to RUNNING, or of a new run; described either way.
 
     A kill or a lost answer at any point leads neither to a second run nor to half a description, where `known` is in
     its file already, and gets the id when this returns.

@@ -13,7 +13,7 @@ from pipeline.records.pruned import pruned_at
 from pipeline.records.result import read_result
 from pipeline.records.spool import DamagedSpool, Line, SpoolReader, spool_lines
 from pipeline.tracking.describe import ENVIRONMENT, PRUNED, RESUMED_WORKERS, USER_CODE
-from pipeline.tracking.images import FIGURE, drawings, last_drawings
+from pipeline.tracking.images import FIGURE, last_images, run_images
 from pipeline.tracking.model_registry import BEST_MODEL, MODEL, register_model
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def ship_figures(client: "StoreClient", run: "Delivery", folder: TrialFolder) ->
     """Draws and sends new images, each as a step of its kind. Else as `ship_metrics`."""
     known = {*run.state.figures}
     there: dict[str, set[int]] = {}
-    for each in drawings(folder):
+    for each in run_images(folder):
         if each.name in known and not run.recount:
             continue
         if (run.unsure or run.recount) and each.key not in there:
@@ -91,8 +91,8 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
     if len(counts) > 1:
         client.set_tag(run_id, RESUMED_WORKERS, ", then ".join(counts))
     codes = dict.fromkeys(str(each.get("user_code", "")) for each in noted_attempts(folder))
-    if told := ", ".join(filter(None, codes)):
-        client.set_tag(run_id, USER_CODE, told)
+    if digests := ", ".join(filter(None, codes)):
+        client.set_tag(run_id, USER_CODE, digests)
     for name, value in read_result(folder).environment.items():
         client.set_tag(run_id, f"{ENVIRONMENT}.{name}", value)
     if folder.result.exists() and folder.model.is_dir():
@@ -100,7 +100,7 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
         if folder.best_model.is_dir():
             client.log_artifacts(run_id, str(folder.best_model), BEST_MODEL)
         register_model(client, run_id)
-    for key, last in last_drawings(folder).items():
+    for key, last in last_images(folder).items():
         name = f"{FIGURE}.png" if key == FIGURE else f"{folder.figures.name}/{key}.png"
         try:
             client.log_image(run_id, last.render(), artifact_file=name)
@@ -110,7 +110,7 @@ def ship_files(client: "StoreClient", run_id: str, folder: TrialFolder) -> None:
 
 def has_all(folder: TrialFolder, state: DeliveryState, status: str) -> bool:
     """Whether the run has all that the folder now holds, and has been ended as `status` since."""
-    if state.ended != status or not {each.name for each in drawings(folder)} <= {*state.figures}:
+    if state.ended != status or not {each.name for each in run_images(folder)} <= {*state.figures}:
         return False
     spool = SpoolReader(folder.spool, state.offset)
     return not spool.read(1) and spool.damage is None
@@ -128,7 +128,7 @@ def lacks(client: "StoreClient", run_id: str, folder: TrialFolder) -> bool:
     if any(not there <= _steps(client, run_id, name) for name, there in steps.items()):
         return True
     drawn: dict[str, set[int]] = {}
-    for each in drawings(folder):
+    for each in run_images(folder):
         drawn.setdefault(each.key, set()).add(each.step)
     return any(not there <= _image_steps(client, run_id, key) for key, there in drawn.items())
 

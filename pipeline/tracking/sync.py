@@ -105,10 +105,10 @@ def sync(
 
 
 @lasting_output()
-def sync_and_tell(
+def sync_and_print(
     output: Output, sweep: str | None, uri: str | None, experiment: str | None, make_report: MakeReport
 ) -> int:
-    """`sync` for one sweep, or all of an output folder, told on the terminal; 0, or 1 when something is still left.
+    """`sync` for one sweep, or all of an output folder, with the result printed; 0, or 1 when something is still left.
 
     Raises:
         UserError: there is nothing to deliver, or the one sweep that was asked for cannot be.

@@ -1,4 +1,4 @@
-"""What the driver tells MLflow: one run a trial and one a sweep, whatever becomes of the server meanwhile."""
+"""Delivers to MLflow, one run a trial and one a sweep, whatever becomes of the server meanwhile."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.tracking.client import StoreClient
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
-_ITS_OWN_FAULT = (400, 403, 404, 409)  # statuses of an answer that says nothing about other runs
+_ITS_OWN_FAULT = (400, 403, 404, 409)  # statuses of an answer that concerns this run alone
 
 
 class Tracker:
@@ -35,7 +35,7 @@ class Tracker:
     do nothing for 1, 2, 4, ... at most 60 s. `sent` counts the points that went out, `ended` has the folders of the
     runs that were ended.
 
-    Several trials may be told of at a time, each by one thread at a time; the store takes `at_once` of them. What is
+    Several trials may be delivered at a time, each by one thread at a time; the store takes `at_once` of them. What is
     one run's alone is in its Delivery; what threads share is behind the lock, or in the Outage, which has its own.
     """
 
@@ -54,7 +54,7 @@ class Tracker:
         self._uri, self._experiment, self._artifacts, self._recount = uri, experiment, artifacts, recount
         self.at_once = calls_at_once(uri)
         self._server = Outage()
-        self._lock = threading.Lock()  # guards all that follows but the summary, which one thread alone tells of
+        self._lock = threading.Lock()  # guards all that follows but the summary, which one thread alone delivers
         self._client: StoreClient | None = None
         self.experiment_id = ""
         self.sent = 0
@@ -190,22 +190,22 @@ class Tracker:
 
         if run.pause.lasts or (entered := self._server.enter()) is None:
             return 0
-        before, answered, told = run.sent, None, ""
+        before, answered, problem = run.sent, None, ""
         try:
             if deliver(self._open(), self.experiment_id, run):
                 answered, run.problem, run.pause = True, "", Pause()
         except (MlflowException, OSError, UserError) as error:
             run.unsure = True
-            told = error.brief if isinstance(error, StoreUnreachable) else in_a_line(error, self._uri)
+            problem = error.brief if isinstance(error, StoreUnreachable) else in_a_line(error, self._uri)
             if isinstance(error, UserError) and not isinstance(error, StoreUnreachable):
-                told = mask(str(error), self._uri)
+                problem = mask(str(error), self._uri)
             if isinstance(error, MlflowException) and error.get_http_status_code() in _ITS_OWN_FAULT:
-                run.problem = told
+                run.problem = problem
                 run.pause.grow()
             else:
                 answered = False
         finally:
-            self._server.leave(entered, answered, told)
+            self._server.leave(entered, answered, problem)
             self._count(run, run.sent - before)
         return run.sent - before
 

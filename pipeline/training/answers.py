@@ -10,7 +10,7 @@ from pipeline.data.task import Pair, Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.files import write_whole
-from pipeline.training.decode import ATTEMPTS, Grid, draw_in_views, vote
+from pipeline.training.decode import ATTEMPTS, Grid, decode_in_views, vote
 from pipeline.training.model_file import TrainedModel
 from pipeline.training.predictions import voting_views
 
@@ -67,7 +67,7 @@ def answer(model: TrainedModel, tasks: Sequence[Task]) -> Answers:
     limit, views = model.experiment.data.max_tokens, voting_views(model.experiment)
     asked = [(task, pair) for task in tasks for pair in range(len(task.test))]
     fits = [_prompt_length(task, pair) < limit for task, pair in asked]
-    drawn = iter(draw_in_views(model.model, [one for one, fit in zip(asked, fits, strict=True) if fit], limit, views))
+    drawn = iter(decode_in_views(model.model, [one for one, fit in zip(asked, fits, strict=True) if fit], limit, views))
     submission: Submission = {task.task_id: [] for task in tasks}
     without = 0
     for (task, _), fit in zip(asked, fits, strict=True):

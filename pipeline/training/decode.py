@@ -75,7 +75,7 @@ class MayBeGrid:
         return cell | closing | (token == tokens.END)
 
 
-def draw_in_views(
+def decode_in_views(
     model: nn.Module,
     asked: Sequence[tuple[Task, int]],
     limit: int,

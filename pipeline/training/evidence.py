@@ -50,7 +50,7 @@ def stop(
         what |= {
             "not_finite": list(error.quantities),
             "gradients_not_finite": list(error.parameters),
-            **_look_closer(dynamics.model, batch, autocast, micro_batches),
+            **_inspect(dynamics.model, batch, autocast, micro_batches),
         }
     alone = isinstance(error, CaptureError)
     everyone = [what] if alone else gather_json(what, device)
@@ -102,7 +102,7 @@ def _tasks(what: dict[str, Any]) -> str:
     return f"tasks {', '.join(ids[:_NAMED_TASKS])}{more}"
 
 
-def _look_closer(model: nn.Module, batch: Batch, autocast: bool, micro_batches: int) -> dict[str, Any]:
+def _inspect(model: nn.Module, batch: Batch, autocast: bool, micro_batches: int) -> dict[str, Any]:
     """Runs this worker's share again, by itself: its own loss, and the first layer and gradients not finite."""
     layer: list[str] = []
     names = {module: name for name, module in model.named_modules() if name and not isinstance(module, CallPoint)}

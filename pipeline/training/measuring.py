@@ -19,17 +19,17 @@ from pipeline.training.modes import in_evaluation_mode
 from pipeline.training.observer import Numbers, ObserverFailed, observe, reduced
 from pipeline.training.places import places_of
 from pipeline.training.step import StepReport
-from pipeline.training.trial import Entry, Measure, Trial
+from pipeline.training.trial import Entry, Measure, OpenTrial
 
 
-def speed(trial: Trial, entry: Entry) -> None:
+def speed(trial: OpenTrial, entry: Entry) -> None:
     """Times and throughput since the last entry, and the memory used so far."""
     entry.metrics |= trial.window.read()
     if (memory := peak_memory_mib(trial.device)) is not None:
         entry.metrics[measures.PEAK_MEMORY_MIB] = memory
 
 
-def progress(trial: Trial, entry: Entry) -> None:
+def progress(trial: OpenTrial, entry: Entry) -> None:
     """How far training is, and at which rates."""
     entry.metrics[measures.EPOCH] = float(entry.epoch)
     if isinstance(trial.loader, SequentialLoader):
@@ -39,12 +39,12 @@ def progress(trial: Trial, entry: Entry) -> None:
         entry.metrics[measures.SKIPPED_STEPS] = float(trial.skipped.steps)
 
 
-def training_step(trial: Trial, entry: Entry) -> None:
+def training_step(trial: OpenTrial, entry: Entry) -> None:
     """The step's losses, gradient norm and routing health."""
     entry.metrics |= step_metrics(entry.report, entry.evaluated, trial.dynamics.cost is not None)
 
 
-def scores(trial: Trial, entry: Entry) -> None:
+def scores(trial: OpenTrial, entry: Entry) -> None:
     """The held-out tasks where the step is evaluated; the evaluation tasks then or at the end, as is set."""
     if entry.evaluated:
         entry.metrics |= _scores(trial, trial.held_out, "held_out", patterns=entry.last)
@@ -52,13 +52,13 @@ def scores(trial: Trial, entry: Entry) -> None:
         entry.metrics |= _scores(trial, trial.evaluation, "evaluation")
 
 
-def forgetting(trial: Trial, entry: Entry) -> None:
+def forgetting(trial: OpenTrial, entry: Entry) -> None:
     """Where training goes task after task: the loss on earlier tasks, and by how much it has grown since each."""
     if entry.evaluated and trial.forgetting:
         entry.metrics |= trial.forgetting.metrics(trial.model, entry.step)
 
 
-def decoded(trial: Trial, entry: Entry) -> None:
+def decoded(trial: OpenTrial, entry: Entry) -> None:
     """At the end, what the task draws: what it measures of that, and the examples of held-out rows themselves."""
     if entry.last and (examples := trial.task.examples) is not None:
         entry.examples = _drawn(trial, examples, trial.held_out)
@@ -66,7 +66,7 @@ def decoded(trial: Trial, entry: Entry) -> None:
         entry.metrics |= _measured(examples, _drawn(trial, examples, trial.evaluation), "evaluation")
 
 
-def observed(trial: Trial, entry: Entry) -> None:
+def observed(trial: OpenTrial, entry: Entry) -> None:
     """What the user's own observer finds, if there is one; the workers exchange it."""
     name = trial.training.observer
     if trial.observer is None or name is None:
@@ -111,14 +111,14 @@ def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dic
     return metrics
 
 
-def _scores(trial: Trial, rows: list[Sequence], split: Split, patterns: bool = False) -> dict[str, float]:
+def _scores(trial: OpenTrial, rows: list[Sequence], split: Split, patterns: bool = False) -> dict[str, float]:
     budget, place = trial.loader.budget, (trial.rank, trial.world_size)
     return evaluate(
         trial.model, rows, budget, *place, autocast=trial.autocast, patterns=patterns, split=split, task=trial.task
     )
 
 
-def _drawn(trial: Trial, examples: Examples, judged: list[Sequence]) -> list[dict[str, Any]]:
+def _drawn(trial: OpenTrial, examples: Examples, judged: list[Sequence]) -> list[dict[str, Any]]:
     """Examples of the rows that the task chooses, which are the same for every trial on this data.
 
     Every worker takes its share, and gets all.

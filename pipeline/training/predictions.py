@@ -12,7 +12,7 @@ from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment
-from pipeline.training.decode import Grid, decode_grids, draw_in_views, prompt_of, task_of, vote
+from pipeline.training.decode import Grid, decode_grids, decode_in_views, prompt_of, task_of, vote
 
 if TYPE_CHECKING:
     from pipeline.training.model_file import TrainedModel
@@ -52,7 +52,7 @@ def predict(
     predicts is then what was counted here. `alive` is called before each token.
     """
     tasks = [task_of(row) for row in rows]
-    drawn = draw_in_views(model, [(task, 0) for task in tasks], limit, views, alive)
+    drawn = decode_in_views(model, [(task, 0) for task in tasks], limit, views, alive)
     return [_judge(row.pair, task, grids) for row, task, grids in zip(rows, tasks, drawn, strict=True)]
 
 

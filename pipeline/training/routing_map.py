@@ -143,7 +143,7 @@ def read_map(path: Path) -> RoutingMap:
         raise UserError(f"{path}: not a readable routing map ({error}).") from error
 
 
-def draw_map(found: RoutingMap, title: str = "") -> "Figure":
+def plot_map(found: RoutingMap, title: str = "") -> "Figure":
     """The task's grids in ARC's colours, and below them, for each layer, the same cells by the expert that dominates.
 
     Colours are matplotlib's tab10, in each layer given to its ten most frequent experts anew, so that a colour means

@@ -100,7 +100,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Trial:
+class OpenTrial:
     """A worker's part of a trial. `first` is the step that it goes on from, 0 at its start.
 
     `problems` are the checkpoints that could not be used; `skipped` counts on rank 0, whose count is
@@ -169,11 +169,11 @@ class Entry:
     figures: dict[str, bytes] = field(default_factory=dict)  # of the user's own observer, as PNG
 
 
-Measure = Callable[[Trial, Entry], None]
+Measure = Callable[[OpenTrial, Entry], None]
 """Adds to an entry what it measures; every worker calls it, and it may use collective operations."""
 
 
-def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device: torch.device) -> Trial:
+def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device: torch.device) -> OpenTrial:
     """The trial as it stands at its newest good checkpoint; every worker of the process group calls it.
 
     Raises:
@@ -198,7 +198,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward, find_unused_parameters=own)
     if training.check_replicas_every:
         check_replicas(dynamics, first)
-    return Trial(
+    return OpenTrial(
         experiment=experiment,
         folder=folder,
         device=device,
@@ -218,7 +218,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     )
 
 
-def batches(trial: Trial) -> Iterator[tuple[int, int, Batch]]:
+def batches(trial: OpenTrial) -> Iterator[tuple[int, int, Batch]]:
     """(step, epoch, this worker's share of the step's batch), from the step after `first` to the last."""
     steps = trial.training.steps
     stream = Prefetch(itertools.islice(trial.loader.stream(trial.first), steps - trial.first))
@@ -229,7 +229,7 @@ def batches(trial: Trial) -> Iterator[tuple[int, int, Batch]]:
         yield step, epoch, batch
 
 
-def take_step(trial: Trial, step: int, epoch: int, batch: Batch) -> Entry | None:
+def take_step(trial: OpenTrial, step: int, epoch: int, batch: Batch) -> Entry | None:
     """Trains on a batch; the step's entry, still empty, where it is logged.
 
     Raises:

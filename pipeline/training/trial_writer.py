@@ -24,7 +24,7 @@ from pipeline.training.machine import environment
 from pipeline.training.model_file import save_model
 from pipeline.training.places import places_of
 from pipeline.training.routing_map import map_routing, save_map
-from pipeline.training.trial import Entry, Trial
+from pipeline.training.trial import Entry, OpenTrial
 from tiny_onn.layers import sparse_layers
 from tiny_onn.routing_health import Health
 
@@ -37,7 +37,7 @@ class TrialWriter:
     of earlier attempts too. Every method raises TrainingStopped where the disk refuses.
     """
 
-    trial: Trial
+    trial: OpenTrial
     spool: Spool
     logged: dict[str, float]
     losses: dict[int, float]
@@ -153,7 +153,7 @@ def _write(data: bytes, file: BinaryIO) -> None:
     file.write(data)
 
 
-def open_writer(trial: Trial) -> TrialWriter:
+def open_writer(trial: OpenTrial) -> TrialWriter:
     """The writer of a trial, with what earlier attempts have logged; the count of skipped steps goes on from there."""
     spool = Spool(trial.folder.spool)
     logged = next((line.metrics for line in spool_lines(trial.folder.spool) if line.step == trial.first), {})

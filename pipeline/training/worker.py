@@ -12,7 +12,7 @@ from pipeline.training.agreement import is_to_end
 from pipeline.training.evidence import disk_errors
 from pipeline.training.measuring import MEASURES
 from pipeline.training.stopping import TrainingStopped
-from pipeline.training.trial import Entry, Measure, Trial, batches, open_trial, take_step
+from pipeline.training.trial import Entry, Measure, OpenTrial, batches, open_trial, take_step
 from pipeline.training.trial_writer import open_writer
 
 Record = Callable[[Entry], None]
@@ -64,7 +64,7 @@ def run_training(
 
 
 def train(
-    trial: Trial, *, measures: Sequence[Measure], records: Sequence[Record], prunes: Callable[[Entry], bool]
+    trial: OpenTrial, *, measures: Sequence[Measure], records: Sequence[Record], prunes: Callable[[Entry], bool]
 ) -> Entry | None:
     """The training loop. Every worker runs it, with the same measures and with records of its own.
 

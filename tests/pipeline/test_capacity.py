@@ -30,7 +30,7 @@ PAIR = WorkersConfig(count=2, cpus=1.0)
 def test_room_grows_and_shrinks_with_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     there = [(Resources(2), Resources(1))]
     monkeypatch.setattr(pipeline.running.capacity, "nodes", lambda: there[-1])
-    monkeypatch.setattr(pipeline.running.capacity, "_LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(pipeline.running.capacity, "_POLL_EVERY_S", 0.0)
     capacity = Capacity([PAIR, PAIR, WorkersConfig(count=1)], wanted=4)
     assert (capacity.at_once, capacity.refresh()) == (1, 1)
     there.append((Resources(2), Resources(1), Resources(4)))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.interrupts import Interrupts
 from pipeline.running.live import LiveView
-from pipeline.running.outcome import SweepOutcome, tell_end
+from pipeline.running.outcome import SweepOutcome, print_end
 from pipeline.terminal import LastingStream
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_a_closed_terminal_is_a_signal_like_the_others(number: int, code: int) -
     assert signal.getsignal(number) == before
     screen = io.StringIO()
     outcome = SweepOutcome(1, 2, signal=number)
-    tell_end(outcome, [], [], [], Console(file=screen), "tiny-onn ablate x.yaml", "sync")
+    print_end(outcome, [], [], [], Console(file=screen), "tiny-onn ablate x.yaml", "sync")
     assert outcome.exit_code == code
     assert ("Stopped by SIGHUP: its terminal was closed: 1 of 2" in screen.getvalue()) is (number == signal.SIGHUP)
     assert "tiny-onn ablate x.yaml --resume" in screen.getvalue()

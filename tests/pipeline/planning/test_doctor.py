@@ -215,20 +215,20 @@ def test_a_cluster_and_a_tracker_that_do_not_answer(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_cluster_that_answers_and_a_node_that_is_not_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The head is asked for its token, its versions and the output folder."""
-    port, look_around = free_port("127.0.0.1", None), pipeline.running.nodes.look_around
+    port, describe_node = free_port("127.0.0.1", None), pipeline.running.nodes.describe_node
     settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
     def other(mark: str | None) -> dict[str, object]:
-        return {**look_around(mark), "sees": False}
+        return {**describe_node(mark), "sees": False}
 
     with tempfile.TemporaryDirectory(dir="/tmp") as short, head(Path(short), port) as address:
         found = once_it_is_up(address, tmp_path)
         assert [each.verdict for each in found] == [GOOD, GOOD], found
         assert found[0].found == f"{address} can be joined: 1 node, 1 CPUs, 0 GPUs"
-        monkeypatch.setattr(pipeline.running.nodes, "look_around", other)
+        monkeypatch.setattr(pipeline.running.nodes, "describe_node", other)
         found = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, tmp_path))]))
         assert [each.verdict for each in found] == [GOOD, STOPS]
         assert f"does not see {tmp_path}" in f"{found[1].found} {found[1].fix}"

@@ -121,11 +121,11 @@ def test_a_claim_grows_once_asked_and_keeps_its_id(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"without seed 2\. Run what is new with:\n  {COMMAND} --resume"):
         claim(tmp_path, more, "aa", False, COMMAND)
     assert grown(tmp_path) == ""
-    claim(tmp_path, more, "aa", True, COMMAND, tell=told.append)
+    claim(tmp_path, more, "aa", True, COMMAND, report_growth=told.append)
     assert told == ["toy grows by seed 2. Trials that have ended with all their steps are kept."]
     assert sweep_id(tmp_path) == known
     assert grown(tmp_path).endswith(": seed 2")
-    claim(tmp_path, more, "aa", True, COMMAND, tell=told.append)
+    claim(tmp_path, more, "aa", True, COMMAND, report_growth=told.append)
     assert len(told) == 1
     claim(tmp_path, changed({"sweep.seeds": [0, 1, 2], "training.steps": 4}), "aa", True, COMMAND)
     assert [each.partition(": ")[2] for each in grown(tmp_path).split("; ")] == ["seed 2", "steps 4 to 4"]

@@ -21,22 +21,22 @@ def test_nodes_are_asked_for_versions_and_for_the_shared_folder(
 
         check_nodes(tmp_path)
         assert list(tmp_path.iterdir()) == []  # no trace of the question
-        look_around = pipeline.running.nodes.look_around
+        describe_node = pipeline.running.nodes.describe_node
 
         def elsewhere(mark: str | None) -> dict[str, Any]:
-            there = look_around(f"{mark}-on-another-disk")
+            there = describe_node(f"{mark}-on-another-disk")
             return {**there, "versions": {**there["versions"], "torch": "1.0", "python": "3.9"}}
 
         def broken(mark: str | None) -> dict[str, Any]:
             raise ModuleNotFoundError("No module named 'pipeline'")
 
         address = ray.util.get_node_ip_address()
-        monkeypatch.setattr(pipeline.running.nodes, "look_around", elsewhere)
+        monkeypatch.setattr(pipeline.running.nodes, "describe_node", elsewhere)
         with pytest.raises(UserError) as refused:
             check_nodes(tmp_path)
         assert f"node {address}: python is 3.9, expected 3." in str(refused.value)
         assert f"node {address}: torch is 1.0, expected " in str(refused.value)
         assert f"node {address}: does not see {tmp_path}" in str(refused.value)
-        monkeypatch.setattr(pipeline.running.nodes, "look_around", broken)
+        monkeypatch.setattr(pipeline.running.nodes, "describe_node", broken)
         with pytest.raises(UserError, match=r"cannot run the project's code .*No module named 'pipeline'"):
             check_nodes(None)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline.layout import Output
 from pipeline.records.state import State
-from pipeline.running.outcome import SweepOutcome, outcome_of, tell_end
+from pipeline.running.outcome import SweepOutcome, outcome_of, print_end
 from pipeline.running.progress import TrialProgress
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
@@ -28,7 +28,7 @@ def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path:
     third.folder.failure.write_text("rank 0: ValueError: no\nmore of it")
     screen = io.StringIO()
     outcome = SweepOutcome(2, 3, {third.trial.key: third.folder.failure.read_text()})
-    tell_end(outcome, [], progress, [first, third], Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
+    print_end(outcome, [], progress, [first, third], Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
     assert screen.getvalue().splitlines() == [
         "per_token-s0 was taken up again after: rank 1: ActorDiedError: SIGKILL",
         "per_token-s0 went on from an older checkpoint: step-000008: sha256 00, expected 11",
@@ -53,6 +53,6 @@ def test_a_damaged_result_or_reason_does_not_end_the_sweep(tmp_path: Path, raw: 
     outcome = outcome_of(progress, None)
     assert len(outcome.failures[progress[1].trial.key]) == 2**20 + 1
     screen = io.StringIO()
-    tell_end(outcome, [], progress, progress, Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
+    print_end(outcome, [], progress, progress, Console(file=screen), "tiny-onn ablate x.yaml", "tiny-onn sync x")
     assert "went on from an older checkpoint" not in screen.getvalue()
     assert "1 of 2 trials failed" in screen.getvalue()

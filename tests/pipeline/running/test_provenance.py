@@ -9,7 +9,7 @@ from rich.console import Console
 from pipeline.layout import Output
 from pipeline.records.attempts import noted_attempts as attempts
 from pipeline.running import provenance
-from pipeline.running.outcome import tell_start
+from pipeline.running.outcome import print_start
 from pipeline.running.progress import TrialProgress
 from pipeline.running.provenance import note_attempt, sources, with_other_code
 from pipeline.settings.trials import trials_of
@@ -35,7 +35,7 @@ def test_code_and_settings_of_each_attempt_are_kept_and_changes_told(
     monkeypatch.setattr(provenance, "sources", lambda: "another")
     assert with_other_code(folder)
     screen = io.StringIO()
-    tell_start("toy", progress, progress, Console(file=screen))
+    print_start("toy", progress, progress, Console(file=screen))
     assert "The code has changed since per_token-s0 last ran" in screen.getvalue()
     told = progress[0].trial.experiment
     changed = told.training.model_copy(update={"steps": told.training.steps + 1})

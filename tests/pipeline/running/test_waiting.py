@@ -9,14 +9,14 @@ from rich.console import Console
 from pipeline.layout import Output
 from pipeline.records.state import State
 from pipeline.running.progress import TrialProgress
-from pipeline.running.waiting import Standstill, told_after
+from pipeline.running.waiting import Standstill, report_waiting
 from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 
 def test_a_wait_is_told_again_and_again_and_a_short_one_is_not() -> None:
     screen = io.StringIO()
-    with told_after(Console(file=screen), "Ray to start", first_s=0.05):
+    with report_waiting(Console(file=screen), "Ray to start", first_s=0.05):
         time.sleep(0.6)
     said = screen.getvalue()
     assert said.startswith("Still waiting, for ")
@@ -25,7 +25,7 @@ def test_a_wait_is_told_again_and_again_and_a_short_one_is_not() -> None:
     time.sleep(0.3)
     assert screen.getvalue() == said
     screen = io.StringIO()
-    with told_after(Console(file=screen), "nothing", first_s=30):
+    with report_waiting(Console(file=screen), "nothing", first_s=30):
         pass
     assert screen.getvalue() == ""
 

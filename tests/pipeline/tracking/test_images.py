@@ -13,7 +13,7 @@ from pipeline.records.delivery import delivery_state, read_delivery
 from pipeline.remote.index import is_allowed
 from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
-from pipeline.tracking.images import drawings, last_drawings, open_figure
+from pipeline.tracking.images import last_images, open_figure, run_images
 from pipeline.tracking.shipping import has_all, lacks
 from pipeline.tracking.store import open_store
 from pipeline.tracking.tracker import Tracker
@@ -39,7 +39,7 @@ def write_images(folder: TrialFolder, *steps: int) -> None:
 
 
 def keys_of(folder: TrialFolder) -> list[tuple[str, int]]:
-    return [(each.key, each.step) for each in drawings(folder)]
+    return [(each.key, each.step) for each in run_images(folder)]
 
 
 def test_images_are_found_by_kind_and_step_and_may_go_to_a_storage(tmp_path: Path) -> None:
@@ -49,9 +49,9 @@ def test_images_are_found_by_kind_and_step_and_may_go_to_a_storage(tmp_path: Pat
     (folder.routing_maps / "x").mkdir()
     kinds = ("prototype_distribution", "routing_map_1", "a.line")
     assert keys_of(folder) == [(kind, step) for kind in kinds for step in (10, 1_000_000)]
-    assert {key: each.step for key, each in last_drawings(folder).items()} == dict.fromkeys(kinds, 1_000_000)
-    names = [each.name for each in drawings(folder)]
-    for each, name in zip(drawings(folder), names, strict=True):
+    assert {key: each.step for key, each in last_images(folder).items()} == dict.fromkeys(kinds, 1_000_000)
+    names = [each.name for each in run_images(folder)]
+    for each, name in zip(run_images(folder), names, strict=True):
         assert is_allowed(each.path.relative_to(folder.root).as_posix()), name
     delivery_state({**STATE, "figures": names})
 
@@ -98,7 +98,7 @@ def test_a_run_gets_each_step_of_each_kind_once_and_the_report_shows_the_last(tm
     state = read_delivery(folder.delivery)
     assert state is not None
     assert has_all(folder, state, "FINISHED")
-    assert set(state.figures) == {each.name for each in drawings(folder)}
+    assert set(state.figures) == {each.name for each in run_images(folder)}
     shutil.rmtree(damaged.parent)
     assert not lacks(client, run_id, folder)
     write_images(folder, 30)

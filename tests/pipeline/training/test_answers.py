@@ -19,7 +19,7 @@ from pipeline.data.task import Task
 from pipeline.errors import UserError
 from pipeline.training.answers import answer
 from pipeline.training.build import build_model
-from pipeline.training.decode import draw_in_views, vote
+from pipeline.training.decode import decode_in_views, vote
 from pipeline.training.model_file import TrainedModel, open_model, save_model
 from tests.pipeline.arc_samples import as_json, parquet_of, random_task, write_tasks
 from tests.pipeline.samples import small_experiment
@@ -107,7 +107,7 @@ def test_each_test_pair_has_two_attempts(model: TrainedModel, monkeypatch: pytes
         assert (limit, views) == (128, 2)
         return [next(answers) for _ in asked]
 
-    monkeypatch.setattr("pipeline.training.answers.draw_in_views", drawn)
+    monkeypatch.setattr("pipeline.training.answers.decode_in_views", drawn)
     made = answer(model, tasks)
     assert made.submission == {
         "one": [{"attempt_1": A, "attempt_2": B}, {"attempt_1": A, "attempt_2": A}],
@@ -133,7 +133,7 @@ def test_a_file_is_answered_and_written_as_a_submission(model: TrainedModel, tmp
     for name, answers in written.items():
         task = parse_task(tasks[name], name, "here")
         for pair, attempts in enumerate(answers):
-            grids = vote(draw_in_views(model.model, [(task, pair)], 128, 2)[0]) or [[[0]]]
+            grids = vote(decode_in_views(model.model, [(task, pair)], 128, 2)[0]) or [[[0]]]
             assert attempts == {"attempt_1": grids[0], "attempt_2": grids[-1]}
     printed = CliRunner().invoke(main, ["predict", str(folder), str(file)])
     assert json.loads(printed.stdout) == written

@@ -16,7 +16,7 @@ from pipeline.data.task import Pair, Task, grid_of
 from pipeline.data.tokens import encode_task
 from pipeline.training import decode
 from pipeline.training.build import build_model
-from pipeline.training.decode import batch_size, decode_grids, draw_in_views, prompt_of, task_of, vote
+from pipeline.training.decode import batch_size, decode_grids, decode_in_views, prompt_of, task_of, vote
 from pipeline.training.predictions import Prediction, exact_match, predict, voting_views
 from tests.pipeline.arc_samples import random_task
 from tests.pipeline.samples import small_experiment
@@ -61,10 +61,10 @@ GIVEN = TASK.test[1].input
 
 def test_what_is_drawn_in_a_view_is_turned_back(monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, lambda given: given)
-    ((*found,),) = draw_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
+    ((*found,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
     assert found == [GIVEN.tolist()] * 8
     answers(monkeypatch, np.fliplr)  # mirrors to the left and right of what is seen
-    ((*found,),) = draw_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
+    ((*found,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
     by_hand = [view_grid(grid_of(np.fliplr(view_grid(GIVEN, v))), inverse(v)).tolist() for v in map(View, range(8))]
     assert found == by_hand
     assert sorted(map(str, found)) == sorted(map(str, [np.fliplr(GIVEN).tolist(), np.flipud(GIVEN).tolist()] * 4))
@@ -79,7 +79,7 @@ def test_every_view_asks_the_same_task_turned(monkeypatch: pytest.MonkeyPatch) -
         return [None] * len(prompts)
 
     monkeypatch.setattr(decode, "decode_grids", drawn)
-    assert draw_in_views(None, [(TASK, 1), (TASK, 0)], 1000, 3) == [[None] * 3] * 2  # type: ignore[arg-type]
+    assert decode_in_views(None, [(TASK, 1), (TASK, 0)], 1000, 3) == [[None] * 3] * 2  # type: ignore[arg-type]
     expected = [prompt_of(encode_task(view_task(TASK, View(d)), pair)) for pair in (1, 0) for d in range(3)]
     assert [row.tokens.tolist() for row in asked] == [row.tokens.tolist() for row in expected]
     assert [row.coordinates[0].tolist() for row in asked] == [row.coordinates[0].tolist() for row in expected]
@@ -87,12 +87,12 @@ def test_every_view_asks_the_same_task_turned(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_view_that_leaves_no_room_is_left_out_and_the_task_as_it_is_never(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = answers(monkeypatch, lambda given: given)
-    draw_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
+    decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
     upright, turned = lengths[0], lengths[1]
     assert turned > upright  # as it has more rows
-    ((*found,),) = draw_in_views(None, [(TASK, 1)], turned, 8)  # type: ignore[arg-type]
+    ((*found,),) = decode_in_views(None, [(TASK, 1)], turned, 8)  # type: ignore[arg-type]
     assert len(found) == 4
-    ((*found,),) = draw_in_views(None, [(TASK, 1)], 2, 8)  # type: ignore[arg-type]
+    ((*found,),) = decode_in_views(None, [(TASK, 1)], 2, 8)  # type: ignore[arg-type]
     assert len(found) == 1
 
 
@@ -120,7 +120,7 @@ def test_a_row_is_judged_by_the_task_as_it_is_and_by_the_votes() -> None:
         assert each.input == task.test[pair].input.tolist()
         assert each.target == task.test[pair].output.tolist()  # type: ignore[union-attr]
         assert each.prediction == decode_grids(model, [prompt_of(rows[pair])], 128)[0]
-        assert each.attempts == vote(draw_in_views(model, [(task, pair)], 128, 5)[0])
+        assert each.attempts == vote(decode_in_views(model, [(task, pair)], 128, 5)[0])
     assert np.array_equal(task_of(rows[1]).test[0].input, task.test[1].input)
 
 

@@ -15,7 +15,7 @@ from pipeline.data.tokens import COLOURS, encode_task
 from pipeline.errors import UserError
 from pipeline.training.build import build_model
 from pipeline.training.model_file import TrainedModel
-from pipeline.training.routing_map import RoutingMap, draw_map, map_routing, read_map, save_map
+from pipeline.training.routing_map import RoutingMap, map_routing, plot_map, read_map, save_map
 from tests.pipeline.arc_samples import as_json, random_task
 from tests.pipeline.samples import small_experiment
 from tiny_onn.layers import sparse_layers
@@ -59,7 +59,7 @@ def test_every_cell_has_the_colour_of_its_expert() -> None:
     experts[0, cells] = [7, 7, 7, 5, 7, 5, -1, 5]  # 7 most often, then 5; once none
     known = (np.asarray(each, np.int32) for each in (sequence.tokens, *sequence.coordinates))
     tokens, rows, columns = known
-    figure = draw_map(RoutingMap("by hand", tokens, rows, columns, experts, step=4))
+    figure = plot_map(RoutingMap("by hand", tokens, rows, columns, experts, step=4))
     task, layer = (np.asarray(image.get_array()) for image in figure.axes[0].images)
     # four grids side by side, 1 x 2, 2 x 1, 1 x 2 and 2 x 1 cells, with two cells between them
     places = [(0, 0), (0, 1), (0, 4), (1, 4), (0, 7), (0, 8), (0, 11), (1, 11)]

@@ -26,7 +26,7 @@ from pipeline.training.model_file import open_model
 from pipeline.training.predictions import exact_match, predict
 from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
-from pipeline.training.trial import Entry, Trial, open_trial
+from pipeline.training.trial import Entry, OpenTrial, open_trial
 from pipeline.training.worker import run_training, train
 from tests.pipeline.arc_samples import random_task, write_tasks
 from tests.pipeline.samples import SMALL, small_data, small_experiment
@@ -177,7 +177,7 @@ def test_the_loop_takes_what_it_measures_and_records_from_its_caller(data: Prepa
     trial = open_trial(small_experiment(), TrialFolder(tmp_path / "trial"), data.folder, CPU)
     seen: list[tuple[int, float]] = []
 
-    def loss(_: Trial, entry: Entry) -> None:
+    def loss(_: OpenTrial, entry: Entry) -> None:
         entry.metrics["loss"] = float(entry.report.task_loss)
 
     def record(entry: Entry) -> None:
