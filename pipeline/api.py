@@ -471,8 +471,10 @@ def _options(
     **flags: bool,
 ) -> "RunOptions":
     """The options of a command that begins with `words`."""
+    import click
     from rich.console import Console
 
+    from pipeline.records.phases import Clock, process_start
     from pipeline.run import command_line
     from pipeline.running.run_options import RunOptions
     from pipeline.tracking.destination import Destination
@@ -485,5 +487,6 @@ def _options(
         destination=destination,
         storage=storage,
         console=console or Console(),
+        clock=Clock("command", process_start() if click.get_current_context(silent=True) else None),
         **flags,
     )

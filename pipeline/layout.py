@@ -137,6 +137,11 @@ class TrialFolder:
         return self.root / "placement.json"
 
     @property
+    def driven(self) -> Path:
+        """When the trial's driver took it up and was done with it, as JSON; see `pipeline.records.phases`."""
+        return self.root / "driven.json"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state, which may hold the address of a storage with its password: for its owner alone."""
         return self.root / "ray"
@@ -176,6 +181,10 @@ class Output:
     def sweep(self, name: str) -> Path:
         """The folder of a sweep."""
         return self.root / "sweeps" / name
+
+    def phases(self, sweep: str) -> Path:
+        """Where the wall time of the sweep's last command went, as JSON; see `pipeline.records.phases`."""
+        return self.sweep(sweep) / "phases.json"
 
     def trial(self, sweep: str, key: str) -> TrialFolder:
         """The folder of one trial."""

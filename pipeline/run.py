@@ -108,9 +108,12 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
+        options.clock.enter("store")
         tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
+        options.clock.enter("data")
         prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
         check_data(left, prepared)
+        options.clock.enter("command")
         uri = destination.store(where)[0]
         made: list[tuple[Report, list[Path]]] = []
 
@@ -158,8 +161,9 @@ def _tell_where(folder: TrialFolder, console: Console) -> None:
 def _tell_answer(made: "Report", files: list[Path], output: Path, destination: Destination, console: Console) -> None:
     """The last screen of a sweep: the answer in three sentences, the figure, the page, and the next command."""
     from pipeline.reporting.answer import answer
+    from pipeline.reporting.phases import PHASES_FIGURE
 
-    figures = [path for path in files if path.suffix == ".png"]
+    figures = [path for path in files if path.suffix == ".png" and path.name != PHASES_FIGURE]
     lines = [f"\n{made.results.sweep}, in short:", *(f"  {each}" for each in answer(made))]
     lines += [f"Figure:  {figures[-1]}"] if figures else []
     page = next(path for path in files if path.suffix == ".html")
@@ -210,7 +214,8 @@ def _file_report(
     from pipeline.tracking.find_runs import recorded_id
 
     wanted = recorded_id(Output(output), uri, sweep) if sweep_id is None else sweep_id
-    made = make_report(uri, mlflow_experiment, sweep, wanted)
+    here = Output(output).phases(sweep) if sweep_id is None else None
+    made = make_report(uri, mlflow_experiment, sweep, wanted, here)
     folder = Output(output).sweep(sweep) / "report"
     try:
         files = write_report(made, folder)

@@ -319,4 +319,47 @@ def skipping(hidden: tuple[int, ...], batch: int, repeats: int, threads: int, ou
     tell(result, output, as_json)
 
 
-COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, skipping, bookkeeping)
+@click.command(short_help="Where the wall time of a sweep goes.")
+@click.argument("config", type=click.Path(path_type=Path, dir_okay=False), default="experiments/smoke.yaml")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a setting. May be repeated.")
+@click.option(
+    "--finished",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Read what the sweep of CONFIG left in this output folder, as of `tiny-onn ablate --output`; run nothing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
+@OUTPUT
+def sweep(config: Path, changes: tuple[str, ...], finished: Path | None, output: Path, as_json: bool) -> None:
+    """Where does the wall time of a sweep go, from the command to its end?
+
+    Runs the sweep of CONFIG in an empty folder, and splits its wall time by phase, for the sweep and each trial; files
+    a table and a Gantt chart. `wall_over_steps` is the wall time over the training steps' time spread over the cores.
+
+    \b
+    Examples:
+      tiny-onn bench sweep
+      tiny-onn bench sweep experiments/ablation.yaml --set 'sweep.seeds=[0]' --json
+      tiny-onn bench sweep experiments/ablation.yaml --finished runs
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from experiments.benchmarks import sweep as question
+    from experiments.benchmarks.report import Progress, tell
+    from pipeline.settings.changes import parse_changes
+    from pipeline.settings.config import replace
+    from pipeline.settings.experiment_file import read_experiment
+    from pipeline.settings.shipped import find_experiment
+
+    path = find_experiment(config)
+    name = replace(read_experiment(path), parse_changes(changes), "--set").name
+    if finished is not None:
+        found = question.recorded(finished, name)
+    else:
+        with Progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
+            found = question.run(str(path), name, changes, Path(folder), progress)
+    tell(question.result(found), output, as_json)
+
+
+COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, skipping, bookkeeping, sweep)

@@ -5,7 +5,7 @@ import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -14,10 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass
 class Result:
-    """What a question's answer consists of. `series` by line and then by place on the x axis, which `places` names."""
+    """What a question's answer consists of. `series` by line and then by place on the x axis, which `places` names;
+    `figure` is drawn in place of their plot."""
 
     question: str
     title: str
@@ -28,6 +32,7 @@ class Result:
     series: dict[str, dict[str, float]]
     data: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    figure: "Figure | None" = None
 
 
 class Progress:
@@ -112,6 +117,9 @@ def _markdown(result: Result) -> str:
 
 
 def _plot(result: Result, path: Path) -> None:
+    if result.figure is not None:
+        result.figure.savefig(path, dpi=140)
+        return
     import matplotlib
 
     matplotlib.use("Agg")

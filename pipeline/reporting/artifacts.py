@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.arc_json import RefusedTask, parse_task
 from pipeline.errors import UserError
 from pipeline.escaping import shown
+from pipeline.files import read_json
 from pipeline.foreign_json import MOST_BYTES, DamagedJson, parse_json, read_bounded
+from pipeline.records.phases import SweepPhases, parse_phases
 from pipeline.renamed import current_settings
 from pipeline.reporting.results import Results
 from pipeline.settings.config import Experiment, validated
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Grid = list[list[int]]
+PHASES_FILE = "phases.json"
 FIGURES = "figures"  # the folder of a run's last figures, of its routing maps and its observer
 _MOST_FIGURES, _LARGEST_FIGURE = 64, 2**22  # of a run; bytes
 _LONGEST_TEXT = 4000  # characters of an example
@@ -50,7 +53,7 @@ class Said:
 class Artifacts:
     """By run id; a run that left no such file, or a damaged one, is not in it. `lost` are the runs of which there is no
     file at all, though every run is given some. `sweep`: the settings of the sweep itself, None where they are not of
-    today's version."""
+    today's version. `phases`: where the wall time of its last command went."""
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
@@ -58,13 +61,22 @@ class Artifacts:
     figures: dict[str, dict[str, bytes]] = field(default_factory=dict)  # PNG by name
     lost: list[str] = field(default_factory=list)
     sweep: Experiment | None = None
+    phases: SweepPhases | None = None
 
 
-def read_artifacts(uri: str, results: Results) -> Artifacts:
-    """The distributions of every trial, and of each row's lowest seed the predictions and the figures."""
+def read_artifacts(uri: str, results: Results, phases: Path | None = None) -> Artifacts:
+    """The distributions of every trial, and of each row's lowest seed the predictions and the figures.
+
+    Args:
+        phases: phases.json in the sweep's own folder, which is newer than the one in MLflow.
+    """
     client = open_store(uri, create=False)
     filed = Artifacts()
     with TemporaryDirectory() as aside, store_errors(uri):
+        if phases is not None and phases.is_file():
+            filed.phases = parse_phases(read_json(phases))
+        elif results.summary is not None:
+            filed.phases = _phases(_text(client, results.summary, PHASES_FILE, aside))
         if results.summary is not None:
             filed.sweep = _settings(_text(client, results.summary, "config.json", aside))
         for row in results.rows:
@@ -91,6 +103,13 @@ def _text(client: "MlflowClient", run_id: str, name: str, aside: str) -> str:
         return read_bounded(Path(client.download_artifacts(run_id, name, aside)), MOST_BYTES).decode("utf-8")
     except (MlflowException, OSError, ValueError, DamagedJson):  # a report is made of what there is
         return ""
+
+
+def _phases(text: str) -> SweepPhases | None:
+    try:
+        return parse_phases(parse_json(text, PHASES_FILE)) if text else None
+    except DamagedJson:
+        return None
 
 
 def _settings(text: str) -> Experiment | None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from pipeline.files import write_whole, write_whole_with
 from pipeline.reporting import tables
+from pipeline.reporting.artifacts import PHASES_FILE
 from pipeline.reporting.best_draws import reruns
 from pipeline.reporting.comparisons import OVER_BASELINES, note
 from pipeline.reporting.data_used import parse_data, scores_of
@@ -30,7 +31,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """Writes report.md, report.html, results.json, and of finished trials also the figures and the results as data.
 
     These are activation_by_layer.png and loss_over_density.png, results.csv and results.parquet with a row a trial, and
-    results.tex, the table of means for \\input. Returns their paths, report.md first.
+    results.tex, the table of means for \\input. Returns their paths, report.md first; where
+    it is known where the wall time went, phases.png and phases.json too.
     """
     from pipeline.reporting.page import html  # jinja2 and matplotlib: a second of imports
 
@@ -41,7 +43,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     write_whole(page, html(report))
     again = _write_best_draws(report, folder)
     write_whole(data, json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n")
-    return [text, page, *figures, data, *again, *(_write_data(report, folder) if report.results.rows else [])]
+    times = _write_phases(report, folder)
+    return [text, page, *figures, data, *again, *times, *(_write_data(report, folder) if report.results.rows else [])]
 
 
 def print_report(report: Report, console: Console, in_short: bool = False) -> None:
@@ -85,6 +88,11 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
             ]
         if "activation_by_layer.png" in figures:
             parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
+        if (found := report.filed.phases) is not None:
+            from pipeline.reporting.phases import WORDS, phases_sentence, phases_table
+
+            said = f"{phases_sentence(found)} {WORDS}"
+            parts += ["## Where the wall time went", said, markdown_table(phases_table(found))]
         parts += ["## All seeds", markdown_table(tables.seeds(report))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -102,6 +110,19 @@ def _write_figures(results: Results, folder: Path) -> list[Path]:
         paths.append(folder / "loss_over_density.png")
         write_whole_with(paths[-1], partial(figure.savefig, format="png", dpi=_DPI))
     return paths
+
+
+def _write_phases(report: Report, folder: Path) -> list[Path]:
+    """The Gantt chart of the sweep's last command, where it is known. Its numbers stand in phases.json, which the
+    command has written in the sweep's folder, and which is filed too."""
+    from pipeline.reporting.phases import PHASES_FIGURE, gantt
+
+    if report.filed.phases is None:
+        return []
+    chart, numbers = folder / PHASES_FIGURE, folder.parent / PHASES_FILE
+    figure = gantt(report.filed.phases)
+    write_whole_with(chart, lambda file: figure.savefig(file, format="png", dpi=_DPI))
+    return [chart, *([numbers] if numbers.exists() else [])]
 
 
 def _write_data(report: Report, folder: Path) -> list[Path]:

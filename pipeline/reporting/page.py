@@ -18,6 +18,7 @@ from pipeline.reporting.comparisons import note
 from pipeline.reporting.example_facts import example_words
 from pipeline.reporting.frontier_figure import loss_over_density
 from pipeline.reporting.page_template import STYLE, TEMPLATE
+from pipeline.reporting.phases import WORDS, gantt, phases_sentence, phases_table
 from pipeline.reporting.report import Report, headline, seeds_of
 from pipeline.reporting.results import Results, Row, TrialResult
 from pipeline.reporting.statistics import ENOUGH_SEEDS, mean
@@ -292,6 +293,16 @@ def _speed(report: Report) -> Section:
     return Section("Step time and memory", "speed", _picture(figure, "Step time, throughput and memory by arm", words))
 
 
+def _phases(report: Report) -> Section:
+    title, found = "Where the wall time went", report.filed.phases
+    if found is None:
+        return Section(title, "phases", (), expected=False)
+    text = Part("text", f"{phases_sentence(found)} {WORDS.replace('*', '')}")
+    words = "The command and each trial over time. Compilation, which is part of the first steps, is drawn as steps."
+    chart = _picture(gantt(found), "A Gantt chart of the command and its trials", words)
+    return Section(title, "phases", (text, *_table(phases_table(found)), *chart))
+
+
 def _environment(report: Report) -> Section:
     trials = [trial for row in report.results.rows for trial in row.trials.values()]
     names = sorted({name for trial in trials for name in trial.tags if name.startswith(f"{ENVIRONMENT}.")})
@@ -325,6 +336,7 @@ _SECTIONS: tuple[Callable[[Report], Section], ...] = (
     _routing_maps,
     _observed,
     _speed,
+    _phases,
     _environment,
     _seeds,
 )

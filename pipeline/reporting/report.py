@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.reporting.artifacts import Artifacts, read_artifacts
 from pipeline.reporting.baselines import is_baseline
@@ -58,15 +59,20 @@ class Report:
         return {place: row[OVER_BASELINES] for place, row in self.differences.items() if OVER_BASELINES in row}
 
 
-def make_report(uri: str, experiment_name: str, sweep: str, sweep_id: str | None = None) -> Report:
+def make_report(
+    uri: str, experiment_name: str, sweep: str, sweep_id: str | None = None, phases: Path | None = None
+) -> Report:
     """Reads the sweep's finished trials from MLflow and compares every arm with the study's reference, paired by seed
     and cell, and with the baselines at equal density.
+
+    Args:
+        phases: as of `read_artifacts`.
 
     Raises:
         UserError: as `read_results`, which says what `sweep_id` is.
     """
     results = read_results(uri, experiment_name, sweep, sweep_id)
-    return report_of(results, read_artifacts(uri, results))
+    return report_of(results, read_artifacts(uri, results, phases))
 
 
 def report_of(results: Results, filed: Artifacts) -> Report:

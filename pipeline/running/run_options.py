@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 from pipeline.layout import Output
+from pipeline.records.phases import Clock
 from pipeline.tracking.destination import Destination
 
 
@@ -23,6 +24,7 @@ class RunOptions:
         storage: where data, checkpoints and the sweep's state lie that all machines reach, as a path or URI; None: in
             `output`.
         verbose: whether Ray logs to the terminal.
+        clock: where the command's time goes; it runs since the command was given.
     """
 
     output: Output
@@ -35,3 +37,4 @@ class RunOptions:
     storage: str | None = None
     verbose: bool = False
     console: Console = field(default_factory=Console)
+    clock: Clock = field(default_factory=lambda: Clock("command"))

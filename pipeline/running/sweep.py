@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,14 @@ from pipeline.interrupts import Interrupts
 from pipeline.layout import TrialFolder
 from pipeline.records.continued import close_again, is_left, open_again
 from pipeline.records.lock import folder_lock
+from pipeline.records.phases import TRIALS, trial_record, write_phases
 from pipeline.records.pruned import settle
 from pipeline.records.state import State, state_of
 from pipeline.records.sweep_record import RECORD, sweep_id
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.capacity import Capacity
 from pipeline.running.claim import claim, withdraw
-from pipeline.running.cluster import HeadWatch, connect, fit, local_resources
+from pipeline.running.cluster import HeadWatch, Resources, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
@@ -103,12 +104,14 @@ def run_sweep(
         courier = Courier(tracker, experiment.name, folder, experiment, pairs, tags)
         trials_at = location(shared.storage / "trials") if shared else None
         data, spread = location(prepared.folder), address is not None and shared is None
+        machines: list[Resources] = []  # once Ray has started
+        note = partial(_note_phases, experiment.name, session, options, left, machines)
         job = TunerJob(folder, session, left, data, name_of(train_fn), options.verbose, trials_at, spread)
         try:
             if left and interrupts.signal is None:
                 print_start(experiment.name, progress, left, console)
                 with nullcontext() if options.verbose else redirect_output(folder / "ray" / "ray.log", console):
-                    _run(job, experiment, options, progress, courier, interrupts, shared)
+                    _run(job, experiment, options, progress, courier, interrupts, shared, machines)
             elif shared:
                 shared.begin(session)
         except UserError:  # of the cluster, before any trial: as if the command had not been given
@@ -120,6 +123,7 @@ def run_sweep(
         finally:
             states = _settled(progress, session, interrupts.signal)
             courier.see(states)
+            options.clock.enter("delivery")
             outcome = outcome_of(progress, interrupts.signal, shared.taken_by if shared else None)
             problems: list[str] = []
             if outcome.taken_by:
@@ -128,12 +132,14 @@ def run_sweep(
                 with report_waiting(console, "MLflow to take what is left"):
                     problems = courier.finish(
                         "KILLED" if outcome.interrupted else "FAILED" if outcome.exit_code else "FINISHED",
-                        None if outcome.interrupted or not outcome.finished else report,
+                        None if outcome.interrupted or not outcome.finished else partial(_after, note, report),
                         _STOPPING_S if outcome.interrupted else None,
                         lambda: interrupts.signal is not None,
                     )
     outcome = replace(outcome, undelivered=bool(problems) and not tracker.untouched)
     sync = options.destination.sync_command(experiment.name, output)
+    options.clock.enter("shutdown")
+    note()
     print_end(outcome, problems, progress, left, console, options.command, sync)
     return outcome
 
@@ -171,11 +177,15 @@ def _run(
     courier: Courier,
     interrupts: Interrupts,
     shared: RemoteSweep | None,
+    machines: list[Resources],
 ) -> None:
-    """Runs the Tuner in a thread; this one watches, and takes the cluster down on a stop."""
+    """Runs the Tuner in a thread; this one watches, and takes the cluster down on a stop. `machines` gets what the
+    cluster has."""
     address, console = options.address, options.console
     faults: list[BaseException] = []
+    options.clock.enter("Ray")
     with connect(address, job.verbose, console) as cluster:
+        machines += cluster.nodes
         interrupts.hold()
         with _before_any_trial():
             if address is not None:
@@ -191,6 +201,7 @@ def _run(
             pruner = Pruner(experiment.sweep, progress) if experiment.sweep and prunes else None
         thread = threading.Thread(target=tune_trials, args=(job, capacity.refresh, faults), name="tuner", daemon=True)
         if interrupts.signal is None:
+            options.clock.enter(TRIALS)
             thread.start()
         with LiveView(experiment.name, progress, console, capacity.at_once, job.verbose) as view:
             watch, standstill = HeadWatch(cluster.head), Standstill()
@@ -209,6 +220,7 @@ def _run(
                 view.update()
                 time.sleep(_POLL_EVERY_S)  # a signal cuts this short only in its handler, so it is kept small
             _settled(progress, job.session, interrupts.signal)
+        options.clock.enter("shutdown")
         if thread.is_alive():  # Ray ends a process whose thread still talks to a cluster that is being taken down
             job.stop.touch()
             thread.join(timeout=5)
@@ -222,6 +234,28 @@ def _run(
             account_for(job, faults)
     job.stop.unlink(missing_ok=True)
     shutil.rmtree(job.folder / "ray" / job.session, ignore_errors=True)  # Tune's own state, which nobody reads
+
+
+def _note_phases(
+    sweep: str, session: str, options: RunOptions, ran: Sequence[TrialProgress], machines: Sequence[Resources]
+) -> None:
+    """Writes where the time has gone until now, if the command has run a trial; on a full disk it is not known."""
+    workers = {p.trial.key: p.trial.experiment.workers for p in ran}
+    found = {
+        p.trial.key: trial_record(p.folder, session, workers[p.trial.key].count * workers[p.trial.key].cpus)
+        for p in ran
+    }
+    trials = {key: record for key, record in found.items() if record is not None}
+    cores = sum(machine.cpus for machine in machines)
+    with suppress(OSError):
+        if trials:
+            write_phases(options.output.phases(sweep), sweep, session, cores, options.clock, trials)
+
+
+def _after(note: Callable[[], None], report: Callable[[], list[Path]] | None) -> list[Path]:
+    """The report's files, made once it is noted where the time has gone."""
+    note()
+    return report() if report else []
 
 
 @contextmanager

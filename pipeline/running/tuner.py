@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.ray_private import on_the_head, silent_callbacks, trials_in_order
 from pipeline.records.attempts import write_failure
+from pipeline.records.phases import noting_driver
 from pipeline.records.state import State, state_of
 from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
 from pipeline.running.progress import TrialProgress
@@ -95,8 +96,10 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
             return False
 
     def trial(config: dict[str, Any]) -> None:
-        with contextlib.suppress(TrialFailed):  # the reason is in its folder; Tune sees only this process's own death
-            run_trial(specs[config["trial"]])
+        spec = specs[config["trial"]]
+        # The reason of a failure is in the trial's folder; Tune sees only this process's own death.
+        with contextlib.suppress(TrialFailed), noting_driver(spec.folder, spec.session):
+            run_trial(spec)
 
     try:
         # Tune refuses a trainable that holds nothing at all. Memory is what a node has that may have no CPU; the head's

@@ -83,6 +83,9 @@ def observed(trial: OpenTrial, entry: Entry) -> None:
 
 
 MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, forgetting, observed, decoded)
+PHASE_OF: dict[Measure, str] = {speed: "steps", scores: "evaluation", forgetting: "evaluation", decoded: "decoding"}
+"""As what the time of a measure counts where that is not the extra time of logging; see `pipeline.records.phases`.
+The first one waits for the device, which may still be at work on steps."""
 
 
 def step_metrics(report: StepReport, by_module: bool, has_goodness: bool) -> dict[str, float]:

@@ -23,6 +23,7 @@ from pipeline.data.sequence import Sequence
 from pipeline.data.sequential import SequentialLoader, open_loader
 from pipeline.data.shards import open_prepared, read_rows
 from pipeline.layout import TrialFolder
+from pipeline.records.phases import Clock, StepTimes
 from pipeline.settings.cadence import is_evaluated, is_logged
 from pipeline.settings.config import Experiment, TrainingConfig
 from pipeline.storage.storage import Place, patiently
@@ -70,13 +71,15 @@ class Window:
     seconds: list[float] = field(default_factory=list)
     valid: list[torch.Tensor] = field(default_factory=list)
     waited: float = 0.0  # for batches
+    waited_in_all: float = 0.0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts its time as spent waiting."""
         started = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.waited, self.waited_in_all = self.waited + seconds, self.waited_in_all + seconds
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -87,8 +90,9 @@ class Window:
 
     def read(self) -> dict[str, float]:
         """The metrics of the window, which begins anew."""
-        with self.waiting():  # a device may still be at work on the last step
-            tokens = float(torch.stack(self.valid).sum())
+        started = time.perf_counter()
+        tokens = float(torch.stack(self.valid).sum())  # a device may still be at work on the last step
+        self.waited += time.perf_counter() - started
         found = {
             measures.STEP_SECONDS: statistics.median(self.seconds),
             measures.TOKENS_PER_SECOND: tokens / (sum(self.seconds) + self.waited),
@@ -105,7 +109,7 @@ class OpenTrial:
 
     `problems` are the checkpoints that could not be used; `skipped` counts on rank 0, whose count is
     logged, also what earlier attempts skipped. `wrapped` is the model in DDP, where there are several workers.
-    `forgetting` is there where training goes task after task.
+    `forgetting` is there where training goes task after task. `clock` says where this process's time goes.
     """
 
     experiment: Experiment
@@ -126,6 +130,8 @@ class OpenTrial:
     forgetting: Forgetting | None = None
     skipped: Skipped = field(default_factory=Skipped)
     window: Window = field(default_factory=Window)
+    clock: Clock = field(default_factory=lambda: Clock("worker"))
+    step_times: StepTimes = field(default_factory=StepTimes)
 
     @property
     def training(self) -> TrainingConfig:
@@ -180,7 +186,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
         UserError: the data is damaged, or there are checkpoints and none is good.
         ReplicasDiffer: the workers did not go on from the same state.
     """
-    started, training = time.monotonic(), experiment.training
+    started, clock, training = time.monotonic(), Clock("worker"), experiment.training
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     hashes = rank == 0 and isinstance(data, Path)
     prepared = patiently(lambda: open_prepared(data, hashes, experiment.data.task))
@@ -215,6 +221,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
         started=started,
         observer=load_observer(training.observer) if training.observer else None,
         forgetting=forgetting,
+        clock=clock,
     )
 
 
@@ -251,6 +258,7 @@ def take_step(trial: OpenTrial, step: int, epoch: int, batch: Batch) -> Entry | 
                 micro_batches=training.micro_batches,
             )
             trial.window.valid.append(report.valid)
+        trial.step_times.add(trial.window.seconds[-1], logs)
         trial.skipped.count(report)
         every, last = training.check_replicas_every, step == training.steps
         if every and (step % every == 0 or last):

@@ -6,7 +6,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -68,13 +68,15 @@ class TrialWriter:
                 self.spool.flush()  # or, after a loss of power, a run could go on from past its own metrics
                 place, keep = trial.folder.checkpoints, training.keep_checkpoints
                 beside = trial.forgetting.state() if trial.forgetting else {}
-                save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses, beside)
+                with trial.clock.within("checkpoints"):
+                    save_checkpoint(place, entry.step, trial.dynamics, trial.digest, keep, self.losses, beside)
 
     def result(self, metrics: dict[str, float]) -> None:
         """The models, and the result, which is written last: with it, the trial is finished."""
         trial = self.trial
         with disk_errors(trial.folder, "writing the result", trial.digests):
-            problem = self._models()
+            with trial.clock.within("checkpoints"):
+                problem = self._models()
             result = {
                 "metrics": {name: value for name, value in metrics.items() if math.isfinite(value)},
                 "steps": trial.training.steps,
@@ -85,8 +87,16 @@ class TrialWriter:
                 "skipped_steps": trial.skipped.steps,
                 "environment": environment(trial.device),
                 "checkpoint_problems": [*trial.problems, *problem],
+                "phases": self._phases(),
             }
             write_whole(trial.folder.result, json.dumps(result, indent=1))
+
+    def _phases(self) -> dict[str, Any]:
+        """Where this process's time has gone until now, as its clock records it."""
+        clock = self.trial.clock
+        clock.enter(clock.phase)
+        clock.move("steps", {**self.trial.step_times.parts(), "data": self.trial.window.waited_in_all})
+        return clock.record()
 
     def _models(self) -> list[str]:
         """Writes the model as it is, and at its best where that was earlier; what is wrong with that checkpoint."""

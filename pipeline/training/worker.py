@@ -10,7 +10,7 @@ from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Place
 from pipeline.training.agreement import is_to_end
 from pipeline.training.evidence import disk_errors
-from pipeline.training.measuring import MEASURES
+from pipeline.training.measuring import MEASURES, PHASE_OF
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial import Entry, Measure, OpenTrial, batches, open_trial, take_step
 from pipeline.training.trial_writer import open_writer
@@ -80,15 +80,20 @@ def train(
         TrainingStopped: a step failed, or a record stopped training; the latter on all workers at the same entry.
     """
     entry: Entry | None = None
+    trial.clock.enter("steps")
     for step, epoch, batch in batches(trial):
         logged = take_step(trial, step, epoch, batch)
         if logged is None:
             continue
         entry = logged
-        for measure in measures:
-            measure(trial, entry)
-        if is_to_end(_stopped(records, entry), prunes(entry), trial.device):
+        with trial.clock.within("logging extra"):
+            for measure in measures:
+                with trial.clock.within(PHASE_OF.get(measure, trial.clock.phase)):
+                    measure(trial, entry)
+            ends = is_to_end(_stopped(records, entry), prunes(entry), trial.device)
+        if ends:
             break
+    trial.clock.enter("worker")
     return entry
 
 
