@@ -1,8 +1,10 @@
 """What does meta-learning cost? One training step in every variant: seconds, ratios within one run, peak memory."""
 
+from typing import Any
+
 from experiments.benchmarks.report import Progress, Result, mebibytes, milliseconds
 from experiments.benchmarks.step_times import measure
-from experiments.benchmarks.variants import Size
+from experiments.benchmarks.variants import DEFAULT, Size
 
 
 def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> Result:
@@ -42,8 +44,15 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
             "layers": first.layers,
             "threads": threads,
             "device": first.device,
-            "sizes": [{"hidden": size.hidden, "seq": size.seq, **cell} for size, cell in cells],
-            **cells[0][1],
+            "sizes": [{"hidden": size.hidden, "seq": size.seq, **_with_default(cell)} for size, cell in cells],
+            **_with_default(cells[0][1]),
         },
         notes=[f"x: time, and peak memory, over {against}'s in the same run."],
     )
+
+
+def _with_default(cell: dict[str, Any]) -> dict[str, Any]:
+    """The measurements of a size, with those of the default once more as `default`, if it was among the variants."""
+    variants = cell["variants"]
+    again = {"default": {**variants[DEFAULT], "variant": DEFAULT}} if DEFAULT in variants else {}
+    return {**cell, "variants": {**variants, **again}}

@@ -42,6 +42,7 @@ NAMES = (
 )
 COMPILED = ("plain_compiled", "fused", "fused_elementwise", "fused_observed")
 _ELEMENTWISE = ("fused_elementwise", "fused_observed", "hooks", "hooks_observed")
+DEFAULT = "fused_elementwise"  # what `training.engine: auto` and `training.compile: auto` come to with a compiler
 VOCABULARY = 16
 
 

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
+from experiments.benchmarks import step as question
 from experiments.benchmarks import variants
 from experiments.benchmarks.cli import bench
+from experiments.benchmarks.report import Progress
 from experiments.benchmarks.variants import NAMES, Size, Step
+from pipeline.settings.config import TrainingConfig
+from pipeline.training.build import compiling, engine_of
 
 TINY = ["step", "--hidden", "16", "--layers", "1", "--seq", "24", "--repeats", "1", "--threads", "1", "--json"]
 
@@ -143,3 +148,21 @@ def test_it_needs_neither_ray_nor_mlflow_nor_the_pipeline() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--bfloat16" in done.stdout
+
+
+def test_the_default_is_what_the_settings_come_to_and_is_reported_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = TrainingConfig()
+    ways = {"elementwise": "fused_elementwise", "blocks": "fused"}
+    monkeypatch.setattr("pipeline.training.build.compiler_problem", lambda _: None)  # as where there is a compiler
+    assert engine_of(training) == "fused"
+    assert ways[compiling(training)] == variants.DEFAULT
+    base = {"seconds": 2.0, "x_base": 1.0, "peak_bytes": 2**20}
+    cell = {"variants": {"plain_compiled": base, variants.DEFAULT: {**base, "x_base": 1.1}}, "base": "plain_compiled"}
+    monkeypatch.setattr(question, "measure", lambda *_: cell)
+    told = question.run([Size(64, 1, 8)], 1, 1, NAMES, Progress(Console()))
+    assert told.data["variants"]["default"]["x_base"] == 1.1
+    assert told.data["variants"]["default"]["variant"] == "fused_elementwise"
+    assert told.data["sizes"][0]["variants"]["default"]["x_base"] == 1.1
+    assert len(told.rows) == 2  # once in the table
+    monkeypatch.setattr(question, "measure", lambda *_: {**cell, "variants": {"plain_compiled": base}})
+    assert "default" not in question.run([Size(64, 1, 8)], 1, 1, NAMES, Progress(Console())).data["variants"]
