@@ -188,11 +188,11 @@ def prepare(
     console: "Console | None" = None,
 ) -> "Prepared":
     """Turns the data into Parquet shards, as the file's `data` section says; in `storage`, where one is named."""
-    from pipeline.data.preparing import prepare_and_tell
+    from pipeline.data.preparing import prepare_and_report
     from pipeline.storage.opening import checked_storage
 
     experiment, place = read(config, changes, scale), checked_storage(storage)
-    return prepare_and_tell(experiment.data, Output(Path(output)).data, console, place and place / "data")
+    return prepare_and_report(experiment.data, Output(Path(output)).data, console, place and place / "data")
 
 
 def report(

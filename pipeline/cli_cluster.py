@@ -267,8 +267,8 @@ def pack(folder: Path, tree: Path | None, untracked: tuple[str, ...]) -> None:
 
     tree = tree or project_around(Path())
     selection = files_to_send(tree, (), untracked)
-    if told := selection.told(f"--tree {tree}"):
-        click.echo(told)
+    if notice := selection.describe_left_out(f"--tree {tree}"):
+        click.echo(notice)
     click.echo(f"{write_folder(tree, selection.files, folder)} files of {tree.resolve()} are in {folder}")
 
 

@@ -177,10 +177,10 @@ def predict(
     if submission is None:
         click.echo(json.dumps(made.submission))
     tasks = len(made.submission)
-    told = f"{tasks} task{'s' * (tasks != 1)}, {made.pairs} test pair{'s' * (made.pairs != 1)}"
-    told += f"; {made.too_long} too long for the model, answered with [[0]]" if made.too_long else ""
-    told += f"; {made.without_grid} without a grid drawn, answered with [[0]]" if made.without_grid else ""
-    click.echo(f"{told}{f'. Written: {submission}' if submission else ''}", err=True)
+    summary = f"{tasks} task{'s' * (tasks != 1)}, {made.pairs} test pair{'s' * (made.pairs != 1)}"
+    summary += f"; {made.too_long} too long for the model, answered with [[0]]" if made.too_long else ""
+    summary += f"; {made.without_grid} without a grid drawn, answered with [[0]]" if made.without_grid else ""
+    click.echo(f"{summary}{f'. Written: {submission}' if submission else ''}", err=True)
 
 
 COMMANDS = (ui, server, sync, predict)

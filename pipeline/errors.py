@@ -10,5 +10,5 @@ def reason(error: BaseException) -> str:
     first = error
     while (before := first.__cause__ or (None if first.__suppress_context__ else first.__context__)) is not None:
         first = before
-    told = f"{type(error).__name__}: {error}"
-    return told if first is error else f"{told}; at first {type(first).__name__}: {first}"
+    message = f"{type(error).__name__}: {error}"
+    return message if first is error else f"{message}; at first {type(first).__name__}: {first}"

@@ -88,7 +88,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
     Raises:
         UserError: something was refused before anything started.
     """
-    from pipeline.data.preparing import prepare_and_tell
+    from pipeline.data.preparing import prepare_and_report
     from pipeline.planning.opening import opening_words
     from pipeline.planning.preflight import check_data, check_metrics, check_start, open_tracker
     from pipeline.remote.sweep import RemoteSweep
@@ -111,7 +111,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
         options.clock.enter("store")
         tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
         options.clock.enter("data")
-        prepared = prepare_and_tell(experiment.data, where.data, console, place and place / "data")
+        prepared = prepare_and_report(experiment.data, where.data, console, place and place / "data")
         check_data(left, prepared)
         options.clock.enter("command")
         uri = destination.store(where)[0]

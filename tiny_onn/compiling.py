@@ -62,8 +62,8 @@ def _problem_of_a_try(compiler: str, folder: str) -> str | None:
             words = [compiler, "-shared", "-fPIC", "-fopenmp", str(source), "-o", str(library)]
             done = subprocess.run(words, capture_output=True, text=True, timeout=_TRY_S, check=False)
             if done.returncode != 0:
-                said = next(iter((done.stderr or done.stdout).strip().splitlines()), f"status {done.returncode}")
-                return f"the C++ compiler {compiler} does not work ({said[:200]})"
+                reason = next(iter((done.stderr or done.stdout).strip().splitlines()), f"status {done.returncode}")
+                return f"the C++ compiler {compiler} does not work ({reason[:200]})"
             if ctypes.CDLL(str(library)).tiny() != 7:
                 return f"what the C++ compiler {compiler} makes is wrong"
     except subprocess.TimeoutExpired:

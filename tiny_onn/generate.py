@@ -51,7 +51,7 @@ def generate(
     logits = following_logits.begin(tokens, coordinates)[each, last]
     token, place = tokens[each, last], tuple(axis[each, last] for axis in coordinates)
     positions, going = lengths.clone(), lengths < limit
-    said: list[list[int]] = [[] for _ in range(batch)]
+    generated: list[list[int]] = [[] for _ in range(batch)]
     while bool(going.any()):
         alive()
         following = choose(logits)
@@ -59,13 +59,13 @@ def generate(
         token = following
         if stop is not None:
             going = going & (token != stop)
-        for words, goes, word in zip(said, going.tolist(), token.tolist(), strict=True):
+        for words, goes, word in zip(generated, going.tolist(), token.tolist(), strict=True):
             if goes:
                 words.append(word)
         going = going & (positions + 1 < limit) & goes_on(token, *place)
         logits = following_logits.go_on(token, place, positions.clamp(max=limit - 1))
         positions = positions + going.long()
-    return said
+    return generated
 
 
 class _Cached:

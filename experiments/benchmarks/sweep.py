@@ -38,8 +38,8 @@ def run(config: str, name: str, changes: tuple[str, ...], output: Path, progress
         ended = time.time()
     progress.step("done")
     if done.returncode:
-        said = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise click.ClickException(f"tiny-onn ablate {config} ended with exit code {done.returncode}:\n{said}")
+        last_lines = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise click.ClickException(f"tiny-onn ablate {config} ended with exit code {done.returncode}:\n{last_lines}")
     return from_outside(recorded(output, name), began, ended)
 
 

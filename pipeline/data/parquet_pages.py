@@ -293,9 +293,9 @@ def _unpacked(pages: list[_Page], footer: Footer, group: int, column: int, once:
     """
     known, rows = footer.arrow.schema.column(column), footer.rows[group]
     values = sum(page.values for page in pages if page.kind != _DICTIONARY_PAGE)
-    said = footer.chunks[group][column].values
-    if values != said or rows > values:
-        raise Damaged(f"column {known.path} has {values:,} values; the footer says {said:,}, in {rows:,} rows")
+    declared = footer.chunks[group][column].values
+    if values != declared or rows > values:
+        raise Damaged(f"column {known.path} has {values:,} values; the footer says {declared:,}, in {rows:,} rows")
     text = known.physical_type == "BYTE_ARRAY"
     width = 0 if text else _WIDTHS.get(known.physical_type, known.length)
     around = _LEVELS + _OFFSET * (known.max_repetition_level + text) + known.max_definition_level

@@ -18,7 +18,7 @@ from pipeline.terminal import shows_a_screen
 _SHOWN = 10  # refused files, and leaks, that are named
 
 
-def prepare_and_tell(
+def prepare_and_report(
     config: DataConfig, root: Path, console: Console | None = None, storage: Storage | None = None
 ) -> Prepared:
     """`prepare`, and `publish` in `storage`, telling of counts, of what is too long, of refused files and of leaks.

@@ -83,8 +83,10 @@ def read_texts(folder: str) -> Documents:
             "folder of such files."
         ) from None
     if not texts:
-        told = "".join(f"\n  {line}" for line in refused[:10])
-        raise UserError(f"data.folder: {root} holds no text; expected a file of UTF-8 text, or a folder of such.{told}")
+        listed = "".join(f"\n  {line}" for line in refused[:10])
+        raise UserError(
+            f"data.folder: {root} holds no text; expected a file of UTF-8 text, or a folder of such.{listed}"
+        )
     return Documents(texts, tuple(refused))
 
 

@@ -107,11 +107,11 @@ def _time(
     running.add(process)
     limit = threading.Timer(_LIMIT_S, process.kill)
     limit.start()
-    said: list[str] = []
+    messages: list[str] = []
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    listener = threading.Thread(target=lambda: said.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
+    listener = threading.Thread(target=lambda: messages.append(process.stderr.read()), daemon=True)  # type: ignore[union-attr]
     listener.start()
     try:
         process.stdin.write(json.dumps({"experiment": experiment.model_dump(mode="json"), "data": str(data)}))
@@ -127,7 +127,7 @@ def _time(
         limit.cancel()
         running.discard(process)
     if code or "parameters" not in last:
-        why = "it was killed; it may have run out of memory" if code < 0 else (said or [""])[0].strip()[-1000:]
+        why = "it was killed; it may have run out of memory" if code < 0 else (messages or [""])[0].strip()[-1000:]
         raise UserError(
             f"A few steps of {experiment.training.arm} with hidden={experiment.model.hidden}, "
             f"layers={experiment.model.layers} could not be timed: {why}. Use --no-calibration to plan without."

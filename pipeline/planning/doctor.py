@@ -80,9 +80,11 @@ def print_findings(findings: Iterable[Finding], console: Console) -> int:
         if each.fix:
             console.print(Text(f"      Fix: {shown(each.fix)}"), soft_wrap=True)
     worst, notes = counts[Verdict.STOPS], counts[Verdict.NOTE]
-    said = f"{worst} problem{'s' * (worst != 1)} would stop a run" if worst else "Nothing found that would stop a run"
+    summary = (
+        f"{worst} problem{'s' * (worst != 1)} would stop a run" if worst else "Nothing found that would stop a run"
+    )
     noted = f"; {notes} note{'s' * (notes != 1)}" if notes else ""
-    console.print(Text(f"\n{said}{noted}.", style="bold red" if worst else "bold green"), soft_wrap=True)
+    console.print(Text(f"\n{summary}{noted}.", style="bold red" if worst else "bold green"), soft_wrap=True)
     return 1 if worst else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from pipeline.data.preparing import prepare_and_tell
+from pipeline.data.preparing import prepare_and_report
 from pipeline.layout import Output
 from pipeline.planning import forecast as forecasting
 from pipeline.planning import memory as memories
@@ -52,11 +52,11 @@ def forecast(
             nodes, memory, whose = cluster.nodes, memories.cluster_memory(), "the cluster"
     sweep = experiment.sweep
     together = forecasting.at_once(left, nodes, sweep.max_concurrent if sweep else None)
-    prepared = prepare_and_tell(experiment.data, where.data, console if show else Console(quiet=True))
+    prepared = prepare_and_report(experiment.data, where.data, console if show else Console(quiet=True))
     added = check_claim(where.sweep(experiment.name), experiment, prepared.manifest.data_hash)
     if added:
-        said = f"{experiment.name} has been started before; it would grow by {'; '.join(added)}."
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        message = f"{experiment.name} has been started before; it would grow by {'; '.join(added)}."
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
     check_data(left, prepared)
     kinds = forecasting.kinds_of(left, prepared)
     if calibrate and kinds:

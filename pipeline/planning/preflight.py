@@ -124,8 +124,8 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
     for lacking in mlflow_private.missing():
         console.print(lacking, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if tracker.problem:
-        told = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
-        console.print(told, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        warning = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
+        console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     return tracker
 
 

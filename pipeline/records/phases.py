@@ -204,8 +204,8 @@ def noting_driver(folder: TrialFolder, session: str) -> Iterator[None]:
 def write_phases(path: Path, sweep: str, session: str, cores: float, clock: Clock, trials: dict[str, Any]) -> None:
     """Writes phases.json. `trials`: by key, `trial_record`s."""
     clock.enter(clock.phase)
-    told = {"sweep": sweep, "session": session, "cores": cores, "command": clock.record(), "trials": trials}
-    write_whole(path, json.dumps(told) + "\n")
+    stored = {"sweep": sweep, "session": session, "cores": cores, "command": clock.record(), "trials": trials}
+    write_whole(path, json.dumps(stored) + "\n")
 
 
 def trial_record(folder: TrialFolder, session: str, cores: float) -> dict[str, Any] | None:
@@ -217,30 +217,31 @@ def trial_record(folder: TrialFolder, session: str, cores: float) -> dict[str, A
     return {"start": driven.get("start"), "end": driven.get("end"), "cores": cores, "worker": worker}
 
 
-def parse_phases(told: Any) -> SweepPhases | None:
+def parse_phases(stored: Any) -> SweepPhases | None:
     """The record in phases.json; None where it is damaged, or no trial was run."""
     try:
-        trials = tuple(_trial(str(key), each) for key, each in told["trials"].items())
-        spans = _spans(told["command"]["spans"])
-        found = SweepPhases(str(told["sweep"]), str(told["session"]), float(told["cores"]), spans, trials)
+        trials = tuple(_trial(str(key), each) for key, each in stored["trials"].items())
+        spans = _spans(stored["command"]["spans"])
+        found = SweepPhases(str(stored["sweep"]), str(stored["session"]), float(stored["cores"]), spans, trials)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return found if trials and spans and found.cores > 0 else None
 
 
-def _trial(key: str, told: dict[str, Any]) -> TrialPhases:
-    start, end, worker = float(told["start"]), float(told["end"]), told.get("worker") or {}
+def _trial(key: str, stored: dict[str, Any]) -> TrialPhases:
+    start, end, worker = float(stored["start"]), float(stored["end"]), stored.get("worker") or {}
     length = max(0.0, end - start)
     seconds = {str(phase): max(0.0, float(value)) for phase, value in worker.get("seconds", {}).items()}
     spans = _spans(worker.get("spans", []))
     if not seconds:  # it failed or was pruned, and its workers left no times
-        return TrialPhases(key, start, start + length, float(told["cores"]), {"other": length}, spans)
+        return TrialPhases(key, start, start + length, float(stored["cores"]), {"other": length}, spans)
     inside = sum(seconds.values())
     if inside > length > 0:  # an earlier result, or another machine's clock
         seconds = {phase: value * length / inside for phase, value in seconds.items()}
         inside = length
-    return TrialPhases(key, start, start + length, float(told["cores"]), {**seconds, "driver": length - inside}, spans)
+    cores = float(stored["cores"])
+    return TrialPhases(key, start, start + length, cores, {**seconds, "driver": length - inside}, spans)
 
 
-def _spans(told: list[Any]) -> tuple[Span, ...]:
-    return tuple((str(phase), float(start), float(end)) for phase, start, end in told)
+def _spans(stored: list[Any]) -> tuple[Span, ...]:
+    return tuple((str(phase), float(start), float(end)) for phase, start, end in stored)

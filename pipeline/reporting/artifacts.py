@@ -170,7 +170,7 @@ def _said(text: str) -> list[Said]:
         values = parse_json(text, "predictions.json")
     except DamagedJson:
         return []
-    return [said for value in values if (said := _one_text(value)) is not None] if isinstance(values, list) else []
+    return [entry for value in values if (entry := _one_text(value)) is not None] if isinstance(values, list) else []
 
 
 def _one_text(value: Any) -> Said | None:
@@ -187,8 +187,8 @@ def _one(value: Any) -> Drawn | None:
     try:
         pair = {"input": value["input"], "output": value["target"]}
         drawn = value["prediction"]
-        said = pair if drawn is None else {"input": drawn, "output": drawn}
-        task = parse_task({"train": [pair], "test": [said]}, "", "predictions.json")
+        entry = pair if drawn is None else {"input": drawn, "output": drawn}
+        task = parse_task({"train": [pair], "test": [entry]}, "", "predictions.json")
         given, target = task.train[0].input, task.train[0].output
         assert target is not None
         grid = None if drawn is None else task.test[0].input.tolist()

@@ -6,7 +6,7 @@ from pipeline.tracking.describe import USER_CODE
 
 def changed_code(results: Results) -> list[str]:
     """A sentence for each arm whose trials, or one of whose trials, were trained with several versions of it."""
-    told = []
+    sentences = []
     for arm in dict.fromkeys(row.arm for row in results.rows):
         trials = [trial for row in results.rows if row.arm == arm for trial in row.trials.values()]
         seeds: dict[str, list[int]] = {}
@@ -17,8 +17,8 @@ def changed_code(results: Results) -> list[str]:
                 f"seed {', '.join(map(str, sorted(set(of))))} with {codes.replace(', ', ' and then ') or 'none noted'}"
                 for codes, of in seeds.items()
             ]
-            told.append(
+            sentences.append(
                 f"The code of {arm} was changed in mid-sweep, and that was accepted (--accept-changed-code): "
                 f"{'; '.join(parts)}. Its means are of trials that were not trained alike."
             )
-    return told
+    return sentences

@@ -12,10 +12,10 @@ def parse_data(name: str, profile: str) -> dict[str, Any]:
     Texts are plain, and all else is numbers: the page shows it.
     """
     try:
-        told = parse_json(profile, name)
+        parsed = parse_json(profile, name)
     except DamagedJson:
-        told = None
-    return {"name": plain(name), **(_plain(told) if isinstance(told, dict) else {})}
+        parsed = None
+    return {"name": plain(name), **(_plain(parsed) if isinstance(parsed, dict) else {})}
 
 
 def _plain(value: Any) -> Any:

@@ -39,24 +39,24 @@ def example_words(results: Results) -> ExampleWords:
     """As the first data set of the runs tells; of runs from before data sets told of it, as the built-in task that
     they name has it. Nobody else's code is imported."""
     for each in results.data:
-        if isinstance(told := parse_data(*each).get("examples"), dict):
-            return _parsed(told)
+        if isinstance(described := parse_data(*each).get("examples"), dict):
+            return _parsed(described)
     trials = (trial for row in results.rows for trial in row.trials.values())
     name = next((trial.params.get("data.task", BEFORE["data.task"]) for trial in trials), "")
     examples = find_task(name).examples if name in BUILT_IN else None
     return _parsed(examples.facts()) if examples else ExampleWords()
 
 
-def _parsed(told: dict[str, Any]) -> ExampleWords:
-    listed = told.get("measured")
+def _parsed(described: dict[str, Any]) -> ExampleWords:
+    listed = described.get("measured")
     found = [_measure(each) for each in (listed if isinstance(listed, list) else []) if isinstance(each, dict)]
-    words = [told.get(name) for name in ("all_zero", "not_drawn")]
+    words = [described.get(name) for name in ("all_zero", "not_drawn")]
     return ExampleWords(tuple(filter(None, found)), *(word if isinstance(word, str) else "" for word in words))
 
 
-def _measure(told: dict[str, Any]) -> Measure | None:
-    name, title, unit = (told.get(each) for each in ("name", "title", "unit"))
-    scale, digits = told.get("scale"), told.get("digits")
+def _measure(described: dict[str, Any]) -> Measure | None:
+    name, title, unit = (described.get(each) for each in ("name", "title", "unit"))
+    scale, digits = described.get("scale"), described.get("digits")
     if not isinstance(name, str) or not isinstance(title, str) or not isinstance(unit, str):
         return None
     if type(digits) is not int or not 0 <= digits < 16:

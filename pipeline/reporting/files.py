@@ -91,8 +91,8 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
         if (found := report.filed.phases) is not None:
             from pipeline.reporting.phases import WORDS, phases_sentence, phases_table
 
-            said = f"{phases_sentence(found)} {WORDS}"
-            parts += ["## Where the wall time went", said, markdown_table(phases_table(found))]
+            sentence = f"{phases_sentence(found)} {WORDS}"
+            parts += ["## Where the wall time went", sentence, markdown_table(phases_table(found))]
         parts += ["## All seeds", markdown_table(tables.seeds(report))]
     return "\n\n".join(filter(None, parts)) + "\n"
 

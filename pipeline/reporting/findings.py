@@ -196,8 +196,8 @@ def limits(results: Results) -> str:
         ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "
         "saves no time yet."
     )
-    if told := own_settings(results):
-        text += f" {told}"
+    if settings_text := own_settings(results):
+        text += f" {settings_text}"
     if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
         text += f" The trials differ in workers.count ({_or(sorted(counts))}), and so in the batches that they saw."
     if diverged:

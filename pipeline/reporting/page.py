@@ -214,13 +214,18 @@ def _predictions(report: Report) -> Section:
 
 def _texts(report: Report, title: str) -> Section:
     first = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
-    shown = [(row, trial, told) for row, trial in first if (told := report.filed.texts.get(trial.run_id))]
+    shown = [
+        (row, trial, texts_of_run) for row, trial in first if (texts_of_run := report.filed.texts.get(trial.run_id))
+    ]
     samples = []
     for place, one in enumerate(shown[0][2][:_TASKS]):
         texts = [{"name": "given", "text": one.given}, {"name": "how it goes on", "text": one.target}]
-        for row, trial, told in shown:
-            if place < len(told) and (told[place].task_id, told[place].pair) == (one.task_id, one.pair):
-                texts.append({"name": f"{figures.name_of(row)} · s{trial.seed}", "text": told[place].predicted})
+        for row, trial, texts_of_run in shown:
+            if place < len(texts_of_run) and (texts_of_run[place].task_id, texts_of_run[place].pair) == (
+                one.task_id,
+                one.pair,
+            ):
+                texts.append({"name": f"{figures.name_of(row)} · s{trial.seed}", "text": texts_of_run[place].predicted})
         samples.append({"title": f"{one.task_id}, part {one.pair}", "texts": texts})
     text = (
         f"What each arm's lowest seed says to the first {len(samples)} held-out examples that are kept, in the order "

@@ -189,10 +189,10 @@ def _data(run: "Run") -> list[tuple[str, str]]:
 def _about(summaries: "list[Run]") -> dict[str, str]:
     params = max(summaries, key=lambda run: run.info.start_time).data.params if summaries else {}
     study = {name.removeprefix("study."): text for name, text in params.items() if name.startswith("study.")}
-    told = {**({"description": params["description"]} if params.get("description") else {}), **study}
+    texts = {**({"description": params["description"]} if params.get("description") else {}), **study}
     tags = max(summaries, key=lambda run: run.info.start_time).data.tags if summaries else {}
-    told |= {GROWN: tags[GROWN]} if tags.get(GROWN) else {}
-    return {name: plain(text) for name, text in told.items()}
+    texts |= {GROWN: tags[GROWN]} if tags.get(GROWN) else {}
+    return {name: plain(text) for name, text in texts.items()}
 
 
 def _trial(client: "MlflowClient", run: "Run") -> TrialResult:

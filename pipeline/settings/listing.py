@@ -141,8 +141,8 @@ def find_settings(word: str, among: Sequence[Setting]) -> tuple[list[Setting], s
     elsewhere, small = known_elsewhere(word), word.lower().replace("-", "_")
     meant = [each for each in among if elsewhere and each.name in elsewhere.replace(",", " ").replace(";", " ").split()]
     named = [each for each in among if small in each.name.lower()]
-    told = [each for each in among if word.lower() in f"{each.meaning} {each.unit}".lower()]
-    return list(dict.fromkeys([*meant, *(named or ([] if meant else told))])), elsewhere
+    matching = [each for each in among if word.lower() in f"{each.meaning} {each.unit}".lower()]
+    return list(dict.fromkeys([*meant, *(named or ([] if meant else matching))])), elsewhere
 
 
 def as_markdown(settings: Collection[Setting]) -> str:

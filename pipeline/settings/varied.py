@@ -83,14 +83,14 @@ def _check_ends(field: str, domain: Domain, experiment: type[BaseModel], source:
         try:
             adapter.validate_json(json.dumps(value))
         except ValidationError as error:
-            said = error.errors()[0]["msg"]
+            message = error.errors()[0]["msg"]
             raise UserError(
                 f"{source}: sweep.search.space.{field}.{domain.kind}: {value!r} may be drawn; "
-                f"{said[0].lower() + said[1:]}{_whole(said, domain)}"
+                f"{message[0].lower() + message[1:]}{_whole(message, domain)}"
             ) from error
 
 
-def _whole(said: str, domain: Domain) -> str:
-    if "valid integer" not in said or domain.kind in ("choice", "randint"):
+def _whole(message: str, domain: Domain) -> str:
+    if "valid integer" not in message or domain.kind in ("choice", "randint"):
         return ""
     return "; for whole numbers use randint: [low, high], or quniform: [low, high, q] with all three of them whole"

@@ -101,8 +101,8 @@ def explain(error: Exception, source: str, names: Collection[str], also: Sequenc
         return f"{source}: {error}"
     problems = error.errors()
     deeper = {problem["loc"][:-1] for problem in problems}  # a list whose items are all refused is not called empty too
-    told = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in deeper]
-    return f"{source}:\n" + "\n".join(f"  {line}" for line in [*(_line(each, names) for each in told), *also])
+    reported = [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in deeper]
+    return f"{source}:\n" + "\n".join(f"  {line}" for line in [*(_line(each, names) for each in reported), *also])
 
 
 def _line(problem: Any, names: Collection[str]) -> str:
@@ -112,8 +112,8 @@ def _line(problem: Any, names: Collection[str]) -> str:
     if kind == "missing":
         return f"{place}: is missing"
     if kind == "value_error":  # our own: its first word is the setting, without its group, or a colon for the group
-        said = str(problem["ctx"]["error"])
-        return f"{place}{'.' if place and not said.startswith(':') else ''}{said}"
+        message = str(problem["ctx"]["error"])
+        return f"{place}{'.' if place and not message.startswith(':') else ''}{message}"
     shown = "not a finite number" if isinstance(found, float) and not math.isfinite(found) else _cut(repr(found))
     if found is None:
         shown = "nothing"

@@ -125,8 +125,8 @@ class JobServer:
         Raises:
             Unreachable: the server does not answer.
         """
-        now, said = self._call("GET", f"/api/jobs/{job.id}"), self._call("GET", f"/api/jobs/{job.id}/logs")
-        logs = said.get("logs") if isinstance(said, dict) else None
+        now, log_reply = self._call("GET", f"/api/jobs/{job.id}"), self._call("GET", f"/api/jobs/{job.id}/logs")
+        logs = log_reply.get("logs") if isinstance(log_reply, dict) else None
         if not isinstance(logs, str | None):
             raise Unreachable(f"{self.url}: its answer holds no logs")
         return parse_job(now, self.url), logs or ""
@@ -212,33 +212,33 @@ def _iso(ms: int | None) -> str | None:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds") if ms else None
 
 
-def parse_jobs(told: Any, url: str) -> list[Job]:
+def parse_jobs(reply: Any, url: str) -> list[Job]:
     """Of the jobs that a server tells of, those that this command submitted.
 
     Raises:
         UserError: it is no list of jobs.
     """
-    if not isinstance(told, list):
+    if not isinstance(reply, list):
         raise UserError(f"{url}: its answer is no list of jobs. Expected Ray's job server.")
-    ours = [each for each in told if isinstance(each, dict) and NAME_KEY in _metadata(each)]
+    ours = [each for each in reply if isinstance(each, dict) and NAME_KEY in _metadata(each)]
     return [parse_job(each, url) for each in ours]
 
 
-def parse_job(told: Any, url: str) -> Job:
+def parse_job(reply: Any, url: str) -> Job:
     """A job, as a server tells of it.
 
     Raises:
         UserError: it is none.
     """
     try:
-        if not isinstance(told, dict):
+        if not isinstance(reply, dict):
             raise ValueError("an object is expected")
-        code, began, ended = told.get("driver_exit_code"), told.get("start_time"), told.get("end_time")
+        code, began, ended = reply.get("driver_exit_code"), reply.get("start_time"), reply.get("end_time")
         return Job(
-            _id(told.get("submission_id")),
-            text(_metadata(told).get(NAME_KEY, ""), 200),
-            text(told.get("status"), 50),
-            text(told.get("message") or "", 1_000_000),
+            _id(reply.get("submission_id")),
+            text(_metadata(reply).get(NAME_KEY, ""), 200),
+            text(reply.get("status"), 50),
+            text(reply.get("message") or "", 1_000_000),
             None if code is None else integer(code, -255, 255),
             integer(began or 0, 0, _LATEST_MS),
             None if ended is None else integer(ended, 0, _LATEST_MS),
@@ -247,8 +247,8 @@ def parse_job(told: Any, url: str) -> Job:
         raise UserError(f"{url}: its answer is no job ({error}). Expected Ray's job server.") from None
 
 
-def _metadata(told: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = told.get("metadata")
+def _metadata(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = reply.get("metadata")
     return found if isinstance(found, dict) else {}
 
 

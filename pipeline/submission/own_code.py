@@ -38,7 +38,7 @@ def own_files(
         elif (path / "__init__.py").is_file():
             selection = select(path, f"--include {path}", confirmed)
             found |= {Path(name) / each: path / each for each in selection.files}
-            stays += [selection.told(f"--include {path}")] if selection.left else []
+            stays += [selection.describe_left_out(f"--include {path}")] if selection.left else []
         else:
             raise UserError(
                 f"--include {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
@@ -60,7 +60,7 @@ def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
     """
     files = {path.as_posix() for path in sent}
     tops = {path.partition("/")[0].removesuffix(".py") for path in files}
-    told: list[str] = []
+    messages: list[str] = []
     refused: list[str] = []
     include: dict[str, None] = {}
     for module, what in sorted(_named(experiment).items()):
@@ -69,7 +69,7 @@ def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
         if place is None or _is_installed(top, place):
             if top not in tops:
                 how = f"--include {place or f'path/to/{top}'}"
-                told.append(
+                messages.append(
                     f"{top}, of {what}, does not go along. The cluster's nodes must have it; else submit with {how}"
                 )
             continue
@@ -82,7 +82,7 @@ def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
             "code of your own would not reach the cluster:\n" + "\n".join(refused) + "\n"
             f"Add to the command: {' '.join(include)}"
         )
-    return told
+    return messages
 
 
 def _named(experiment: Experiment) -> dict[str, str]:

@@ -46,7 +46,7 @@ class Selection:
         """What confirms the list of those left; it changes with the list."""
         return code_of(self.left)
 
-    def told(self, what: str) -> str:
+    def describe_left_out(self, what: str) -> str:
         """What to say of those left; "" when there are none."""
         if not self.left:
             return ""
@@ -141,10 +141,10 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]] | None:
     for options in (["--cached"], ["--others", "--exclude-standard"]):
         command = ["git", "-C", str(folder), "ls-files", "-z", *options]
         try:
-            said = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+            git_output = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
         except (OSError, subprocess.SubprocessError):
             return None
-        found.append([Path(os.fsdecode(name)) for name in said.split(b"\0") if name])
+        found.append([Path(os.fsdecode(name)) for name in git_output.split(b"\0") if name])
     return (found[0], found[1]) if found[0] else None
 
 

@@ -142,9 +142,9 @@ def submit(submission: Submission, server: JobServer, say: Say) -> Job:
     selection = files_to_send(submission.tree, wanted, submission.untracked)
     files = selection.files
     own, stays = own_files(submission.include, files, submission.untracked)
-    for told in (selection.told(f"--tree {submission.tree}"), *stays):
-        if told:
-            say(told)
+    for notice in (selection.describe_left_out(f"--tree {submission.tree}"), *stays):
+        if notice:
+            say(notice)
     for missing in not_sent(submission.experiment, (*files, *own)):
         say(missing)
     extra = {

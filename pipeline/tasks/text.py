@@ -101,7 +101,7 @@ def say(
     from tiny_onn.generate import generate
 
     device = next(model.parameters()).device
-    said: list[list[int]] = []
+    generated: list[list[int]] = []
     for prompt, row in zip(prompts, torch.from_numpy(draws).to(device), strict=True):
         numbers = iter(row)
 
@@ -115,8 +115,8 @@ def say(
         tokens = torch.from_numpy(prompt.astype(np.int64))[None].to(device)
         lengths = torch.tensor([len(prompt)], device=device)
         limit = len(prompt) + most
-        said += generate(model, tokens, (), lengths, limit=limit, stop=BEGIN, alive=alive, choose=choose)
-    return said
+        generated += generate(model, tokens, (), lengths, limit=limit, stop=BEGIN, alive=alive, choose=choose)
+    return generated
 
 
 def _part_of(document: str) -> str:
@@ -132,13 +132,13 @@ def _draw(
         given = min(PROMPT + 1, max(2, len(row) // 2))
         most = max(1, min(SAID, experiment.data.max_tokens - given))
         draws = generator("text", experiment.training.seed, row.task_id, row.pair).random((1, most))
-        (said,) = say(model, [row.tokens[:given]], most, draws, alive=alive)
-        told: dict[str, Iterable[int]] = {
+        (generated,) = say(model, [row.tokens[:given]], most, draws, alive=alive)
+        tokens_of: dict[str, Iterable[int]] = {
             "given": row.tokens[:given],
-            "predicted": said,
+            "predicted": generated,
             "target": row.tokens[given : given + most],
         }
-        texts = {name: as_text(tokens) for name, tokens in told.items()}
+        texts = {name: as_text(tokens) for name, tokens in tokens_of.items()}
         examples.append({"task_id": row.task_id, "pair": int(row.pair), **texts})
     return examples
 
@@ -163,8 +163,8 @@ def continue_text(
             f"the prompt has {len(tokens) - 1} bytes; expected fewer than data.max_tokens - 1 = {limit - 1}"
         )
     count = min(most, limit - len(tokens))
-    (said,) = say(trained.model, [tokens], count, generator("prompt", seed).random((1, count)), temperature)
-    return as_text(said)
+    (generated,) = say(trained.model, [tokens], count, generator("prompt", seed).random((1, count)), temperature)
+    return as_text(generated)
 
 
 TEXT = Task(

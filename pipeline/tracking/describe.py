@@ -90,8 +90,8 @@ def _settings(experiment: Experiment, without: set[str]) -> dict[str, Any]:
 def _study_note(experiment: Experiment) -> str:
     if experiment.study is None:
         return ""
-    told = experiment.study.model_dump().items()
-    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in told if text)
+    study_items = experiment.study.model_dump().items()
+    return "".join(f"*{name.replace('_', ' ')}*: {text}\n\n" for name, text in study_items if text)
 
 
 def git_commit(folder: Path = Path(__file__).parent) -> str:

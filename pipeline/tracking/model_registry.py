@@ -43,8 +43,8 @@ def register_model(client: "StoreClient", run_id: str) -> None:
             if client.search_model_versions(f"run_id = '{run_id}'"):
                 _delete_twins(client, run_id, name)
                 return
-            told = f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run."
-            _create(client, name, told)
+            sentence = f"The models of arm `{tags[ARM]}` in the sweep `{tags[SWEEP]}`, a version for each run."
+            _create(client, name, sentence)
             source = f"{client.artifact_uri(run)}/{MODEL}"
             client.create_model_version(name, source, run_id, tags=tags, description=f"`{tags[TRIAL]}`")
             _delete_twins(client, run_id, name)

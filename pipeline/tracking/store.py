@@ -124,10 +124,10 @@ def store_errors(uri: str, named_by: str = "tracking URI") -> Iterator[None]:
             advice = advice if "damaged" in advice else "Leave it out for a SQLite file in --output."
         else:
             expected = "a reachable MLflow server"
-        told = f"{brief}. Expected {expected}, or a SQLite file as sqlite:////path/mlflow.db. {advice}"
+        sentence = f"{brief}. Expected {expected}, or a SQLite file as sqlite:////path/mlflow.db. {advice}"
         if never or scheme not in _MAY_COME_BACK:
-            raise UserError(told) from None
-        raise StoreUnreachable(told, brief) from None
+            raise UserError(sentence) from None
+        raise StoreUnreachable(sentence, brief) from None
 
 
 def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -> str:

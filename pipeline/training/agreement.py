@@ -18,8 +18,8 @@ def is_to_end(stopped: TrainingStopped | None, prune: bool, device: torch.device
     Raises:
         TrainingStopped: on every worker, if any of them has `stopped`.
     """
-    said = gather_over_workers(torch.tensor([stopped is not None, prune], dtype=torch.uint8, device=device))
-    stops, prunes = said.any(dim=0).tolist()
+    gathered = gather_over_workers(torch.tensor([stopped is not None, prune], dtype=torch.uint8, device=device))
+    stops, prunes = gathered.any(dim=0).tolist()
     if stops:
         problem = next(filter(None, gather_json(str(stopped) if stopped else "", device)))
         raise stopped or TrainingStopped(problem)

@@ -46,8 +46,8 @@ def answer_file(model: TrainedModel, file: Path, submission: Path | None) -> Ans
     if found.refused or not found.train:
         reasons = "".join(f"\n  {reason}" for reason in [*found.refused, *found.notes][:10])
         total = len(found.train) + len(found.refused)
-        said = f"of {total} tasks {len(found.refused)} cannot be read" if total else "holds no task"
-        raise UserError(f"FILE {file}: {said}:{reasons}" if reasons else f"FILE {file}: {said}.")
+        problem = f"of {total} tasks {len(found.refused)} cannot be read" if total else "holds no task"
+        raise UserError(f"FILE {file}: {problem}:{reasons}" if reasons else f"FILE {file}: {problem}.")
     made = answer(model, found.train)
     if submission is not None:
         try:

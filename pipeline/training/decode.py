@@ -41,7 +41,7 @@ def decode_grids(
         places = order[start : start + at_once]
         batch = collate([prompts[place] for place in places], tokens.PAD).to(device)
         lengths = torch.tensor([len(prompts[place]) for place in places], device=device)
-        said = generate(
+        tokens_drawn = generate(
             model,
             batch.tokens,
             batch.coordinates,
@@ -52,7 +52,7 @@ def decode_grids(
             alive=alive,
             goes_on=MayBeGrid(),
         )
-        found |= dict(zip(places, map(_grid, said), strict=True))
+        found |= dict(zip(places, map(_grid, tokens_drawn), strict=True))
     return [found[place] for place in range(len(prompts))]
 
 
@@ -129,8 +129,8 @@ def _advance(token: Tensor, place: tuple[Tensor, ...], following: Tensor) -> tup
     return tokens.advance(token, row, column, following)
 
 
-def _grid(said: list[int]) -> Grid | None:
+def _grid(tokens_drawn: list[int]) -> Grid | None:
     try:
-        return tokens.decode_grid(said).tolist()
+        return tokens.decode_grid(tokens_drawn).tolist()
     except tokens.NotDecodable:
         return None

@@ -119,16 +119,16 @@ def together(device: torch.device) -> Iterator[Callable[[], None]]:
     Every worker enters, works, and calls all the while what it is given; on leaving, each waits for all others, but
     never longer at a time than until the next call of whoever is still at work.
     """
-    told = time.monotonic()
+    reported_at = time.monotonic()
 
     def exchange(at_work: bool) -> bool:
         return bool(sum_over_workers(torch.tensor([float(at_work)], device=device))[0] > 0)
 
     def alive() -> None:
-        nonlocal told
-        if time.monotonic() - told >= _TELL_EVERY_S:
+        nonlocal reported_at
+        if time.monotonic() - reported_at >= _TELL_EVERY_S:
             exchange(True)
-            told = time.monotonic()
+            reported_at = time.monotonic()
 
     yield alive
     while exchange(False):

@@ -88,12 +88,12 @@ def _explain(error: Exception, everyone: list[dict[str, Any]]) -> str:
     if not isinstance(error, NonFiniteStep):
         return f"{error} ({_tasks(everyone[0])})" if isinstance(error, CaptureError) else str(error)
     guilty = [each for each in everyone if each["layer"] or each["own_gradients_not_finite"]]
-    told = []
+    notes = []
     for each in (guilty or everyone)[:2]:
         where = each["layer"] or next(iter(each["own_gradients_not_finite"]), None)
         seen = f"first in {where}" if where else f"first gradient: {next(iter(error.parameters), 'none')}"
-        told.append(f"rank {each['rank']}, {seen}, {_tasks(each)}")
-    return f"non-finite {', '.join(error.quantities)}: {'; '.join(told)}"
+        notes.append(f"rank {each['rank']}, {seen}, {_tasks(each)}")
+    return f"non-finite {', '.join(error.quantities)}: {'; '.join(notes)}"
 
 
 def _tasks(what: dict[str, Any]) -> str:

@@ -26,8 +26,8 @@ def naming_missing_ranks(marks: Storage) -> Iterator[None]:
     except RuntimeError as error:
         if not (dist.is_initialized() and _is_of_a_collective(error)):
             raise
-        said = re.search(r"gloo/[^\]]*\] *([^\n]*)", str(error))
-        reason = said[1].strip() if said else str(error).strip()
+        match = re.search(r"gloo/[^\]]*\] *([^\n]*)", str(error))
+        reason = match[1].strip() if match else str(error).strip()
         with contextlib.suppress(OSError):  # of a full disk; what is known is told all the same
             (marks / f"rank-{dist.get_rank()}").write_bytes(b"here")
         deadline = time.monotonic() + _FOR_MARKS_S

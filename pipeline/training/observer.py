@@ -118,14 +118,14 @@ def reduced(name: str, step: int, mine: Numbers | ObserverFailed, device: torch.
         TrainingStopped: on all workers, if the observer failed on any, or they do not agree on the names.
     """
     failed = isinstance(mine, ObserverFailed)
-    said = gather_json({"problem": str(mine)} if failed else {"numbers": mine}, device)
-    for rank, each in enumerate(said):
+    gathered = gather_json({"problem": str(mine)} if failed else {"numbers": mine}, device)
+    for rank, each in enumerate(gathered):
         if "problem" in each:
             raise TrainingStopped(
                 f"step {step}: training.observer {name!r} {each['problem']} (rank {rank}). Mend it, and resume with "
                 "--accept-changed-code; training goes on from the last checkpoint."
             )
-    shares: list[dict[str, list[float]]] = [each["numbers"] for each in said]
+    shares: list[dict[str, list[float]]] = [each["numbers"] for each in gathered]
     for rank, share in enumerate(shares):
         if share.keys() != shares[0].keys():
             here, there = (", ".join(sorted(each)) or "nothing" for each in (shares[0], share))

@@ -44,8 +44,8 @@ def _place(name: str, whole: bool) -> tuple[int, str] | None:
     at = next((place for place, word in enumerate(words) if word.isdecimal()), None)
     if at is None:
         return None
-    told = words[at + 1 :] or words[at - 1 : at]
-    return int(words[at]), _word("_".join(told if whole else told[-1:]))
+    named = words[at + 1 :] or words[at - 1 : at]
+    return int(words[at]), _word("_".join(named if whole else named[-1:]))
 
 
 def _word(text: str) -> str:

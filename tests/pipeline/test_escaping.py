@@ -10,7 +10,7 @@ from rich.console import Console
 
 from pipeline.cli import main
 from pipeline.escaping import shown
-from pipeline.running.outcome import say
+from pipeline.running.outcome import print_line
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_errors_and_summaries_go_through_it(tmp_path: Path, capsys: pytest.Captu
     assert ran.exit_code == 2
     assert "\x1b" not in ran.output
     assert "x\\x1b[2J.yaml" in ran.output
-    say(Console(), "failed: \x1b[31mred")
+    print_line(Console(), "failed: \x1b[31mred")
     assert "\x1b[31m" not in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_with_git_what_it_ignores_stays_and_what_is_new_goes_when_confirmed(tmp_
     found = files_to_send(tmp_path)
     assert {path.as_posix() for path in found.files} == {"pyproject.toml", "pipeline/a.py"}
     assert {path.as_posix() for path in found.left} == {*GOES} - {"pyproject.toml", "pipeline/a.py"}
-    told = found.told("--tree x")
+    told = found.describe_left_out("--tree x")
     assert "3 files that git does not track stay here, of --tree x:\n  .gitignore\n  experiments/c.yaml" in told
     assert told.endswith(f"--untracked {found.code}")
     assert sent(tmp_path, confirmed=["000000", found.code]) == set(GOES)
@@ -133,7 +133,7 @@ def test_this_project_itself_can_be_sent() -> None:
 def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
     tracked(tmp_path)
     (tmp_path / "a\x1b[31m.py").touch()
-    told = files_to_send(tmp_path).told("--tree x")
+    told = files_to_send(tmp_path).describe_left_out("--tree x")
     assert "\x1b" not in told
     assert "a?[31m.py" in told
 
