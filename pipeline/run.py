@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.continued import is_left
 from pipeline.records.delivery import read_delivery
+from pipeline.records.sweep_record import RECORD
+from pipeline.running.cluster import EarlyStart
 from pipeline.running.run_options import RunOptions
 from pipeline.running.sweep import SweepOutcome, run_sweep
 from pipeline.secrecy import public
@@ -108,34 +110,49 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
             _tell_uncompiled(left, console)
-        options.clock.enter("store")
-        tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
-        options.clock.enter("data")
-        prepared = prepare_and_report(experiment.data, where.data, console, place and place / "data")
-        check_data(left, prepared)
-        options.clock.enter("command")
-        uri = destination.store(where)[0]
-        made: list[tuple[Report, list[Path]]] = []
+        with _early_start(left, sweep, options) as early:
+            options.clock.enter("store")
+            tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
+            options.clock.enter("data")
+            prepared = prepare_and_report(experiment.data, where.data, console, place and place / "data")
+            check_data(left, prepared)
+            options.clock.enter("command")
+            uri = destination.store(where)[0]
+            made: list[tuple[Report, list[Path]]] = []
 
-        def report() -> list[Path]:
-            made.append(file_report(uri, destination.experiment, experiment.name, where.root, console, in_short=True))
-            return made[-1][1]
+            def report() -> list[Path]:
+                made.append(
+                    file_report(uri, destination.experiment, experiment.name, where.root, console, in_short=True)
+                )
+                return made[-1][1]
 
-        ended = run_sweep(
-            experiment,
-            trials,
-            prepared,
-            options,
-            train_fn=train_fn_per_worker,
-            tracker=tracker,
-            report=report,
-            shared=shared,
-        )
+            ended = run_sweep(
+                experiment,
+                trials,
+                prepared,
+                options,
+                train_fn=train_fn_per_worker,
+                tracker=tracker,
+                report=report,
+                shared=shared,
+                early=early,
+            )
     if experiment.sweep is None and ended.finished:
         _tell_where(next(iter(folders.values())), console)
     elif made:
         _tell_answer(*made[-1], where.root, destination, console)
     return Outcome(experiment.name, where.root, ended, trials, destination.uri, destination.experiment)
+
+
+def _early_start(left: Sequence[Trial], sweep: Path, options: RunOptions) -> AbstractContextManager[EarlyStart | None]:
+    """Ray on this machine, which starts while the store is opened and the data are prepared.
+
+    Not where it is known not to be needed: nothing is left to run, or what is in the sweep's folder will be refused.
+    """
+    taken = not options.resume and (sweep / RECORD).exists()
+    if options.address is not None or not left or taken:
+        return nullcontext()
+    return EarlyStart(options.verbose, options.console)
 
 
 def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,7 @@ def test_a_command_goes_this_way_to_the_tuner(tmp_path: Path, monkeypatch: pytes
         raise UserError("far enough")
 
     monkeypatch.setattr(pipeline.running.sweep, "connect", stacks.around(refuse))
+    monkeypatch.setattr("pipeline.run.EarlyStart", lambda *_: nullcontext())
     with pytest.raises(UserError, match="far enough"):
         api.ablate(write_config(tmp_path), output=tmp_path / "out")
     assert stacks.seen == [part(TRIAL, "ablate", "_run")]

@@ -7,8 +7,8 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pipeline.errors import UserError
 from pipeline.ray_private import own_cluster_options
+from pipeline.running.ahead import Ahead
 from pipeline.running.ray_process import DEFAULTS, NEEDED, hangup_held, ray_process, short_folder
 from pipeline.running.token import Token, find_token
 from pipeline.running.waiting import report_waiting
@@ -75,7 +76,9 @@ def fit(workers: WorkersConfig, nodes: Sequence[Resources], wanted: int) -> int:
 
 
 @contextmanager
-def connect(address: str | None, verbose: bool = False, console: Console | None = None) -> Iterator[Cluster]:
+def connect(
+    address: str | None, verbose: bool = False, console: Console | None = None, early: "EarlyStart | None" = None
+) -> Iterator[Cluster]:
     """Connects to the cluster at `address` (host:port), or starts one on this machine, reachable from it alone.
 
     Afterwards the connection is closed, a cluster started here is stopped with all of its processes, and the process's
@@ -83,10 +86,32 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
 
     Args:
         console: shows that it takes long.
+        early: the cluster of this machine that is being started already; it is waited for instead.
 
     Raises:
         UserError: nothing answers at `address`, within ten seconds; or Ray cannot be started, for whatever reason.
     """
+    with early or ExitStack() as session:
+        yield (early.cluster if early else session.enter_context(_session(address, verbose, console)))()
+
+
+class EarlyStart(ExitStack):
+    """A cluster on this machine that starts in the background from now on, for `connect`.
+
+    It is stopped as `connect` says, when the block of `connect` ends, or else that of this context. A start that fails
+    is reported by `connect` alone.
+    """
+
+    def __init__(self, verbose: bool = False, console: Console | None = None) -> None:
+        super().__init__()
+        self.cluster = self.enter_context(_session(None, verbose, console, early=True))
+
+
+@contextmanager
+def _session(
+    address: str | None, verbose: bool, console: Console | None, early: bool = False
+) -> Iterator[Callable[[], Cluster]]:
+    """`connect`, but what it gives has to be called for the cluster. It is started then, or, if `early`, now."""
     console = console or Console(stderr=True)
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise UserError(
@@ -113,21 +138,53 @@ def connect(address: str | None, verbose: bool = False, console: Console | None 
         else:
             options |= {"address": address, "runtime_env": {"env_vars": NEEDED | _set_defaults()}}
         if not verbose:
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", module=r"ray(\.|$)")
             for name in ("ray", "ray.tune", "ray.train", "ray.air"):
                 logging.getLogger(name).setLevel(level)
         others = set(psutil.Process().children(recursive=True))
-        try:
+
+        def init() -> None:
+            with hangup_held():
+                ray.init(**options)
+
+        def cluster() -> Cluster:
+            if not verbose:
+                warnings.simplefilter("ignore")
             try:
-                with hangup_held(), report_waiting(console, _awaited(address)):
-                    ray.init(**options)
+                with report_waiting(console, _awaited(address)):
+                    start()
             except Exception as error:  # also plain ones: of sockets, rights and a machine too busy
                 _end(set(psutil.Process().children(recursive=True)) - others)
                 raise _refusal(address, token, error) from error
-            yield Cluster(nodes(), ray.get_runtime_context().gcs_address)
+            return Cluster(nodes(), ray.get_runtime_context().gcs_address)
+
+        ahead: Ahead | None = None
+        try:
+            ahead = Ahead(init, "start-ray") if early else None
+            start = ahead.wait if ahead else init
+            yield cluster
         finally:
             with report_waiting(console, "Ray to stop"):
-                ray.shutdown()
+                _stop(ahead, others)
+
+
+def _stop(ahead: Ahead | None, others: set[psutil.Process]) -> None:
+    """Closes the connection; what Ray has started is ended with it, also where its start failed or was given up."""
+    import ray
+
+    started = False
+    try:
+        if ahead:  # a start that is under way cannot be taken back
+            ahead.wait()
+        started = True
+    except Exception:  # whoever asked for the cluster has been told
+        pass
+    finally:
+        ray.shutdown()
+        if ahead and not started:
+            _end(set(psutil.Process().children(recursive=True)) - others)
+        if ahead:
+            ahead.end()
 
 
 def _end(processes: set[psutil.Process]) -> None:

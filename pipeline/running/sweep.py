@@ -27,7 +27,7 @@ from pipeline.records.sweep_record import RECORD, sweep_id
 from pipeline.remote.sweep import RemoteSweep
 from pipeline.running.capacity import Capacity
 from pipeline.running.claim import claim, withdraw
-from pipeline.running.cluster import HeadWatch, Resources, connect, fit, local_resources
+from pipeline.running.cluster import EarlyStart, HeadWatch, Resources, connect, fit, local_resources
 from pipeline.running.driver import TrainFunction, name_of
 from pipeline.running.live import LiveView
 from pipeline.running.nodes import check_nodes
@@ -59,6 +59,7 @@ def run_sweep(
     tracker: TrackingTarget,
     report: Callable[[], list[Path]] | None = None,
     shared: RemoteSweep | None = None,
+    early: EarlyStart | None = None,
 ) -> SweepOutcome:
     """Runs those of `trials` that have no result yet, as many at once as the cluster has room for, in their order.
 
@@ -71,6 +72,7 @@ def run_sweep(
         train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
         shared: the sweep in a storage, entered, when its trials lie there.
+        early: the cluster that is being started for it already.
 
     Raises:
         UserError: before anything starts: the folder is in use, or another experiment's, or this one's without
@@ -111,7 +113,7 @@ def run_sweep(
             if left and interrupts.signal is None:
                 print_start(experiment.name, progress, left, console)
                 with nullcontext() if options.verbose else redirect_output(folder / "ray" / "ray.log", console):
-                    _run(job, experiment, options, progress, courier, interrupts, shared, machines)
+                    _run(job, experiment, options, progress, courier, interrupts, shared, machines, early)
             elif shared:
                 shared.begin(session)
         except UserError:  # of the cluster, before any trial: as if the command had not been given
@@ -178,13 +180,14 @@ def _run(
     interrupts: Interrupts,
     shared: RemoteSweep | None,
     machines: list[Resources],
+    early: EarlyStart | None,
 ) -> None:
     """Runs the Tuner in a thread; this one watches, and takes the cluster down on a stop. `machines` gets what the
     cluster has."""
     address, console = options.address, options.console
     faults: list[BaseException] = []
     options.clock.enter("Ray")
-    with connect(address, job.verbose, console) as cluster:
+    with connect(address, job.verbose, console, early) as cluster:
         machines += cluster.nodes
         interrupts.hold()
         with _before_any_trial():
