@@ -29,19 +29,19 @@ def _running(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--resume",
             is_flag=True,
-            help="Go on where it stopped, and run what was added; finished trials are not repeated.",
+            help="Continue where the last command stopped, and run added trials; finished trials are not repeated.",
         ),
         ADDRESS,
-        click.option("--verbose", is_flag=True, help="Let Ray speak."),
+        click.option("--verbose", is_flag=True, help="Show Ray's own output."),
         click.option(
             "--allow-offline-tracking",
             is_flag=True,
-            help="Start even if the tracker cannot be reached; it gets everything later.",
+            help="Start even if the tracker is unreachable; everything is delivered to it later.",
         ),
         click.option(
             "--accept-changed-code",
             is_flag=True,
-            help="Resume though your own code (an arm's module) has changed since; the report will say so.",
+            help="Resume even if your own code (an arm's module) has changed; the report says so.",
         ),
         EXPERIMENT,
         URI,
@@ -106,27 +106,27 @@ def main(context: click.Context) -> None:
 
     \b
     Examples:
-      tiny-onn ablate experiments/smoke.yaml          the whole way in two minutes
-      tiny-onn plan experiments/ablation.yaml         what it would run, and how long that would take
+      tiny-onn ablate experiments/smoke.yaml          a complete sweep in two minutes
+      tiny-onn plan experiments/ablation.yaml         what it would run, and how long it would take
       tiny-onn ablate experiments/ablation.yaml       the ablation
-      tiny-onn report ablation                        its report once more, from MLflow
+      tiny-onn report ablation                        rebuild its report from MLflow
       tiny-onn ui                                     browse the runs
-      tiny-onn sync                                   deliver what the tracker was not there for
+      tiny-onn sync                                   deliver everything that the tracker lacks
     """
     if context.invoked_subcommand is None:
         click.echo(first_steps())
 
 
-@main.command(short_help="Turn the data into Parquet shards.")
+@main.command(short_help="Convert the data to Parquet shards.")
 @CONFIG
 @OUTPUT
 @STORAGE
 @SCALE
 @SET
 def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
-    """Turn the data into Parquet shards, as the `data` section of CONFIG says.
+    """Convert the data to Parquet shards, according to the `data` section of CONFIG.
 
-    `train` and `ablate` do this by themselves; data already prepared and intact is used as it is.
+    `train` and `ablate` do this automatically. Data that is already prepared and intact is reused.
 
     \b
     Examples:
@@ -146,7 +146,7 @@ def prepare(config: Path, output: Path, changes: tuple[str, ...], **options: Any
 def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
     """Train one model: CONFIG without its `sweep` section.
 
-    CONFIG can name code to import, an arm `my_costs:ABSOLUTE`, which then runs with your rights.
+    CONFIG can name code, such as an arm `my_costs:ABSOLUTE`, which is imported and runs with your rights.
 
     \b
     Examples:
@@ -158,15 +158,15 @@ def train(config: Path, output: Path, changes: tuple[str, ...], **options: Any) 
     sys.exit(api.train(config, parse_changes(changes), output, **options).exit_code)
 
 
-@main.command(cls=CommandWithOldNames, short_help="Run the sweep of CONFIG; print and file its report.")
+@main.command(cls=CommandWithOldNames, short_help="Run the sweep of CONFIG; print and upload its report.")
 @_running
 def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any) -> None:
-    """Run the sweep of CONFIG, arms x seeds x grid x drawn settings, then print and file its report.
+    """Run the sweep of CONFIG (arms x seeds x grid x samples), then print its report and upload it to MLflow.
 
-    Ctrl-C stops cleanly; the same command with --resume goes on where it stopped. With --resume seeds, arms, values of
-    the grid and draws may be added, and where training.schedule is constant steps; only what is new is run. CONFIG can
-    name code to import, an arm `my_costs:ABSOLUTE`, which then runs with your rights: run nobody's CONFIG without
-    looking at its arms.
+    Ctrl-C stops cleanly; the same command with --resume continues. With --resume you can also add seeds, arms, grid
+    values and samples, and steps if training.schedule is constant; only new trials and steps are run. CONFIG can name
+    code, such as an arm `my_costs:ABSOLUTE`, which is imported and runs with your rights: check the arms before you run
+    somebody else's CONFIG.
 
     \b
     Examples:
@@ -174,7 +174,7 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
       tiny-onn ablate experiments/ablation.yaml --resume
       tiny-onn ablate experiments/ablation.yaml --resume --set 'sweep.seeds=[0, 1, 2, 3]'
       tiny-onn ablate experiments/ablation.yaml --set name=short --set training.steps=100
-      tiny-onn ablate experiments/search.yaml         learning rates drawn from a space, pruned by ASHA
+      tiny-onn ablate experiments/search.yaml         sample learning rates, prune trials with ASHA
       tiny-onn ablate experiments/ablation.yaml --storage s3://bucket/tiny-onn --resume     on any machine
     """
     from pipeline import api
@@ -182,19 +182,19 @@ def ablate(config: Path, output: Path, changes: tuple[str, ...], **options: Any)
     sys.exit(api.ablate(config, parse_changes(changes), output, **options).exit_code)
 
 
-@main.command(short_help="Say what CONFIG would run and take, and start nothing.")
+@main.command(short_help="Show what CONFIG would run, its time and memory.")
 @CONFIG
 @OUTPUT
 @SCALE
 @SET
 @ADDRESS
-@click.option("--no-calibration", is_flag=True, help="Time nothing: no estimate of time and memory.")
+@click.option("--no-calibration", is_flag=True, help="Skip the timed steps: no estimate of time and memory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: bool, **options: Any) -> None:
-    """Say what `ablate` (or, without a sweep in CONFIG, `train`) would run and take, and start nothing.
+    """Show what `ablate` (or, if CONFIG has no sweep, `train`) would run, its time and memory, without starting it.
 
-    A few steps of each kind of trial are timed on this machine. Exit code 2 where `ablate` would refuse
-    it, or the cluster cannot hold it.
+    A few steps of each kind of trial are timed on this machine. The exit code is 2 if `ablate` would refuse CONFIG,
+    or if the cluster cannot hold a trial.
 
     \b
     Examples:
@@ -215,17 +215,17 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
         click.echo(json.dumps(found.as_json(), indent=1))
 
 
-@main.command(short_help="Make the report of a sweep once more, or compare two, from MLflow alone.")
+@main.command(short_help="Rebuild the report of a sweep from MLflow, or compare two sweeps.")
 @click.argument("sweeps", metavar="SWEEP [SECOND]", nargs=-1, required=True)
 @OUTPUT
 @URI
 @EXPERIMENT
-@click.option("--no-file", is_flag=True, help="Write the files, and leave the sweep's summary run in MLflow as it is.")
+@click.option("--no-file", is_flag=True, help="Write the files, but do not upload them to the sweep's summary run.")
 @click.option(
     "--sweep-id",
     default=None,
     metavar="ID",
-    help="Of several sweeps of that name, which. Default: the one whose record lies in --output, or beside the store.",
+    help="Select one of several sweeps of that name. Default: the one recorded in --output or beside the store.",
 )
 def report(
     sweeps: tuple[str, ...],
@@ -235,19 +235,19 @@ def report(
     no_file: bool,
     sweep_id: str | None,
 ) -> None:
-    """Make the report of SWEEP, a sweep's name or id, from MLflow alone, and write it to the output folder.
+    """Rebuild the report of SWEEP, a sweep's name or id, from MLflow alone, and write it to the output folder.
 
-    report.html is one page with all figures in it, for any browser; report.md and results.json say the same, and
-    results.csv, results.parquet and results.tex hold the numbers for other programs. All are also filed on the sweep's
-    summary run in MLflow.
+    report.html is a single page with all figures, for any browser; report.md and results.json have the same content,
+    and results.csv, results.parquet and results.tex hold the numbers for other programs. All files are also uploaded to
+    the sweep's summary run in MLflow.
 
-    With SECOND, another sweep's name or id, the two are compared instead: SECOND less SWEEP, paired by arm, setting and
-    seed, for example what an arm came to with yesterday's code and with today's. The result is written to SECOND's
-    report folder.
+    With SECOND, another sweep's name or id, the two are compared instead: SECOND minus SWEEP, paired by arm, setting
+    and seed. Use it, for example, to compare today's code with yesterday's. The result is written to SECOND's report
+    folder.
 
-    A sweep has an id of its own, so that another of the same name is never mixed with it. Where MLflow has several and
-    no record says which is meant, they are listed; NAME@ID names one, or ID alone, or --sweep-id. The first four digits
-    of an id will do.
+    Each sweep has its own id, so that two sweeps of the same name are never mixed. If MLflow has several and no record
+    selects one, they are listed; select one with NAME@ID, ID alone, or --sweep-id. The first four digits of an id are
+    enough.
 
     \b
     Examples:

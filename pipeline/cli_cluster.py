@@ -17,15 +17,15 @@ _ADDRESS = click.option(
     envvar="RAY_API_SERVER_ADDRESS",
     show_envvar=True,
     metavar="URL",
-    help="Where the head of the cluster takes jobs, for example http://10.0.0.5:8265.",
+    help="Address of Ray's job server on the cluster's head, for example http://10.0.0.5:8265.",
 )
 _NAME = click.argument("name")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, a job each.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout, one element per job.")
 _UNTRACKED = click.option(
     "--untracked",
     multiple=True,
     metavar="CODE",
-    help="Send files that git does not track, too: those of the list that was printed with this CODE. May be repeated.",
+    help="Also send files that git does not track: those in the list printed with this CODE. May be repeated.",
 )
 
 
@@ -36,27 +36,36 @@ _UNTRACKED = click.option(
 @click.option("--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a setting. May be repeated.")
 @click.option(
-    "--output", default=None, metavar="DIR", help="Absolute; all nodes see it. Default: the head's TINY_ONN_OUTPUT."
+    "--output",
+    default=None,
+    metavar="DIR",
+    help="Absolute path of a folder that all nodes see. Default: the head's TINY_ONN_OUTPUT.",
 )
 @click.option(
-    "--storage", default=None, metavar="URI", help="For example s3://bucket/runs. Default: the head's TINY_ONN_STORAGE."
+    "--storage",
+    default=None,
+    metavar="URI",
+    help="A shared storage, for example s3://bucket/runs. Default: the head's TINY_ONN_STORAGE.",
 )
 @click.option(
-    "--tracking-uri", default=None, metavar="URI", help="As the head sees it. Default: its TINY_ONN_TRACKING_URI."
+    "--tracking-uri",
+    default=None,
+    metavar="URI",
+    help="MLflow's address as seen from the head. Default: the head's TINY_ONN_TRACKING_URI.",
 )
 @click.option("--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment.")
-@click.option("--resume", is_flag=True, help="Go on with the job of this name.")
+@click.option("--resume", is_flag=True, help="Continue the sweep of this name.")
 @click.option(
     "--allow-offline-tracking",
     is_flag=True,
-    help="Start even if the tracker cannot be reached; it gets everything later.",
+    help="Start even if the tracker is unreachable; everything is delivered to it later.",
 )
 @click.option(
     "--accept-changed-code",
     is_flag=True,
-    help="Resume though your own code (an arm's module) has changed since; the report will say so.",
+    help="Resume even if your own code (an arm's module) has changed; the report says so.",
 )
-@click.option("--detach", is_flag=True, help="Return as soon as the job is there.")
+@click.option("--detach", is_flag=True, help="Return as soon as the job is submitted.")
 @click.option("--install", is_flag=True, help="Let the cluster install the pinned requirements for this job.")
 @click.option(
     "--skip-version-check", is_flag=True, help="Do not compare the cluster's packages with the constraints file."
@@ -66,19 +75,19 @@ _UNTRACKED = click.option(
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="A module or package of your own that goes along: NAME.py, or a folder with an __init__.py. May be repeated.",
+    help="Also send this module or package of yours: NAME.py, or a folder with an __init__.py. May be repeated.",
 )
 @_UNTRACKED
 @click.option(
     "--tree",
     type=click.Path(path_type=Path),
     default=None,
-    help="The project to send. Default: the one that this folder is in.",
+    help="The project to send. Default: the project around the current folder.",
 )
 @click.option(
     "--constraints", type=click.Path(path_type=Path), default=None, help="Default: the project's constraints.txt."
 )
-@click.option("--verbose", is_flag=True, help="Let Ray speak.")
+@click.option("--verbose", is_flag=True, help="Show Ray's own output.")
 def submit(
     config: Path,
     address: str,
@@ -93,16 +102,16 @@ def submit(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Run CONFIG on a Ray cluster, from a machine that is not part of it, and follow its log.
+    """Run CONFIG on a Ray cluster, from a machine outside the cluster, and follow its log.
 
-    The working tree goes along: what git tracks, without data, runs and environments; of what it does not track a list
-    is printed, and a code that sends it. What looks like a secret is refused by name. An address with a password in it
-    is refused, too: Ray would keep it in clear text. CONFIG is validated here, before anything is sent; it may name
-    code to import (an arm `my_costs:ABSOLUTE`), which then runs on the cluster.
+    The files that git tracks are sent, without data, runs and environments. Untracked files are listed with a code that
+    sends them. Files that look like secrets are refused by name. An address that contains a password is refused, too:
+    Ray would store it in clear text. CONFIG is validated here before anything is sent. It can name code, such as an arm
+    `my_costs:ABSOLUTE`, which is imported and run on the cluster.
 
-    The driver runs on the cluster: Ctrl-C ends only the following. The exit code is the job's: 0; 1 when a trial
-    failed; 2 when something was refused, here or there; 143 when it was stopped; and 130 after Ctrl-C, which does not
-    end the job. A token is looked for in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH and ~/.ray/auth_token.
+    The driver runs on the cluster, so Ctrl-C only stops following the log. The exit code is the job's: 0 on success; 1
+    if a trial failed; 2 if the job was refused, here or on the cluster; 143 if it was stopped. It is 130 after Ctrl-C,
+    which does not stop the job. The token is read from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token.
 
     \b
     Examples:
@@ -151,13 +160,13 @@ def submit(
     click.echo(how_to_go_on(job.name, server.url))
     if detach:
         return
-    click.echo("What it prints follows here; Ctrl-C leaves it running.")
+    click.echo("Following the job's output; Ctrl-C stops following and leaves the job running.")
     sys.exit(follow(job, server, click.echo))
 
 
 @click.group()
 def jobs() -> None:
-    """What was submitted to a cluster: look, follow, stop.
+    """List, follow and stop jobs that were submitted to a cluster.
 
     \b
     Examples:
@@ -167,11 +176,11 @@ def jobs() -> None:
     """
 
 
-@jobs.command("list", short_help="All jobs, oldest first.")
+@jobs.command("list", short_help="List all jobs, oldest first.")
 @_ADDRESS
 @_JSON
 def list_jobs(address: str, as_json: bool) -> None:
-    """All jobs that `tiny-onn submit` has sent, oldest first.
+    """List all jobs that `tiny-onn submit` has sent, oldest first.
 
     \b
     Examples:
@@ -181,12 +190,12 @@ def list_jobs(address: str, as_json: bool) -> None:
     _show(_server(address).jobs(), as_json, "no jobs yet")
 
 
-@jobs.command(short_help="The jobs NAME has had; exits as the last one did.")
+@jobs.command(short_help="List the jobs of NAME; exit with the last one's code.")
 @_NAME
 @_ADDRESS
 @_JSON
 def status(name: str, address: str, as_json: bool) -> None:
-    """The jobs NAME has had; the exit code is the last one's (0 while it runs, and 143 of one that was stopped).
+    """List the jobs of NAME; exit with the exit code of the last one (0 while it runs, 143 if it was stopped).
 
     \b
     Examples:
@@ -203,14 +212,14 @@ def status(name: str, address: str, as_json: bool) -> None:
     sys.exit(exit_code(last, partial(click.echo, err=as_json)) if last.ended else 0)
 
 
-@jobs.command(short_help="Follow what the last job NAME prints.")
+@jobs.command(short_help="Follow the output of the last job NAME.")
 @_NAME
 @_ADDRESS
-@click.option("--no-follow", is_flag=True, help="Print what there is, and end.")
+@click.option("--no-follow", is_flag=True, help="Print the output so far, then exit.")
 def logs(name: str, address: str, no_follow: bool) -> None:
-    """What the last job NAME has printed, and what it prints, until it ends; Ctrl-C leaves it running.
+    """Print the output of the last job NAME and follow it until the job ends; Ctrl-C leaves the job running.
 
-    The exit code is the job's, or 130 after Ctrl-C: this is also how a script waits for a job.
+    The exit code is the job's, or 130 after Ctrl-C, so scripts can use this command to wait for a job.
 
     \b
     Examples:
@@ -231,13 +240,13 @@ def logs(name: str, address: str, no_follow: bool) -> None:
         raise UserError(f"{server.url}: the logs of {name} cannot be read ({error}).") from error
 
 
-@jobs.command(short_help="Stop the job NAME; `submit --resume` goes on with it.")
+@jobs.command(short_help="Stop the job NAME; `submit --resume` continues it.")
 @_NAME
 @_ADDRESS
 def stop(name: str, address: str) -> None:
-    """Stop the job NAME: its runs end as KILLED, and `tiny-onn submit ... --resume` goes on with it.
+    """Stop the job NAME: its runs get status KILLED, and `tiny-onn submit ... --resume` continues it.
 
-    It is waited for; the exit code is 0 when it has ended, and 1 when it still runs after a minute and a half.
+    The command waits for the job to end. The exit code is 0 if it has ended, and 1 if it still runs after 90 seconds.
 
     \b
     Examples:
@@ -248,15 +257,15 @@ def stop(name: str, address: str) -> None:
     sys.exit(stop_job(name, _server(address), click.echo))
 
 
-@click.command(short_help="Copy into DIR what `submit` would send, for `ray up`.")
+@click.command(short_help="Copy the files that `submit` would send to DIR, for `ray up`.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--tree", type=click.Path(path_type=Path), default=None, help="Default: the project around this folder.")
 @_UNTRACKED
 def pack(folder: Path, tree: Path | None, untracked: tuple[str, ...]) -> None:
-    """Copy into DIR what `submit` would send of the project: what cluster.yaml has its nodes install from.
+    """Copy the project files that `submit` would send to DIR; nodes in cluster.yaml install the package from there.
 
-    The same rule holds: what git tracks, and of the rest what --untracked confirms; what looks like a secret is refused
-    by name. DIR is replaced where an earlier `pack` made it.
+    The same rules hold: the files that git tracks, and other files if --untracked confirms them; files that look like
+    secrets are refused by name. DIR is replaced if an earlier `pack` created it.
 
     \b
     Examples:

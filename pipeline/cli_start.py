@@ -14,27 +14,27 @@ from pipeline.options import ADDRESS, OUTPUT, URI
 def first_steps() -> str:
     """What `tiny-onn` prints without a command."""
     return """\
-Tiny-ONN trains sparse routers by per-token gradients, and compares what teaches them.
+Tiny-ONN trains sparse routers with per-token gradients, and compares training signals.
 
 Start with these:
-  tiny-onn doctor                whether this machine has all that a run needs, and what to do if not
-  tiny-onn ablate smoke          the whole way at tiny size: data, training, report; two minutes on two cores
-  tiny-onn plan ablation         what the ablation would run, and how long that would take here
-  tiny-onn ablate ablation       the ablation; Ctrl-C stops it, and --resume goes on
+  tiny-onn doctor                check that this machine has everything a run needs
+  tiny-onn ablate smoke          a complete sweep at tiny size: data, training, report; two minutes on two cores
+  tiny-onn plan ablation         what the ablation would run, and how long it would take here
+  tiny-onn ablate ablation       the ablation; Ctrl-C stops it, --resume continues it
 
-Then with a question of your own:
-  tiny-onn experiments           the experiments that come with the package, with their questions
-  tiny-onn init my-study.yaml    a config to edit, every setting explained
-  tiny-onn settings [WORD]       all settings, or those that a word is about
+Then ask your own question:
+  tiny-onn experiments           list the experiments that ship with the package, with their questions
+  tiny-onn init my-study.yaml    write a config to edit, with every setting explained
+  tiny-onn settings [WORD]       list all settings, or those related to a word
 
 All commands: tiny-onn --help. One command, with examples: tiny-onn ablate --help."""
 
 
 @click.command(short_help="List the experiments that are installed.")
 def experiments() -> None:
-    """List the experiments that come with the package, each with its question.
+    """List the experiments that ship with the package, each with its question.
 
-    `plan`, `ablate`, `train`, `prepare` and `submit` take such a name where there is no file of that name.
+    `plan`, `ablate`, `train`, `prepare` and `submit` accept such a name, unless a file of that name exists.
 
     \b
     Examples:
@@ -59,13 +59,13 @@ def experiments() -> None:
     click.echo("\nWhat one would run: tiny-onn plan NAME. To run it: tiny-onn ablate NAME.")
 
 
-@click.command(short_help="Write a config to edit, every setting explained.")
+@click.command(short_help="Write a config to edit, with every setting explained.")
 @click.argument("file", type=click.Path(path_type=Path))
 def init(file: Path) -> None:
-    """Write FILE, a config to edit: every setting with its default, its limits and what it means.
+    """Write FILE, a config to edit: every setting with its default, its limits and its meaning.
 
-    It is valid as it stands, a sweep of three arms and three seeds. A file that is there is never overwritten. The
-    experiment has the file's name.
+    The config is valid: a sweep of three arms and three seeds, named after the file. An existing file is never
+    overwritten.
 
     \b
     Examples:
@@ -93,9 +93,10 @@ def init(file: Path) -> None:
 @click.argument("word", required=False)
 @click.option("--markdown", is_flag=True, help="Print them as the page docs/settings.md.")
 def settings(word: str | None, markdown: bool) -> None:
-    """List all settings, or those that WORD is about: name, default, unit, meaning, and an example.
+    """List all settings, or those related to WORD, with default, unit, meaning and an example.
 
-    WORD may be part of a name, a word of the meaning, or what another tool calls it (`lr`, `batch_size`, `epochs`).
+    WORD can be part of a name, a word of the meaning, or another tool's name for a setting (`lr`, `batch_size`,
+    `epochs`).
 
     \b
     Examples:
@@ -132,12 +133,13 @@ def settings(word: str | None, markdown: bool) -> None:
 @OUTPUT
 @ADDRESS
 @URI
-@click.option("--quick", is_flag=True, help="Leave out what takes long: starting Ray, and the compiler.")
+@click.option("--quick", is_flag=True, help="Skip the slow checks: starting Ray, and the compiler.")
 def doctor(output: Path, address: str | None, tracking_uri: str | None, quick: bool) -> None:
-    """Check this machine before a run, or the cluster at --address: Python and packages, cores and memory as the
-    container limits them, compiler, GPU, folders, ports, proxies, environment variables, Ray and the tracker.
+    """Check this machine before a run, or the cluster at --address: Python and packages, cores and memory within the
+    container's limits, compiler, GPU, folders, ports, proxies, environment variables, Ray and the tracker.
 
-    Each problem comes with its fix. Exit code 1 where one would stop a run. Nothing is left running or written.
+    Each problem is printed with its fix. The exit code is 1 if a problem would stop a run. Nothing is left running or
+    written.
 
     \b
     Examples:

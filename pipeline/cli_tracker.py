@@ -11,11 +11,11 @@ from pipeline.errors import UserError
 from pipeline.options import EXPERIMENT, OUTPUT, URI
 
 
-@click.command(short_help="Serve MLflow's page here, and print links into it.")
+@click.command(short_help="Serve MLflow's page on this machine, and print links into it.")
 @OUTPUT
 @URI
 @EXPERIMENT
-@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Default: a free one.")
+@click.option("--port", type=click.IntRange(1, 65535), default=None, help="Port to listen on. Default: a free one.")
 def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int | None) -> None:
     """Serve MLflow's page on this machine and print links that open it as a leaderboard of arms.
 
@@ -37,7 +37,7 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     serve(uri, mlflow_experiment, Output(output).artifacts, port)
 
 
-@click.command(short_help="Run MLflow as the tracker of many machines.")
+@click.command(short_help="Run an MLflow server for many machines.")
 @OUTPUT
 @click.option(
     "--backend-uri",
@@ -51,19 +51,19 @@ def ui(output: Path, tracking_uri: str | None, mlflow_experiment: str, port: int
     "--artifacts",
     default=None,
     metavar="URI",
-    help="Where files go, for example s3://bucket/mlflow. Default: --output.",
+    help="Where uploaded files are kept, for example s3://bucket/mlflow. Default: --output.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for all there are.")
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all addresses.")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="Port to listen on.")
 @click.option(
     "--allowed-hosts",
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="A name by which clients call it, NAME or NAME:PORT, beside localhost and the address that it listens at; no "
+    help="A host name that clients may use, NAME or NAME:PORT, beside localhost and the address of --host; no "
     "wildcards. May be repeated.",
 )
-@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Processes that answer.")
+@click.option("--workers", type=click.IntRange(1, 64), default=2, show_default=True, help="Number of server processes.")
 def server(
     output: Path,
     backend_uri: str | None,
@@ -73,9 +73,9 @@ def server(
     allowed_hosts: tuple[str, ...],
     workers: int,
 ) -> None:
-    """Run MLflow as the tracker of many machines: a database behind it, files sent through it.
+    """Run an MLflow server for many machines. It stores runs in a database, and clients upload files through it.
 
-    It asks for no password, so it listens on this machine alone unless told otherwise: keep its port in your network.
+    The server has no password, so by default it listens on this machine only: keep its port inside your network.
 
     \b
     Examples:
@@ -99,27 +99,27 @@ def server(
     serve_all(uri, artifacts or str((place / "artifacts").resolve()), host, port, allowed_hosts, workers)
 
 
-@click.command(short_help="Deliver to MLflow all that it lacks of a sweep, or of all.")
+@click.command(short_help="Deliver to MLflow everything that it lacks.")
 @click.argument("sweep", required=False)
 @OUTPUT
 @click.option(
     "--tracking-uri",
     default=None,
     metavar="URI",
-    help="MLflow's store. Default: the one that the sweep was given; another one gets everything.",
+    help="MLflow's store. Default: the sweep's own. Another store gets a complete copy.",
 )
 @click.option("--experiment", "mlflow_experiment", default=None, help="MLflow experiment. Default: the sweep's own.")
 def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_experiment: str | None) -> None:
-    """Deliver to MLflow all that it lacks of SWEEP, or of every sweep in the output folder.
+    """Deliver to MLflow everything that it lacks of SWEEP, or of all sweeps in the output folder.
 
-    For a tracker that was away, or a command that was killed: sends the metrics, figures and files that wait on disk,
-    sets each run's final status, and files the report. Doing it again does no harm.
+    Use it after the tracker was unreachable or a command was killed. It sends the metrics, figures and files that are
+    still on disk, sets each run's final status, and uploads the report. It can be repeated safely.
 
     \b
     Examples:
       tiny-onn sync
       tiny-onn sync ablation --output /tmp/try
-      tiny-onn sync ablation --tracking-uri http://host:5000      also to copy a sweep to another server
+      tiny-onn sync ablation --tracking-uri http://host:5000      copy a sweep to another server
     """
     from pipeline.layout import Output
     from pipeline.run import file_report
@@ -131,7 +131,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     sys.exit(sync_and_print(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
-@click.command(short_help="Draw the answers to the tasks in FILE with the model of RUN.")
+@click.command(short_help="Answer the tasks in FILE with the model of RUN.")
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -139,7 +139,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     type=click.Path(path_type=Path),
     default=None,
     metavar="FILE",
-    help="Write the answers there, in the format of Kaggle's ARC competitions. Default: print them.",
+    help="Write the answers to this file, in the format of Kaggle's ARC competitions. Default: print them.",
 )
 @click.option(
     "--step",
@@ -154,12 +154,11 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
 def predict(
     run: str, file: Path, submission: Path | None, step: str, own_code: bool, output: Path, tracking_uri: str | None
 ) -> None:
-    """Draw the answers to the tasks in FILE with the model of RUN.
+    """Answer the tasks in FILE with the model of RUN.
 
-    RUN is the id of a finished run, which `train` prints and results.json of a report holds, or the folder of a trial
-    or of a model.
-    FILE may be in any format that data.folder takes, Kaggle's *_test_challenges.json among them; answers in it are not
-    looked at. Several views of a task vote for two attempts at each of its test pairs.
+    RUN is the id of a finished run, which `train` prints and a report's results.json contains, or the folder of a trial
+    or a model. FILE can have any format that data.folder accepts, including Kaggle's *_test_challenges.json; answers in
+    it are ignored. Several views of each task vote on two attempts for each test pair.
 
     \b
     Examples:

@@ -9,7 +9,7 @@ from pipeline.renamed import current_words
 
 
 class CommandWithOldNames(click.Command):
-    """A command that takes its options by the names of the last version, too, and warns."""
+    """A command that also accepts its options' names of the last version, with a warning."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click's, with old names replaced."""
@@ -34,18 +34,18 @@ OUTPUT = click.option(
     default=Path("runs"),
     show_default=True,
     callback=_readable,
-    help="Folder for everything that is written: data, checkpoints, MLflow's store, reports.",
+    help="Folder for all output: data, checkpoints, MLflow's store, reports.",
 )
 SET = click.option(
     "--set",
     "changes",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Replace a setting of CONFIG by its dotted name, for example --set training.steps=100, or some of a group: "
+    help="Change a setting of CONFIG by its dotted name, for example --set training.steps=100, or several of a group: "
     "--set 'model={layers: 4}'. May be repeated.",
 )
 SCALE = click.option(
-    "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set goes on top of it."
+    "--scale", default=None, metavar="NAME", help="One of CONFIG's `scales`, for example gpu; --set overrides it."
 )
 ADDRESS = click.option(
     "--address", default=None, metavar="HOST:PORT", help="A Ray cluster. Default: this machine alone."
@@ -54,15 +54,15 @@ URI = click.option(
     "--tracking-uri",
     default=None,
     metavar="URI",
-    help="MLflow's store, for example http://host:5000; user and password best go into MLFLOW_TRACKING_USERNAME and "
+    help="MLflow's store, for example http://host:5000. Set user and password in MLFLOW_TRACKING_USERNAME and "
     "MLFLOW_TRACKING_PASSWORD. Default: a SQLite file in the output folder.",
 )
 STORAGE = click.option(
     "--storage",
     default=None,
     metavar="URI",
-    help="Where data, checkpoints and a sweep's state lie that all machines reach: a shared folder, s3://bucket/prefix "
-    "or another place that pyarrow knows. --output then holds copies, and may be empty at first.",
+    help="Where to keep data, checkpoints and the sweep's state for all machines: a shared folder, s3://bucket/prefix "
+    "or another URI that pyarrow supports. --output then holds copies, and may be empty at first.",
 )
 EXPERIMENT = click.option(
     "--experiment", "mlflow_experiment", default="tiny-onn", show_default=True, help="MLflow experiment."

@@ -12,30 +12,30 @@ from experiments.benchmarks.options import check_device, check_variants, check_w
 
 
 @click.group(
-    short_help="Measure what meta-learning costs.",
+    short_help="Measure the cost of meta-learning.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 def bench() -> None:
-    """Measures what meta-learning costs, one question at a time.
+    """Measure the cost of meta-learning, one question per command.
 
     \b
     Examples:
       tiny-onn bench step                                  a training step in every variant
       tiny-onn bench step --hidden 64 --hidden 256 --seq 256 --seq 1024
       tiny-onn bench step --device cuda --hidden 2048 --seq 4096 --bfloat16
-      tiny-onn bench extraction                            per-token learning costs by other means, other libraries'
+      tiny-onn bench extraction                            per-token learning costs, compared with other libraries
       tiny-onn bench tracking --trials 200                 whether MLflow keeps up with a sweep
 
-    Every benchmark prints a table and files it with a plot and all numbers. Times are medians of repeats that are taken
-    in turn; compare the ratios, which are of one run.
+    Every benchmark prints a table and saves it with a plot and all numbers. Times are medians over interleaved repeats;
+    compare only ratios within one run.
     """
 
 
-@bench.command(short_help="What meta-learning adds to a training step.")
+@bench.command(short_help="Cost that meta-learning adds to a training step.")
 @sizes_to_run
 @common
 @click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
-@click.option("--variant", "variants", multiple=True, help="Only this; all by default. May be repeated.")
+@click.option("--variant", "variants", multiple=True, help="Run only this variant. Default: all. May be repeated.")
 def step(
     hidden: tuple[int, ...],
     layers: int,
@@ -48,7 +48,7 @@ def step(
     bfloat16: bool,
     variants: tuple[str, ...],
 ) -> None:
-    """What does meta-learning add to a training step? Every variant's time and memory, against the plain step.
+    """How much does meta-learning add to a training step? Compares the time and memory of all variants.
 
     \b
     Examples:
@@ -77,9 +77,7 @@ def step(
 @sizes_to_run
 @common
 @click.option("--bfloat16", is_flag=True, help="Forward passes under bfloat16 autocast.")
-@click.option(
-    "--variant", "variants", multiple=True, help="The first is what others are compared with. May be repeated."
-)
+@click.option("--variant", "variants", multiple=True, help="A variant; the first is the reference. May be repeated.")
 def profile(
     hidden: tuple[int, ...],
     layers: int,
@@ -92,7 +90,7 @@ def profile(
     bfloat16: bool,
     variants: tuple[str, ...],
 ) -> None:
-    """Where does the time of a step go? By default: what the single pass adds to the compiled plain step.
+    """Where does the time of a step go? By default, compares the single-pass engine with the compiled plain step.
 
     \b
     Examples:
@@ -116,9 +114,14 @@ def profile(
     tell(result, output, as_json)
 
 
-@bench.command(short_help="What per-token learning costs take, by other means too.")
+@bench.command(short_help="Time and memory to compute per-token learning costs.")
 @click.option(
-    "--hidden", multiple=True, type=click.IntRange(2), default=(512,), show_default=True, help="Width. May be repeated."
+    "--hidden",
+    multiple=True,
+    type=click.IntRange(2),
+    default=(512,),
+    show_default=True,
+    help="Layer width. May be repeated.",
 )
 @click.option(
     "--seq", multiple=True, type=click.IntRange(2), default=(1024,), show_default=True, help="Tokens. May be repeated."
@@ -134,7 +137,7 @@ def extraction(
     output: Path,
     as_json: bool,
 ) -> None:
-    """What does it cost to get the per-token learning costs of one layer? Opacus and BackPACK: pip install .[bench]
+    """How expensive are the per-token learning costs of one layer? For Opacus and BackPACK: pip install .[bench]
 
     \b
     Examples:

@@ -10,18 +10,19 @@ from experiments.benchmarks.options import OUTPUT, check_width, common, finite
 
 
 @click.command(
-    context_settings={"default_map": {"threads": 1}}, short_help="How a step scales with workers, here and predicted."
+    context_settings={"default_map": {"threads": 1}},
+    short_help="Scaling of a step with workers, measured and predicted.",
 )
-@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width.")
-@click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Of the model.")
-@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Tokens of a sequence.")
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width of the model.")
+@click.option("--layers", type=click.IntRange(1), default=4, show_default=True, help="Layers of the model.")
+@click.option("--seq", type=click.IntRange(2), default=256, show_default=True, help="Sequence length in tokens.")
 @click.option(
     "--workers",
     multiple=True,
     type=click.IntRange(1),
     default=(1, 2, 4),
     show_default=True,
-    help="How many. May be repeated.",
+    help="Number of workers. May be repeated.",
 )
 @click.option(
     "--bandwidth-gbit",
@@ -29,7 +30,7 @@ from experiments.benchmarks.options import OUTPUT, check_width, common, finite
     default=100.0,
     show_default=True,
     callback=finite,
-    help="Of the network that is predicted for.",
+    help="Bandwidth of the predicted network, in Gbit/s.",
 )
 @click.option(
     "--latency-us",
@@ -37,7 +38,7 @@ from experiments.benchmarks.options import OUTPUT, check_width, common, finite
     default=10.0,
     show_default=True,
     callback=finite,
-    help="Its delay of a message.",
+    help="Latency of the predicted network, in microseconds per message.",
 )
 @common
 def scaling(
@@ -52,7 +53,7 @@ def scaling(
     output: Path,
     as_json: bool,
 ) -> None:
-    """How does a step scale with workers, here and, predicted, on 8 to 1024 over a given network?
+    """How does a step scale with workers? Measured here, and predicted for 8 to 1024 workers on a given network.
 
     \b
     Examples:
@@ -78,15 +79,15 @@ def scaling(
 
 
 @click.command(short_help="Whether the loader keeps up with training.")
-@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width.")
-@click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Of the model.")
+@click.option("--hidden", type=click.IntRange(2), default=64, show_default=True, help="Width of the model.")
+@click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Layers of the model.")
 @click.option(
     "--scale-factors",
     multiple=True,
     type=click.IntRange(1),
     default=(1, 10, 100),
     show_default=True,
-    help="How many times the data set. May be repeated.",
+    help="Factor by which the data set is enlarged. May be repeated.",
 )
 @common
 def data(
@@ -98,7 +99,7 @@ def data(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Can the loader keep up with training, and does it stay small as the data set grows?
+    """Does the loader keep up with training, and does its memory stay constant as the data set grows?
 
     \b
     Examples:
@@ -121,22 +122,24 @@ def data(
 
 
 @click.command(short_help="Whether MLflow keeps up with a sweep.")
-@click.option("--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="At once.")
-@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Logged, by each trial.")
+@click.option("--trials", type=click.IntRange(1, 10_000), default=200, show_default=True, help="Concurrent trials.")
+@click.option("--steps", type=click.IntRange(1), default=20, show_default=True, help="Logged steps of each trial.")
 @click.option(
     "--every",
     type=click.FloatRange(0, min_open=True),
     default=5.0,
     show_default=True,
     callback=finite,
-    help="Seconds a step.",
+    help="Seconds per step.",
 )
-@click.option("--processes", type=click.IntRange(1), default=4, show_default=True, help="That the trials log from.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=4, show_default=True, help="Processes that run the trials."
+)
 @click.option(
     "--store",
     "stores",
     multiple=True,
-    help="sqlite, server or postgres; all that are there by default. May be repeated.",
+    help="sqlite, server or postgres. Default: all that are installed. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
@@ -149,7 +152,7 @@ def tracking(
     output: Path,
     as_json: bool,
 ) -> None:
-    """Does the courier keep up with many trials, and what would it cost them to log by themselves?
+    """Does delivery to MLflow keep up with many trials, and how long would trials take to log directly?
 
     \b
     Examples:
@@ -173,18 +176,16 @@ def tracking(
     tell(result, output, as_json)
 
 
-@click.command(short_help="What a driver and a rank take, by trials and rows.")
-@click.option(
-    "--trials", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="That a driver looks at."
-)
-@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="That are planned.")
+@click.command(short_help="Time and memory of a driver and a rank, by trials and rows.")
+@click.option("--trials", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="Trials of the sweep.")
+@click.option("--rows", type=click.IntRange(1), default=200_000, show_default=True, help="Rows to plan batches for.")
 @click.option(
     "--ranks",
     multiple=True,
     type=click.IntRange(1),
     default=(1, 64, 256),
     show_default=True,
-    help="How many. May be repeated.",
+    help="Number of ranks. May be repeated.",
 )
 @click.option(
     "--rows-per-group",
@@ -193,14 +194,15 @@ def tracking(
     type=click.IntRange(1),
     default=(16, 256),
     show_default=True,
-    help="Of Parquet. May be repeated.",
+    help="Rows per Parquet row group. May be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def limits(
     trials: int, rows: int, ranks: tuple[int, ...], groups: tuple[int, ...], output: Path, as_json: bool
 ) -> None:
-    """What do a driver and a rank take, for each trial and row? The constants of experiments/SCALE.md.
+    """How much time and memory do a driver and a rank need per trial and row? Measures the constants in
+    experiments/SCALE.md.
 
     \b
     Examples:
@@ -217,20 +219,20 @@ def limits(
     tell(result, output, as_json)
 
 
-@click.command(short_help="How far engine and number of workers change a run.")
+@click.command(short_help="How much the engine and the number of workers change a run.")
 @click.argument("config", type=click.Path(path_type=Path, dir_okay=False), default="experiments/ablation.yaml")
-@click.option("--arm", "arms", multiple=True, help="Of these; by default those of the file's sweep. May be repeated.")
-@click.option("--steps", type=click.IntRange(1), default=50, show_default=True, help="Of training, in each way.")
+@click.option("--arm", "arms", multiple=True, help="An arm. Default: those of the sweep in CONFIG. May be repeated.")
+@click.option("--steps", type=click.IntRange(1), default=50, show_default=True, help="Training steps of each run.")
 @click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Replace a setting. May be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def agreement(
     config: Path, arms: tuple[str, ...], steps: int, changes: tuple[str, ...], output: Path, as_json: bool
 ) -> None:
-    """How far do engine and number of workers change a run's losses, parameters and time?
+    """How much do the engine and the number of workers change a run's losses, parameters and time?
 
-    Every arm is trained on the same global batches by the hooks and by the fused engine, with two DDP workers and with
-    one.
+    Every arm is trained on the same global batches with the hooks engine and with the fused engine, each with two DDP
+    workers and with one.
 
     \b
     Examples:
@@ -254,21 +256,23 @@ def agreement(
     tell(result, output, as_json)
 
 
-@click.command(short_help="What a logged step costs besides training, in a short run and in a long one.")
+@click.command(short_help="Cost of a logged step besides training, by the length of the run.")
 @click.option(
     "--steps",
     type=click.IntRange(1, 100_000_000),
     multiple=True,
     default=(1_000, 10_000, 100_000, 1_000_000),
     show_default=True,
-    help="Logged steps that lie behind. May be repeated.",
+    help="Number of steps logged before. May be repeated.",
 )
-@click.option("--evaluate-every", type=click.IntRange(1), default=100, show_default=True, help="Logged steps.")
-@click.option("--repeats", type=click.IntRange(1), default=48, show_default=True, help="Medians are over these.")
+@click.option(
+    "--evaluate-every", type=click.IntRange(1), default=100, show_default=True, help="Logged steps between evaluations."
+)
+@click.option("--repeats", type=click.IntRange(1), default=48, show_default=True, help="Repeats per median.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def bookkeeping(steps: tuple[int, ...], evaluate_every: int, repeats: int, output: Path, as_json: bool) -> None:
-    """Does what is written down for a step cost more, the longer the run? Files of long runs are made, none is trained.
+    """Does logging a step become slower as the run gets longer? Uses generated files of long runs; nothing is trained.
 
     \b
     Examples:
@@ -285,24 +289,22 @@ def bookkeeping(steps: tuple[int, ...], evaluate_every: int, repeats: int, outpu
     tell(result, output, as_json)
 
 
-@click.command(short_help="What skipping closed experts would save.")
+@click.command(short_help="Time that skipping closed experts would save.")
 @click.option(
     "--hidden",
     multiple=True,
     type=click.IntRange(2),
     default=(64, 256, 1024, 2048),
     show_default=True,
-    help="Width. May be repeated.",
+    help="Width of the model. May be repeated.",
 )
-@click.option(
-    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences that are decoded at once."
-)
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Medians are over these.")
+@click.option("--batch", type=click.IntRange(1), default=16, show_default=True, help="Sequences decoded at once.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Repeats per median.")
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="CPU threads.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def skipping(hidden: tuple[int, ...], batch: int, repeats: int, threads: int, output: Path, as_json: bool) -> None:
-    """What would decoding save, if the rows of closed experts were not computed?
+    """How much time would decoding save if the rows of closed experts were not computed?
 
     \b
     Examples:
@@ -325,15 +327,16 @@ def skipping(hidden: tuple[int, ...], batch: int, repeats: int, threads: int, ou
 @click.option(
     "--finished",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Read what the sweep of CONFIG left in this output folder, as of `tiny-onn ablate --output`; run nothing.",
+    help="Run nothing; read the record of CONFIG's sweep in this output folder of `tiny-onn ablate`.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr.")
 @OUTPUT
 def sweep(config: Path, changes: tuple[str, ...], finished: Path | None, output: Path, as_json: bool) -> None:
     """Where does the wall time of a sweep go, from the command to its end?
 
-    Runs the sweep of CONFIG in an empty folder, and splits its wall time by phase, for the sweep and each trial; files
-    a table and a Gantt chart. `wall_over_steps` is the wall time over the training steps' time spread over the cores.
+    Runs the sweep of CONFIG in an empty folder, splits its wall time by phase, for the sweep and each trial, and saves
+    a table and a Gantt chart. `wall_over_steps` is the wall time divided by the time of the training steps, spread over
+    the cores.
 
     \b
     Examples:

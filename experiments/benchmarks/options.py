@@ -41,19 +41,19 @@ OUTPUT = click.option(
 
 
 def common(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What every benchmark of steps takes."""
+    """The options of every benchmark of steps."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."),
         OUTPUT,
         click.option("--threads", type=click.IntRange(1, 1024), default=2, show_default=True, help="CPU threads."),
-        click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Medians are over these."),
+        click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Repeats per median."),
     ):
         command = option(command)
     return command
 
 
 def sizes_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Of the models, and where they run."""
+    """The options for the models' sizes and their device."""
     for option in (
         click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
         click.option(
@@ -62,16 +62,16 @@ def sizes_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(2),
             default=(512,),
             show_default=True,
-            help="Tokens. May be repeated.",
+            help="Sequence length in tokens. May be repeated.",
         ),
-        click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Of the model."),
+        click.option("--layers", type=click.IntRange(1), default=6, show_default=True, help="Layers of the model."),
         click.option(
             "--hidden",
             multiple=True,
             type=click.IntRange(2),
             default=(256,),
             show_default=True,
-            help="Width. May be repeated.",
+            help="Width of the model. May be repeated.",
         ),
     ):
         command = option(command)
@@ -79,7 +79,7 @@ def sizes_to_run(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_variants(variants: tuple[str, ...]) -> None:
-    """Refuses a variant that is none."""
+    """Refuses an unknown variant."""
     from experiments.benchmarks.variants import NAMES
 
     for name in variants:
@@ -88,7 +88,7 @@ def check_variants(variants: tuple[str, ...]) -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not there."""
+    """Refuses a device that does not exist."""
     import torch
 
     try:
