@@ -80,7 +80,7 @@ def init(file: Path) -> None:
         with file.open("x", encoding="utf-8") as written:
             _write_or_remove(written, text, file)
     except FileExistsError:
-        raise UserError(f"{file}: is there already, and stays as it is. Name another file.") from None
+        raise UserError(f"{file}: already exists, and was not changed. Name another file.") from None
     except OSError as error:
         raise UserError(
             f"{file}: cannot be written ({error.strerror}). Expected a file in a folder of yours."

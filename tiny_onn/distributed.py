@@ -68,9 +68,10 @@ def check_summed(model: nn.Module) -> None:
         )
     if passes < 1:
         raise CaptureError(
-            "the gradients of this step were not summed over the workers: the forward pass did not go through what "
-            "tiny_onn.distributed.distribute(model, ...) returned, or all backward passes ran under no_sync(). "
-            "DistributedDataParallel by itself averages gradients; wrap the bare model by distribute(), and call that"
+            "the gradients of this step were not summed over the workers: the forward pass did not go through the "
+            "model that tiny_onn.distributed.distribute(model, ...) returned, or all backward passes ran under "
+            "no_sync(). Plain DistributedDataParallel averages gradients; wrap the bare model with distribute() and "
+            "call the result"
         )
 
 

@@ -72,8 +72,8 @@ def norms_of_calls(calls: Sequence[LinearCall], per: Per, *, bias: bool, batch_a
     for call in calls:
         if call.pass_index is None:
             raise CaptureError(
-                f"{call.title}: which calls of this layer are of the same tokens cannot be told; call the model that "
-                "was given to capture() itself, with checkpoint(..., use_reentrant=False), or use gradient_norms on "
+                f"{call.title}: cannot tell which calls of this layer had the same tokens; call the model that "
+                "was passed to capture() itself, with checkpoint(..., use_reentrant=False), or use gradient_norms on "
                 "calls that you choose"
             )
         passes.setdefault(call.pass_index, []).append(call)

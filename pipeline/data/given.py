@@ -33,7 +33,7 @@ def task_given(value: Any, name: str = "given") -> Task:
     try:  # as from a file, which holds no arrays; a notebook does
         plain = json.loads(json.dumps(_without_answers(value), default=lambda array: array.tolist()))
     except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"task {name}: holds what is no ARC JSON ({error}); expected lists or arrays") from None
+        raise UserError(f"task {name}: is not ARC JSON ({error}); expected lists or arrays") from None
     try:
         return parse_task(plain, name, "predict", for_prediction=True)
     except RefusedTask as error:

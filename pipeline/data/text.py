@@ -80,12 +80,12 @@ def read_texts(folder: str) -> Documents:
     except OSError as error:
         raise UserError(
             f"data.folder: {root} cannot be read ({error.strerror or error}). Expected a file of UTF-8 text, or a "
-            "folder of such files."
+            "folder of text files."
         ) from None
     if not texts:
         listed = "".join(f"\n  {line}" for line in refused[:10])
         raise UserError(
-            f"data.folder: {root} holds no text; expected a file of UTF-8 text, or a folder of such.{listed}"
+            f"data.folder: {root} holds no text; expected a file of UTF-8 text, or a folder of text files.{listed}"
         )
     return Documents(texts, tuple(refused))
 

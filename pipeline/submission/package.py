@@ -50,8 +50,8 @@ def write_package(
     sizes = Counter({path: place.stat().st_size for path, place in places.items()})
     if sizes.total() > MOST_BYTES:
         raise UserError(
-            f"--tree {tree}: {sizes.total() / 1e6:,.0f} MB would be sent, at most {MOST_BYTES / 1e6:,.0f} are. "
-            f"Largest: {_largest(sizes)}. Let .gitignore name what is no code, or move it out of the tree."
+            f"--tree {tree}: {sizes.total() / 1e6:,.0f} MB would be sent; the limit is {MOST_BYTES / 1e6:,.0f} MB. "
+            f"Largest: {_largest(sizes)}. Add files that are not code to .gitignore, or move them out of the tree."
         )
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as package:
         for path, place in sorted(places.items()):

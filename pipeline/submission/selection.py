@@ -79,9 +79,9 @@ def select(folder: Path, what: str, confirmed: Iterable[str] = (), wanted: Itera
     files = sorted(path for path in found if (folder / path).is_file() and _stays_inside(folder, path, found))
     if left and listed_by_git is None:
         raise UserError(
-            f"{what}: is not kept by git, which would say which of its {len(left)} files are meant to go:\n"
-            f"{listed(left)}\nLook through them, and confirm the list with {UNTRACKED} {code_of(left)}; or put the "
-            "folder under git and commit what is meant."
+            f"{what}: is not under git, so it is unknown which of its {len(left)} files should be sent:\n"
+            f"{listed(left)}\nCheck the list and confirm it with {UNTRACKED} {code_of(left)}; or put the "
+            "folder under git and commit the files to send."
         )
     refuse_secrets(folder, files, what)
     return Selection(tuple(files), left)

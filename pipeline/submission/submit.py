@@ -231,7 +231,7 @@ def stop(name: str, server: JobServer, say: Say) -> int:
     """
     job = server.newest(name)
     if job.ended:
-        say(f"{name} has ended before: {job.status}")
+        say(f"{name} has already ended: {job.status}")
         return 0
     server.stop(job)
     deadline = time.monotonic() + _STOPPING_S + 30
@@ -242,7 +242,7 @@ def stop(name: str, server: JobServer, say: Say) -> int:
             say(f"{name}: {job.status}")
             return 0
         time.sleep(1.0)
-    say(f"{name} was told to stop, and still runs.")
+    say(f"{name} was asked to stop and still runs; `tiny-onn jobs status {name}` shows when it has ended.")
     return 1
 
 

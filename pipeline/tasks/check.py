@@ -107,7 +107,7 @@ def check_model(experiment: Experiment) -> None:
             if found.format.classes is None and (seen := _looks_ahead(model, batch)):
                 raise UserError(
                     f"{who} is not causal: with other tokens from place {seen[1]} on its logits at place {seen[0]} "
-                    "change, so that it can see what it is to predict. Mask later tokens."
+                    "change, so it sees the tokens that it predicts. Mask later tokens."
                 )
             train_step(model, batch, build_dynamics(model, small.training), observe=True)
             if found.examples is not None and task not in BUILT_IN:
@@ -226,7 +226,7 @@ def _check_examples(examples: Examples, model: nn.Module, experiment: Experiment
     try:
         back = parse_json(json.dumps(drawn), "examples")
     except (TypeError, ValueError) as error:
-        raise UserError(f"{who}: `examples.draw` returned what JSON cannot hold ({error})") from error
+        raise UserError(f"{who}: `examples.draw` returned a value that JSON cannot hold ({error})") from error
     if not all(isinstance(each, dict) for each in back):
         raise UserError(f"{who}: `examples.draw` returned {back!r:.80}; expected a mapping for each row")
     for name, value in examples.measure(back).items():

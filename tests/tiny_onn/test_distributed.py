@@ -249,7 +249,7 @@ def wrappers_worker(rank: int, folder: str) -> None:
                 for name, value in three_steps(engine, wrapper, rank).items():
                     torch.testing.assert_close(value, truth[name], rtol=1e-12, atol=1e-14, msg=f"{wrapper}: {name}")
             for wrapper in ("plain", "not at all"):
-                with pytest.raises(CaptureError, match=r"were not summed over the workers.*wrap the bare model by"):
+                with pytest.raises(CaptureError, match=r"were not summed over the workers.*wrap the bare model"):
                     three_steps(engine, wrapper, rank)
     finally:
         dist.destroy_process_group()

@@ -101,7 +101,7 @@ def test_init_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("mine.yaml", "link.yaml"):
         again = CliRunner().invoke(main, ["init", name])
         assert again.exit_code == 2
-        assert "is there already" in again.output
+        assert "already exists" in again.output
     assert (tmp_path / "mine.yaml").read_text() == "edited"
     absent = CliRunner().invoke(main, ["init", "absent/mine.yaml"])
     assert absent.exit_code == 2

@@ -61,13 +61,13 @@ def sent(folder: Path, *wanted: Path, confirmed: Sequence[str] = ()) -> set[str]
 
 def test_without_git_nothing_goes_until_the_list_is_confirmed(tmp_path: Path) -> None:
     tree(tmp_path)
-    with pytest.raises(UserError, match=r"is not kept by git.*meant to go:\n(?s:.*)  pipeline/a\.py\n") as refused:
+    with pytest.raises(UserError, match=r"is not under git.*should be sent:\n(?s:.*)  pipeline/a\.py\n") as refused:
         files_to_send(tmp_path)
     code = re.search(r"--untracked ([0-9a-f]{6})", str(refused.value))
     assert code
     assert sent(tmp_path, confirmed=[code[1]]) == {*GOES, "ignored.log"}
     (tmp_path / "new.py").touch()  # it is not on the list that was confirmed
-    with pytest.raises(UserError, match="is not kept by git"):
+    with pytest.raises(UserError, match="is not under git"):
         files_to_send(tmp_path, (), [code[1]])
 
 
@@ -240,7 +240,7 @@ def test_modules_of_ones_own_go_along_by_the_names_that_they_are_imported_by(tmp
     project = tracked(tmp_path / "project")
     files = files_to_send(project).files
     module, package = own_arms(tmp_path)
-    with pytest.raises(UserError, match=r"--include .*my_costs: is not kept by git") as refused:
+    with pytest.raises(UserError, match=r"--include .*my_costs: is not under git") as refused:
         own_files([module, package], files)
     own, stays = own_files([module, package], files, [str(refused.value).partition("--untracked ")[2][:6]])
     assert stays == []
@@ -344,7 +344,7 @@ def test_too_much_is_refused_with_what_is_large(tmp_path: Path, monkeypatch: pyt
     for number in range(5):
         (project / "experiments" / f"{number}.npy").write_bytes(bytes(250_000))
     tracked(project)
-    said = r"4 MB would be sent, at most 3 are\. Largest: weights/model\.bin \(2\.5 MB\), experiments/ \(1\.3 MB\)"
+    said = r"4 MB would be sent; the limit is 3 MB\. Largest: weights/model\.bin \(2\.5 MB\), experiments/ \(1\.3 MB\)"
     with pytest.raises(UserError, match=said):
         write_package(project, files_to_send(project).files, {}, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()

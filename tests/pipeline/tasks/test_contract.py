@@ -257,7 +257,8 @@ def test_a_model_that_breaks_its_contract_is_refused_with_its_reason(build: str,
 
 
 @pytest.mark.parametrize(
-    ("task", "message"), [("EXAMPLES", r"returned \[\]; expected a list of 2"), ("NO_JSON", "what JSON cannot hold")]
+    ("task", "message"),
+    [("EXAMPLES", r"returned \[\]; expected a list of 2"), ("NO_JSON", "value that JSON cannot hold")],
 )
 def test_examples_that_break_their_contract_are_refused(task: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -81,7 +81,7 @@ def test_a_task_may_hold_arrays_as_a_notebook_does(trained):
     with pytest.raises(UserError, match=r"task given, train pair 0, input, cell \(row 0, column 0\): found 0\.5"):
         model.predict(value)
     value["train"][0]["input"] = object()
-    with pytest.raises(UserError, match="task given: holds what is no ARC JSON"):
+    with pytest.raises(UserError, match="task given: is not ARC JSON"):
         model.predict(value)
 
 

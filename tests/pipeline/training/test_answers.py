@@ -76,7 +76,7 @@ def test_a_task_is_taken_in_every_form_and_its_answers_are_not_looked_at(value: 
         (3, "found int; expected a mapping"),
         ([TASK], "found list; expected a mapping"),
         ({**TASK, "train": [{"input": [[1]], "output": None}]}, "train pair 0: there is no `output`"),
-        ({**TASK, "test": 3}, "holds what is no ARC JSON"),
+        ({**TASK, "test": 3}, "is not ARC JSON"),
         ({**TASK, "test": "3"}, '`test` is "3"; expected a list'),
         ({**TASK, "test": [3]}, "test pair 0: found 3"),
         ({"007bbfb7": {"train": [], "test": []}}, "task 007bbfb7: `train` is an empty list"),
