@@ -188,8 +188,8 @@ def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: di
     raise UserError(
         f"{folder}: holds another experiment of the name {experiment.name!r}:\n" + "\n".join(lines) + "\n"
         "Give this one another name (--set name=...) or another --output, or remove that folder"
-        f"{_THERE_TOO.format(folder.name)}. An existing sweep accepts added seeds, arms, grid values and samples, and "
-        "added steps if training.schedule is constant; its unfinished trials may have another workers.count."
+        f"{_THERE_TOO.format(folder.name)}. To an existing sweep, seeds, arms, grid values and samples can be "
+        "added, and steps if training.schedule is constant; its unfinished trials may have another workers.count."
     )
 
 
