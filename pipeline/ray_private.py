@@ -74,7 +74,9 @@ def _probe_lean_trainer() -> None:
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy, ScalingPolicy
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
+    from ray.train.v2.api.config import ScalingConfig
 
     trainer = own_trainer()
     assert isinstance(DatasetsCallback, type)
@@ -91,6 +93,10 @@ def _probe_lean_trainer() -> None:
     if TrainController.worker_group_cls is not WorkerGroup:
         raise TypeError("TrainController.worker_group_cls is another class")
     _is_called(TrainController, "worker_group_cls")
+    _is_called(FixedScalingPolicy, "_maybe_send_resource_request")
+    _is_called(ScalingPolicy, "_cancel_resource_request")
+    _takes(ScalingPolicy.after_controller_start, "self", "train_run_context")
+    FixedScalingPolicy(scaling_config=ScalingConfig(num_workers=1))._cancel_resource_request()  # though none was sent
     _is_called(WorkerGroup, "_create_placement_group")
     _takes(WorkerGroup._create_placement_group, "self", "scaling_config", "worker_group_context")
 
@@ -106,6 +112,9 @@ def own_trainer() -> Any:
 def lean_trainer() -> Any:
     """A trainer whose controller runs in this process, without Ray's cleaner of placement groups.
 
+    Nor does it tell Ray Data's coordinator what it needs, another process, which the first trial would wait for: an
+    autoscaler sees the workers' placement group.
+
     It notes what it holds of the cluster in the file `held`, an argument of its own. Should its process die, this has
     to be given back: Ray gives back what an actor has reserved only when the whole job has ended, and whoever takes the
     trial up again would wait until then. Only where `has("lean trainer")`.
@@ -113,9 +122,17 @@ def lean_trainer() -> Any:
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.execution.controller import TrainController
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
     not_needed = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+    class SilentPolicy(FixedScalingPolicy):
+        def after_controller_start(self, train_run_context: Any) -> None:
+            pass
+
+        def _maybe_send_resource_request(self) -> None:
+            pass
 
     class LeanTrainer(own_trainer()):  # type: ignore[misc]
         def __init__(self, *arguments: Any, held: Path, **options: Any) -> None:
@@ -137,7 +154,8 @@ def lean_trainer() -> Any:
             class Controller(TrainController):
                 worker_group_cls = NotedWorkerGroup
 
-            controller = Controller(**arguments)
+            policy = SilentPolicy(scaling_config=arguments["scaling_policy"].scaling_config)
+            controller = Controller(**{**arguments, "scaling_policy": policy})
             asyncio.run(controller.run())
             return controller.get_result()
 

@@ -14,6 +14,7 @@ from pipeline.settings.config import Experiment
 from pipeline.settings.user_code import code_digest, user_code
 from pipeline.storage.opening import located, open_storage
 from pipeline.training.missing_ranks import naming_missing_ranks
+from pipeline.training.rendezvous import device_of_worker
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.worker import run_training
 from tiny_onn.torch_private import compile_in_this_process
@@ -21,15 +22,13 @@ from tiny_onn.torch_private import compile_in_this_process
 
 def train_fn_per_worker(spec: TrialSpec) -> None:
     """Trains a trial, as one of its workers."""
-    import ray.train.torch
-
     experiment, folder, attempt = spec.experiment, spec.folder, spec.attempt
     _check_user_code(experiment, spec.user_code)
     compile_in_this_process()
     if experiment.workers.gpus == 0:
         torch.set_num_threads(max(1, math.floor(experiment.workers.cpus)))
     data = located(spec.data)
-    device = ray.train.torch.get_device() if experiment.workers.gpus else torch.device("cpu")
+    device = device_of_worker() if experiment.workers.gpus else torch.device("cpu")
 
     def check_ours() -> None:
         now = last_attempt(folder)

@@ -51,6 +51,14 @@ def _other_signature(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(TrainController, "__init__", lambda self, everything: None)
 
 
+def _no_request(patch: pytest.MonkeyPatch) -> None:
+    """What would be overridden is called by nobody: requests would be sent, to a client that is not there."""
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+
+    for name in ("make_decision_for_non_running_worker_group", "make_decision_for_running_worker_group"):
+        patch.setattr(FixedScalingPolicy, name, lambda self: None)
+
+
 def _errors(patch: pytest.MonkeyPatch) -> None:
     from ray.train.v2._internal import exceptions
 
@@ -93,6 +101,7 @@ def _environment(patch: pytest.MonkeyPatch) -> None:
         ("lean trainer", _lean),
         ("lean trainer", _not_called),
         ("lean trainer", _other_signature),
+        ("lean trainer", _no_request),
         ("errors", _errors),
         ("silence", _silence),
         ("concurrency", _concurrency),

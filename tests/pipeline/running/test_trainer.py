@@ -1,10 +1,14 @@
 """A trial's process needs no torch, and what it holds of the cluster can be given back when it dies."""
 
+import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 import pipeline.running.cluster
 from pipeline.running.cluster import Resources, connect
@@ -25,6 +29,47 @@ def test_a_trials_process_imports_no_torch() -> None:
     check = "import sys\nprint(*[name for name in ('torch', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", imports + check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_trial_starts_no_process_but_its_workers_and_they_import_no_trainer(tmp_path: Path) -> None:
+    """Ray Data's coordinator, and all of Ray Train's trainers in each worker, would each take a second or so."""
+
+    class Driver:
+        def drive(self, folder: Path) -> None:
+            from ray.train.v2.api.config import RunConfig, ScalingConfig
+
+            from pipeline.running.trainer import new_trainer
+            from pipeline.training.rendezvous import ProcessGroup
+
+            def train(given: dict[str, Path]) -> None:
+                import os
+                import sys
+
+                found = {"device": os.environ["ACCELERATE_TORCH_DEVICE"], "trainers": "ray.train.torch" in sys.modules}
+                (given["folder"] / "found").write_text(json.dumps(found))
+
+            new_trainer(
+                train,
+                train_loop_config={"folder": folder},
+                held=folder / "held",
+                backend_config=ProcessGroup(backend="gloo", timeout_s=60, placement=str(folder / "placement")),
+                scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 0.5}),
+                run_config=RunConfig(name="t", storage_path=str(folder / "ray")),
+            ).fit()
+
+    with connect(None):
+        import ray
+
+        driver = ray.remote(num_cpus=0)(Driver).remote()
+        ray.get(driver.drive.remote(tmp_path))
+        running = []
+        for each in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended meanwhile
+                running.append(" ".join(each.cmdline()))
+    assert any("ray::" in line for line in running), running
+    assert [line for line in running if "Coordinator" in line] == []
+    if not torch.cuda.is_available():
+        assert json.loads((tmp_path / "found").read_text()) == {"device": "cpu", "trainers": False}
 
 
 @pytest.mark.slow
