@@ -50,7 +50,7 @@ def artifact_repository(uri: str, tracking_uri: str) -> Any | None:
     """What reads and writes the files at `uri`; None where MLflow lacks it."""
     try:
         _probe_repository()
-    except Exception:
+    except Exception:  # any way in which a private name can be missing; the caller falls back to public calls
         return None
     return _get_repository()(uri, tracking_uri=tracking_uri)
 

@@ -17,7 +17,7 @@ _LINE = re.compile(r" {4}(\S+\.py) +(\S.*)")
 
 @dataclass(frozen=True)
 class Hop:
-    """A function of a chain. `crosses`: by what the value comes to it from another thread or process; "" in a call."""
+    """A function of a chain. `crosses`: how the value gets here from another thread or process; "" for a plain call."""
 
     file: Path
     name: str

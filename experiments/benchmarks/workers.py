@@ -114,7 +114,7 @@ def _obey(
         try:
             worker = worker or start(*arguments)
             answer: tuple[str | None, object] = None, getattr(worker, method)(*given)
-        except Exception:
+        except Exception:  # of the measured code; the parent raises it, with this traceback
             answer = traceback.format_exc(), None
         try:
             connection.send(answer)

@@ -165,9 +165,9 @@ class Examples:
     not_drawn: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """What the report has to know of them, as JSON."""
-        measured = [{name: value for name, value in vars(each).items() if name != "leaderboard"}
-                    for each in self.measured]  # fmt: skip
+        """What the report needs to show them, as JSON."""
+        shown = ("name", "title", "unit", "scale", "digits")
+        measured = [{field: getattr(each, field) for field in shown} for each in self.measured]
         return {"measured": measured, "all_zero": self.all_zero, "not_drawn": self.not_drawn}
 
 

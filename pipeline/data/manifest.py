@@ -101,9 +101,8 @@ class Prepared:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes it into the data set's folder, whole or not at all."""
-    text = manifest.model_dump_json(
-        indent=2, exclude={"config": {"order"}}
-    )  # the same data are trained on in any order
+    # Without the order of training: the same shards serve any.
+    text = manifest.model_dump_json(indent=2, exclude={"config": {"order"}})
     write_whole(folder / MANIFEST, text + "\n")
 
 

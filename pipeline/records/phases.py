@@ -1,4 +1,4 @@
-"""Where the wall time of a sweep goes: clocks that every run carries, their record, and what the record comes to.
+"""Where the wall time of a sweep goes: the clocks of its processes, the file of their times, and the sums over it.
 
 The command, and rank 0 of each trial, carry a Clock; the trial's process notes when it began and ended. At the end the
 command writes all of it to `phases.json` in the sweep's folder. Times are seconds since the epoch, of each machine's

@@ -21,7 +21,7 @@ class Measure:
     digits: int
 
     def show(self, value: float) -> str:
-        """The number, its unit and what it is."""
+        """The number with its unit and title, as in "12.5 % pairs exactly right"."""
         number = f"{value * self.scale:.{self.digits}f}"
         return " ".join(filter(None, [number, self.unit, self.title]))
 

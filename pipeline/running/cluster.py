@@ -177,7 +177,7 @@ def _stop(ahead: Ahead | None, others: set[psutil.Process]) -> None:
         if ahead:  # a start that is under way cannot be taken back
             ahead.wait()
         started = True
-    except Exception:  # whoever asked for the cluster has been told
+    except Exception:  # `connect` has raised it to its caller already
         pass
     finally:
         ray.shutdown()

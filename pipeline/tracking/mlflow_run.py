@@ -39,7 +39,7 @@ class Description:
 
 
 def expect_run(path: Path) -> None:
-    """Settles by what key a run will be found, before there is a run: whoever has the file finds it, once there is."""
+    """Writes the key by which a run will be found, before the run exists, so that a later driver finds it, too."""
     if read_delivery(path) is None:
         write_delivery(path, DeliveryState())
 

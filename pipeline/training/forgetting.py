@@ -18,8 +18,8 @@ _THEN = "losses_when_finished"
 
 
 def sampled_tasks(tasks: int) -> dict[int, int]:
-    """The numbers of the tasks whose forgetting is measured, and how many rows of each. The last one is nobody's
-    earlier task."""
+    """The numbers of the tasks whose forgetting is measured, each with its number of rows. The last task is not among
+    them: no task follows it."""
     count = min(tasks - 1, MOST_TASKS)
     return {place * (tasks - 1) // count: max(2, SAMPLE_ROWS // count) for place in range(count)}
 

@@ -52,7 +52,7 @@ def _other_signature(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_request(patch: pytest.MonkeyPatch) -> None:
-    """What would be overridden is called by nobody: requests would be sent, to a client that is not there."""
+    """Ray no longer calls the method that we override, so its requests would go to a coordinator that does not run."""
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
     for name in ("make_decision_for_non_running_worker_group", "make_decision_for_running_worker_group"):
