@@ -55,6 +55,8 @@ def scaling(
 ) -> None:
     """How does a step scale with workers? Measured here, and predicted for 8 to 1024 workers on a given network.
 
+    The rows `independent` are as many processes that exchange nothing: no data-parallel step can be faster.
+
     \b
     Examples:
       tiny-onn bench scaling

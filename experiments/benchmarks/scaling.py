@@ -1,8 +1,10 @@
 """How does a step scale with workers, with Goodness and without? Measured on this machine, then predicted for many.
 
-Weak scaling gives every worker one sequence; strong scaling shares out a fixed number of them. All groups of workers
-stand at once and take their steps in turn, so that ratios are of one run. The prediction is `cost_model`'s, from the
-compute that one worker needs and the messages that a step was seen to send.
+Weak scaling gives every worker one sequence; strong scaling shares out a fixed number of them. `independent` workers
+have one sequence each and send nothing: what they lose against one worker, they lose to shared cores, caches and
+memory, and no data-parallel step of as many workers can be faster. All groups of workers stand at once and take their
+steps in turn, so that ratios are of one run. The prediction is `cost_model`'s, from the compute that one worker needs
+and the messages that a step was seen to send.
 """
 
 import math
@@ -10,7 +12,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.benchmarks.cost_model import Network, StepCost, efficiency, fit_network, step_seconds
@@ -25,7 +27,10 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """Steps of one variant by one group of workers: `sequences` on each of them."""
+    """Steps of one variant by one group of workers: `sequences` on each of them.
+
+    `scaling` is "weak", "strong" or "independent".
+    """
 
     scaling: str
     workers: int
@@ -60,9 +65,10 @@ def cells(workers: Sequence[int]) -> list[Cell]:
     counts = sorted({1, *workers})
     whole = math.lcm(*counts)
     return [
-        Cell(scaling, count, variant, 1 if scaling == "weak" else whole // count)
-        for scaling in ("weak", "strong")
+        Cell(scaling, count, variant, whole // count if scaling == "strong" else 1)
+        for scaling in ("weak", "independent", "strong")
         for count in counts
+        if not (scaling == "independent" and count == 1)  # the same as weak
         for variant in VARIANTS
     ]
 
@@ -79,11 +85,17 @@ def measure(
             size: stack.enter_context(WorkerGroup(size, Worker, (model, use_compiler), threads))
             for size in sorted({1, PAIR, *workers})
         }
+        alone = [groups[1]] + [
+            stack.enter_context(WorkerGroup(1, Worker, (model, use_compiler), threads)) for _ in range(1, max(workers))
+        ]
         progress.begin("workers", (WARM_UP + repeats) * (len(every) + len(MESSAGES)) + len(groups) * len(VARIANTS))
         for repeat in range(-WARM_UP, repeats):
             for cell in every:
                 progress.step(f"{cell.variant}, {cell.workers} workers, {cell.scaling}")
-                seconds = groups[cell.workers].call("step", cell.variant, cell.sequences)
+                together = alone[: cell.workers] if cell.scaling == "independent" else [groups[cell.workers]]
+                for group in together:
+                    group.ask("step", cell.variant, cell.sequences)
+                seconds = [each for group in together for each in group.answers("step")]
                 if repeat >= 0:
                     slowest = max(seconds)
                     times[cell].steps.append(slowest[0])
@@ -167,13 +179,10 @@ def run(
 
 
 def _measured(cell: Cell, times: Times, found: Found, cores: int, threads: int) -> dict[str, Any]:
-    alone = next(
-        other
-        for each, other in found.times.items()
-        if (each.scaling, each.variant, each.workers) == (cell.scaling, cell.variant, 1)
-    )
-    shares = 1 if cell.scaling == "weak" else cell.workers
-    sent = found.traffic[cell.workers, cell.variant]
+    alone = found.times[next(each for each in found.times if _is_base(each, cell))]
+    shares = cell.workers if cell.scaling == "strong" else 1
+    sent = Traffic((), ()) if cell.scaling == "independent" else found.traffic[cell.workers, cell.variant]
+    floor = found.times.get(replace(cell, scaling="independent")) if cell.scaling == "weak" else None
     return {
         "scaling": cell.scaling,
         "variant": cell.variant,
@@ -182,10 +191,17 @@ def _measured(cell: Cell, times: Times, found: Found, cores: int, threads: int) 
         "seconds": times.step,
         "all_seconds": times.steps,
         "efficiency": statistics.median(a / b / shares for a, b in zip(alone.steps, times.steps, strict=True)),
+        "of_floor": floor and statistics.median(a / b for a, b in zip(floor.steps, times.steps, strict=True)),
         "collectives": sent.collectives,
         "bytes": sent.bytes,
         "more_workers_than_cores": cell.workers * threads > cores,
     }
+
+
+def _is_base(each: Cell, cell: Cell) -> bool:
+    """Is `each` the one worker that `cell` is compared with?"""
+    scaling = "strong" if cell.scaling == "strong" else "weak"
+    return (each.scaling, each.variant, each.workers) == (scaling, cell.variant, 1)
 
 
 def _predicted(variant: str, cost: StepCost, workers: int, network: Network) -> dict[str, Any]:

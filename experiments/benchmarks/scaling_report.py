@@ -55,6 +55,12 @@ def scaling_notes(
             f"* Workers with more threads together than this machine's {cores} cores: these times are those of sharing "
             "cores, not of scaling."
         )
+    notes += [
+        f"{each['workers']} workers, {each['variant']}: {each['of_floor']:.2f} of the speed of as many independent "
+        "processes, which no data-parallel step can exceed; the rest goes to messages and waiting."
+        for each in measured
+        if each["of_floor"] is not None
+    ]
     bytes_ = "; ".join(
         f"{variant} {sum(cost.in_backward)} while the backward pass runs, {sum(cost.apart)} before or after it"
         for variant, cost in costs.items()

@@ -55,8 +55,16 @@ class WorkerGroup:
         Raises:
             RuntimeError: a worker failed, died or gave no answer; names the rank.
         """
+        self.ask(method, *arguments)
+        return self.answers(method)
+
+    def ask(self, method: str, *arguments: object) -> None:
+        """Starts `method` on all processes and does not wait, so that several groups can work at once."""
         for connection in self._connections:
             connection.send((method, arguments))
+
+    def answers(self, method: str) -> list[Any]:
+        """Waits for what was asked last. Returns and raises as `call` does."""
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + SECONDS_TO_ANSWER
         while len(answers) < self.size:

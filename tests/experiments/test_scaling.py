@@ -105,6 +105,7 @@ def test_weak_and_strong_cells() -> None:
     sequences = {(c.scaling, c.workers): c.sequences for c in cells((2, 3)) if c.variant == "fused"}
     assert sequences == {
         **{("weak", workers): 1 for workers in (1, 2, 3)},
+        **{("independent", workers): 1 for workers in (2, 3)},
         **{("strong", workers): 6 // workers for workers in (1, 2, 3)},
     }
 
@@ -117,7 +118,10 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["compiled"] is False
     measured = {(each["scaling"], each["workers"], each["variant"]): each for each in found["measured"]}
-    assert {key[:2] for key in measured} == {(scaling, count) for scaling in ("weak", "strong") for count in (1, 2)}
+    assert {key[:2] for key in measured} == {
+        *((scaling, count) for scaling in ("weak", "strong") for count in (1, 2)),
+        ("independent", 2),
+    }
     for (_, workers, _), each in measured.items():
         assert each["seconds"] > 0
         assert len(each["all_seconds"]) == 2
@@ -126,7 +130,11 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
     # Embeddings (16 + 32 + 32) x 16, two LayerNorms, a head of 16 x 16 + 16, and 4 layers of 2 x 16 x 16 + 16 numbers.
     gradients = 4 * (80 * 16 + 2 * 32 + 272 + 4 * (2 * 256 + 16))
     for variant in ("none", "fused", "hooks"):
-        pair = measured["weak", 2, variant]
+        pair, apart = measured["weak", 2, variant], measured["independent", 2, variant]
+        ratios = [a / b for a, b in zip(apart["all_seconds"], pair["all_seconds"], strict=True)]
+        assert pair["of_floor"] == pytest.approx(sum(ratios) / 2)
+        assert apart["collectives"] == apart["bytes"] == 0
+        assert apart["of_floor"] is measured["weak", 1, variant]["of_floor"] is None
         # Counts of labels and tokens, int64, and both losses; the prototypes' sums and counts of hooks.
         assert pair["collectives"] == 3
         assert measured["weak", 1, variant]["bytes"] == measured["weak", 1, variant]["collectives"] == 0
@@ -145,6 +153,7 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
     told = (tmp_path / "scaling.md").read_text()
     assert "predictions, not measurements" in told
     assert "100 Gbit/s each way and 10 us" in told
+    assert "of the speed of as many independent processes" in told
     assert "run eagerly: there is no C++ compiler" in told
 
 
