@@ -64,7 +64,7 @@ def regenerated(text: str, name: str = "") -> str:
     Raises:
         Outdated: a mark names what is not there, or has another number of expressions than its paragraph has numbers.
     """
-    text = _TABLE.sub(lambda found: f"{found[1]}{_table(found, name)}\n{found[5]}", text)
+    text = _TABLE.sub(lambda match: f"{match[1]}{_table(match, name)}\n{match[5]}", text)
     return "".join(_with_numbers(block, name) for block in _blocks(text))
 
 
@@ -181,12 +181,12 @@ TABLES: dict[str, Callable[[list[str]], str]] = {
 }
 
 
-def _table(found: re.Match[str], name: str) -> str:
-    words = [each.strip() for each in (found["words"] or "").split(";") if each.strip()]
+def _table(match: re.Match[str], name: str) -> str:
+    words = [each.strip() for each in (match["words"] or "").split(";") if each.strip()]
     try:
-        return TABLES[found["name"]](words)
+        return TABLES[match["name"]](words)
     except (KeyError, OSError) as error:
-        raise Outdated(f"{name}: figures:{found['name']} {'; '.join(words)}: {error}") from error
+        raise Outdated(f"{name}: figures:{match['name']} {'; '.join(words)}: {error}") from error
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -203,30 +203,30 @@ def _with_numbers(block: str, name: str) -> str:
     if not marks:
         return block
     expressions = [each.strip() for mark in marks for each in _split(mark)]
-    covered = [found.span() for found in _ASIDE.finditer(block)]
+    covered = [number.span() for number in _ASIDE.finditer(block)]
     places = [
-        found for found in _NUMBER.finditer(block) if not any(start <= found.start() < end for start, end in covered)
+        number for number in _NUMBER.finditer(block) if not any(start <= number.start() < end for start, end in covered)
     ]
     if len(places) != len(expressions):
-        shown = [found[0] for found in places]
+        shown = [number[0] for number in places]
         raise Outdated(
             f"{name}: {len(places)} numbers, {', '.join(shown)}, but {len(expressions)} expressions for them, in:\n"
             f"{block}"
         )
     made, last = [], 0
-    for found, expression in zip(places, expressions, strict=True):
-        made += [block[last : found.start()], found[0] if expression == "_" else _like(found[0], expression, name)]
-        last = found.end()
+    for number, expression in zip(places, expressions, strict=True):
+        made += [block[last : number.start()], number[0] if expression == "_" else _like(number[0], expression, name)]
+        last = number.end()
     return "".join([*made, block[last:]])
 
 
 def _split(mark: str) -> list[str]:
     """Expressions, between semicolons; `_*3` stands for three of `_`."""
-    found: list[str] = []
+    expressions: list[str] = []
     for each in mark.split(";"):
         many = re.fullmatch(r"\s*_\*(\d+)\s*", each)
-        found += ["_"] * int(many[1]) if many else [each]
-    return found
+        expressions += ["_"] * int(many[1]) if many else [each]
+    return expressions
 
 
 def _value(node: ast.expr) -> Any:

@@ -89,19 +89,19 @@ def difference(name: str, arm: str, reference: str, column: str, stat: str = "me
         {int(each["seed"]): float(_column(each, column)) for each in _study(name)[1] if each["arm"] == which}
         for which in (arm, reference)
     )
-    found = paired_difference(ours, theirs)
-    if found is None or found.interval is None:
+    paired = paired_difference(ours, theirs)
+    if paired is None or paired.interval is None:
         raise KeyError(f"study {name}: {arm} and {reference} have no two seeds in common")
-    return found.mean if stat == "mean" else found.interval[stat == "high"]
+    return paired.mean if stat == "mean" else paired.interval[stat == "high"]
 
 
 def bench(name: str, row: str, column: str) -> float:
     """A number of a benchmark's table: of the one row that has the cells in `row`, joined by `|`, in this order."""
     tables = _tables(RESULTS / "bench" / f"{name}.md")
-    found = [each for table in tables for each in table if _in_order(row.split("|"), each)]
-    if len(found) != 1:
-        raise KeyError(f"bench {name}: {len(found)} rows have {row}")
-    return float(_column(found[0], column))
+    rows = [each for table in tables for each in table if _in_order(row.split("|"), each)]
+    if len(rows) != 1:
+        raise KeyError(f"bench {name}: {len(rows)} rows have {row}")
+    return float(_column(rows[0], column))
 
 
 def study_table(name: str, columns: Sequence[str]) -> str:
@@ -146,18 +146,18 @@ def _folder(sweep: str) -> Path:
 
 @functools.cache
 def _report(sweep: str) -> dict[str, Any]:
-    found = json.loads((_folder(sweep) / "results.json").read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+    report = json.loads((_folder(sweep) / "results.json").read_text(encoding="utf-8"))
+    assert isinstance(report, dict)
+    return report
 
 
-def _row(found: dict[str, Any], arm: str, cell: dict[str, Any]) -> dict[str, Any]:
-    for row in found["rows"]:
+def _row(report: dict[str, Any], arm: str, cell: dict[str, Any]) -> dict[str, Any]:
+    for row in report["rows"]:
         short = {name.rpartition(".")[2]: str(value) for name, value in row["cell"].items()}
         if row["arm"] == arm and all(short.get(name) == str(value) for name, value in cell.items()):
             assert isinstance(row, dict)
             return row
-    raise KeyError(f"no row {arm} {cell}; there are {[(row['arm'], row['cell']) for row in found['rows']]}")
+    raise KeyError(f"no row {arm} {cell}; there are {[(row['arm'], row['cell']) for row in report['rows']]}")
 
 
 @functools.cache
@@ -182,7 +182,7 @@ def _layers(name: str, arm: str) -> list[list[float]]:
 
 def _tables(path: Path) -> list[Table]:
     """The Markdown tables of a file. A heading that comes again has 2 or 3 behind it."""
-    found: list[Table] = []
+    tables: list[Table] = []
     heads: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("|"):
@@ -192,10 +192,10 @@ def _tables(path: Path) -> list[Table]:
         if not heads:
             times = [cells[:place].count(name) + 1 for place, name in enumerate(cells)]
             heads = [name if time == 1 else f"{name}{time}" for name, time in zip(cells, times, strict=True)]
-            found.append([])
+            tables.append([])
         elif set(cells) != {"---"}:
-            found[-1].append(dict(zip(heads, cells, strict=True)))
-    return found
+            tables[-1].append(dict(zip(heads, cells, strict=True)))
+    return tables
 
 
 def _find(table: Table, arm: str) -> dict[str, str]:

@@ -18,15 +18,15 @@ _TEXT = "# %% [markdown]\n"
 
 def cells_of(source: str) -> list[tuple[str, str]]:
     """(kind, text) of each cell of a Python file with `# %%` marks; kind is markdown or code."""
-    found = []
+    cells = []
     for part in ("\n" + source).split("\n# %%")[1:]:
         head, _, text = part.partition("\n")
         if head.strip() == "[markdown]":
             text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
-            found.append(("markdown", text.strip()))
+            cells.append(("markdown", text.strip()))
         else:
-            found.append(("code", text.strip()))
-    return found
+            cells.append(("code", text.strip()))
+    return cells
 
 
 def made(source: str) -> "NotebookNode":

@@ -32,7 +32,7 @@ class Hop:
 def chains(text: str) -> dict[str, list[Hop]]:
     """The chains of the page, by their titles."""
     section = text.partition("## Three chains\n")[2].partition("\n## ")[0]
-    found: dict[str, list[Hop]] = {}
+    by_title: dict[str, list[Hop]] = {}
     for part in section.split("\n### ")[1:]:
         title, hops, crosses = part.splitlines()[0], [], ""
         for line in part.splitlines()[1:]:
@@ -43,19 +43,19 @@ def chains(text: str) -> dict[str, list[Hop]]:
                     hops.append(Hop(ROOT / "pipeline" / named[1], name, crosses))
                     crosses = ""
         if hops:
-            found[title] = hops
-    return found
+            by_title[title] = hops
+    return by_title
 
 
 @cache
 def functions(file: Path) -> dict[str, ast.AST]:
     """The functions in a file, by their qualified names."""
-    found: dict[str, ast.AST] = {}
+    definitions: dict[str, ast.AST] = {}
 
     def enter(node: ast.AST, before: str) -> None:
         for each in ast.iter_child_nodes(node):
             if isinstance(each, ast.FunctionDef):
-                found[f"{before}{each.name}"] = each
+                definitions[f"{before}{each.name}"] = each
                 enter(each, f"{before}{each.name}.<locals>.")
             elif isinstance(each, ast.ClassDef):
                 enter(each, f"{before}{each.name}.")
@@ -63,7 +63,7 @@ def functions(file: Path) -> dict[str, ast.AST]:
                 enter(each, before)
 
     enter(ast.parse(file.read_text(encoding="utf-8")), "")
-    return found
+    return definitions
 
 
 def names_in(node: ast.AST) -> set[str]:
@@ -111,10 +111,10 @@ def _is_handed_on(before: list[ast.AST]) -> bool:
 
 def rooms() -> dict[str, list[Path]]:
     """The files of each room of the pipeline, and of what is above the rooms."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for file in sorted((ROOT / "pipeline").rglob("*.py")):
-        found.setdefault(file.parent.relative_to(ROOT).as_posix(), []).append(file)
-    return found
+        files.setdefault(file.parent.relative_to(ROOT).as_posix(), []).append(file)
+    return files
 
 
 def main() -> None:

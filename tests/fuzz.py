@@ -116,11 +116,11 @@ def _started(name: str, engine: str, seconds: float, seed: int) -> tuple[BasePro
 
 def _tell(name: str, code: int | None, before: set[Path]) -> bool:
     """Names the findings of a target that has ended; whether there are any. An end without one is a finding too."""
-    found = FINDINGS / name
-    findings = sorted(set(found.glob("finding-*")) - before)
+    folder = FINDINGS / name
+    findings = sorted(set(folder.glob("finding-*")) - before)
     if code and not findings:
-        last = found / f"finding-exit{code}"
-        last.write_bytes((found / "last").read_bytes() if (found / "last").exists() else b"")
+        last = folder / f"finding-exit{code}"
+        last.write_bytes((folder / "last").read_bytes() if (folder / "last").exists() else b"")
         findings = [last]
         print(f"{name}: the process ended with {code}")
     for path in findings:
@@ -189,17 +189,17 @@ def mutate(data: bytes, corpus: list[bytes], words: tuple[bytes, ...], chance: r
 
 def _lines(name: str, seconds: float, seed: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    found = FINDINGS / name
-    with tempfile.TemporaryDirectory() as folder:
-        target = _target(name, Path(folder))
+    folder = FINDINGS / name
+    with tempfile.TemporaryDirectory() as scratch:
+        target = _target(name, Path(scratch))
         runs, edges, findings = explore(
-            target.run, target.seeds, target.words, seconds, random.Random(seed), (found / "last").write_bytes
+            target.run, target.seeds, target.words, seconds, random.Random(seed), (folder / "last").write_bytes
         )
     print(
         f"{name}: {runs} inputs in {seconds:.0f} s, {edges} edges between lines, {len(findings)} findings", flush=True
     )
     for place, (data, text) in findings.items():
-        path = found / f"finding-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+        path = folder / f"finding-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
         path.write_bytes(data)
         print(f"\n{name}: {path}\n{text}", flush=True)
     sys.exit(1 if findings else 0)
@@ -210,7 +210,7 @@ def _atheris(name: str, seconds: float, seed: int) -> None:
 
     with atheris.instrument_imports(include=["pipeline", "yaml"]), tempfile.TemporaryDirectory() as folder:
         target = _target(name, Path(folder))
-        found = FINDINGS / name
+        findings = FINDINGS / name
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
         for i, data in enumerate(target.seeds):
@@ -219,11 +219,11 @@ def _atheris(name: str, seconds: float, seed: int) -> None:
         (Path(folder) / "words").write_text(words)
 
         def run(data: bytes) -> None:
-            (found / "last").write_bytes(data)
+            (findings / "last").write_bytes(data)
             target.run(data)
 
         options = [f"-max_total_time={seconds:.0f}", f"-seed={seed or 1}", f"-max_len={_LONGEST}", "-timeout=30"]
-        options += ["-rss_limit_mb=4096", f"-dict={folder}/words", f"-artifact_prefix={found}/finding-"]
+        options += ["-rss_limit_mb=4096", f"-dict={folder}/words", f"-artifact_prefix={findings}/finding-"]
         atheris.Setup([sys.argv[0], *options, "-print_final_stats=1", "-verbosity=1", str(corpus)], run)
         atheris.Fuzz()
 

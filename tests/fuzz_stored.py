@@ -107,8 +107,8 @@ def names(folder: Path) -> Target:
 
 
 def _index(data: bytes) -> None:
-    found = parse_index(data, "here")
-    assert parse_index(written(found), "again") == found
+    index = parse_index(data, "here")
+    assert parse_index(written(index), "again") == index
 
 
 def pieces(folder: Path) -> Target:
@@ -404,11 +404,11 @@ def lock(folder: Path) -> Target:
 
 
 def _results(folder: Path) -> None:
-    found = read_result(TrialFolder(folder))
-    assert all(isinstance(each, str) for pair in found.environment.items() for each in pair)
-    assert all(isinstance(each, str) for each in found.checkpoint_problems)
+    result = read_result(TrialFolder(folder))
+    assert all(isinstance(each, str) for pair in result.environment.items() for each in pair)
+    assert all(isinstance(each, str) for each in result.checkpoint_problems)
     read_reason(folder / "result.json").encode()
-    if not found.environment:
+    if not result.environment:
         raise DamagedJson("no result")
 
 
@@ -417,10 +417,10 @@ def profile(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         raw = data.decode("utf-8", "replace")
-        found = parse_data("data", raw)
+        fields = parse_data("data", raw)
         words = data_words(Results("x", [], {}, 0, [], data=(("data", raw),)))
         "".join(words).encode()
-        if len(found) < 2:
+        if len(fields) < 2:
             raise DamagedJson("no profile")
 
     told = {"train": {"tasks": 3, "too_long_tasks": 1}, "held_out": {"tasks": 2}, "source": "f"}

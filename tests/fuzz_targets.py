@@ -51,9 +51,9 @@ def arc(folder: Path) -> Target:
 
     def run(data: bytes) -> bool:
         file.write_bytes(data)
-        found = read_tasks(file, pairs_per_task=2)
-        "".join((*found.refused, *found.notes)).encode()
-        for task in (*found.train, *found.evaluation):
+        tasks = read_tasks(file, pairs_per_task=2)
+        "".join((*tasks.refused, *tasks.notes)).encode()
+        for task in (*tasks.train, *tasks.evaluation):
             task.task_id.encode()
             again = decode_sequence(encode_task(task).tokens)
             assert len(again) == len(task.pairs)
@@ -71,7 +71,7 @@ def arc(folder: Path) -> Target:
             assert task_given(value).test[0].output is None
         predicted = read_tasks(file, for_prediction=True)
         assert all(pair.output is None for task in predicted.train for pair in task.test)
-        return bool(found.train) and not found.refused
+        return bool(tasks.train) and not tasks.refused
 
     tasks = [as_json(random_task("t", i, side=2 + i)) for i in range(3)]
     first, many = json.dumps(tasks[0]), {"a": tasks[0], "b": tasks[1]}
@@ -96,11 +96,11 @@ def tokens(folder: Path) -> Target:
         with suppress(NotDecodable):
             assert 0 < prompt_length(np.array(ids)) <= len(ids)
         try:
-            found = decode_sequence(ids)
+            grids = decode_sequence(ids)
         except NotDecodable:
             return False
-        if found:
-            pairs = [Pair(grid_of(i), None if o is None else grid_of(o)) for i, o in found]
+        if grids:
+            pairs = [Pair(grid_of(i), None if o is None else grid_of(o)) for i, o in grids]
             assert encode_pairs(pairs, [True] * len(pairs)).tokens.tolist() == ids
         return True
 
@@ -193,13 +193,13 @@ def solutions(folder: Path) -> Target:
     def run(data: bytes) -> bool:
         for kind, (path, whole) in files.items():
             path.write_bytes(data[1:] if data[:1] == kind else whole)
-        found = read_tasks(folder)
-        "".join((*found.refused, *found.notes)).encode()
-        for task in (*found.train, *found.evaluation):
+        tasks = read_tasks(folder)
+        "".join((*tasks.refused, *tasks.notes)).encode()
+        for task in (*tasks.train, *tasks.evaluation):
             assert all(pair.output is not None for pair in task.test)
             if data[:1] != b"C":
                 assert [pair.input.tolist() for pair in task.test] == [p["input"] for p in asked[task.task_id]["test"]]
-        return len(found.train) == 2
+        return len(tasks.train) == 2
 
     words = b'[ ] { } , : [[ ]] [] "a" "b" "test" "output" null true -1 10 1.5 1e999 "\\ud800" \xff'.split()
     return Target(run, tuple(kind + whole for kind, (_, whole) in files.items()), tuple(words))
@@ -237,11 +237,11 @@ def lengths(folder: Path) -> Target:
     def run(data: bytes) -> bool:
         path.write_bytes(data)
         try:
-            found = lengths_of(there, "train")
+            lengths = lengths_of(there, "train")
         except UserError as refusal:
             str(refusal).encode()
             return False
-        assert sum(len(each) for _, _, each in found) == there.manifest.counts["train"].rows
+        assert sum(len(each) for _, _, each in lengths) == there.manifest.counts["train"].rows
         return True
 
     return Target(run, (path.read_bytes(),), (b"\x00", b"\xff\xff\xff\xff", b"PAR1", b"\x15\x00"))
@@ -258,11 +258,11 @@ def text(folder: Path) -> Target:
         except UserError as refusal:
             str(refusal).encode()
             return False
-        found, note = passages(documents, 40)
-        assert all(0 < len(each.data) <= 40 and each.data.decode() for each in found)
-        assert sum(len(each.data) for each in found) == len(documents.texts["x.txt"].encode()) or note
-        assert sorted(name for group in related_passages(found) for name in group) == sorted(
-            each.name for each in found
+        pieces, note = passages(documents, 40)
+        assert all(0 < len(each.data) <= 40 and each.data.decode() for each in pieces)
+        assert sum(len(each.data) for each in pieces) == len(documents.texts["x.txt"].encode()) or note
+        assert sorted(name for group in related_passages(pieces) for name in group) == sorted(
+            each.name for each in pieces
         )
         return True
 

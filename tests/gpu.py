@@ -85,17 +85,17 @@ def slow_router_gradient() -> Tensor:
     return torch.cat([each.flatten() for each in slow_router_gradients(model, tokens, valid, "goodness", "jsd")])
 
 
-def router_part(found: Tensor) -> Tensor:
+def router_part(gradient: Tensor) -> Tensor:
     """Of the gradients of `per_token`, those of P."""
     model = small_model("per_token", gate_parameter="off")
-    parts = found.split([p.numel() for p in model.parameters()])
+    parts = gradient.split([p.numel() for p in model.parameters()])
     names = [name for name, _ in model.named_parameters()]
     return torch.cat([part for name, part in zip(names, parts, strict=True) if name.endswith("proto_weight")])
 
 
-def distance(found: Tensor, truth: Tensor) -> float:
+def distance(gradient: Tensor, truth: Tensor) -> float:
     """Relative to the truth's norm; infinite where something is not finite."""
-    return float((found - truth).norm() / truth.norm()) if bool(found.isfinite().all()) else float("inf")
+    return float((gradient - truth).norm() / truth.norm()) if bool(gradient.isfinite().all()) else float("inf")
 
 
 def checks(device: torch.device) -> Iterator[tuple[str, float, float]]:
@@ -114,8 +114,8 @@ def checks(device: torch.device) -> Iterator[tuple[str, float, float]]:
             for engine in ("hooks", "fused"):
                 yield f"{name}: {engine}, {kind}", distance(gradients(name, engine, device, kind), truth), tolerance
         if compiled:
-            found = gradients(name, "fused", device, "float32", use_compiler=True)
-            yield f"{name}: fused, float32, compiled", distance(found, truth), TOLERANCE["float32"]
+            gradient = gradients(name, "fused", device, "float32", use_compiler=True)
+            yield f"{name}: fused, float32, compiled", distance(gradient, truth), TOLERANCE["float32"]
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
         dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
@@ -123,8 +123,8 @@ def checks(device: torch.device) -> Iterator[tuple[str, float, float]]:
             for name in ("per_token", "balanced"):
                 for engine in ("hooks", "fused"):
                     alone = gradients(name, engine, device, "float32")
-                    found = gradients(name, engine, device, "float32", wrap=True)
-                    yield f"{name}: {engine}, DDP over {backend} with one rank", distance(found, alone), 1e-5
+                    gradient = gradients(name, engine, device, "float32", wrap=True)
+                    yield f"{name}: {engine}, DDP over {backend} with one rank", distance(gradient, alone), 1e-5
         finally:
             dist.destroy_process_group()
 
@@ -150,18 +150,18 @@ def step_tables(device: torch.device, repeats: int, say: Say, until: float) -> N
             say(f"\nhidden {hidden}, {seq} tokens: left out, the time is up (--minutes)")
             continue
         size = Size(hidden, 6, seq, str(device), autocast=device.type == "cuda")
-        found = measure(size, repeats, torch.get_num_threads(), VARIANTS, Told(say))
+        result = measure(size, repeats, torch.get_num_threads(), VARIANTS, Told(say))
         say(f"\n| hidden {hidden}, {seq} tokens | ms | x | peak MiB |\n| - | -: | -: | -: |")
-        for name, each in found["variants"].items():
+        for name, each in result["variants"].items():
             if "not_run" in each:
                 say(f"| {name} | not run: {each['not_run']} | | |")
                 continue
             peak = each["peak_bytes"]
             memory = f"{peak / 2**20:.0f}" if peak else each["memory_problem"]
             say(f"| {name} | {1e3 * each['seconds']:.2f} | {each['x_base']:.2f} | {memory} |")
-        agreement = found["router_gradients_agree_to"]
+        agreement = result["router_gradients_agree_to"]
         said = "" if agreement is None else f" The router's gradients agree to {agreement:.1e} of their norm."
-        say(f"\nx: time over {found['base']}'s in the same run.{said}")
+        say(f"\nx: time over {result['base']}'s in the same run.{said}")
 
 
 def profile(device: torch.device, say: Say) -> None:
@@ -206,10 +206,10 @@ def main() -> int:
 
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     say(f"torch {torch.__version__}, {card}, Python {platform.python_version()}\n")
-    for what, found, allowed in checks(device):
-        good = found <= allowed
+    for what, difference, allowed in checks(device):
+        good = difference <= allowed
         failed += not good
-        say(f"{'ok    ' if good else 'FAILED'} {what}: {found:.1e} (at most {allowed:g})")
+        say(f"{'ok    ' if good else 'FAILED'} {what}: {difference:.1e} (at most {allowed:g})")
     step_tables(device, options.repeats, say, began + 45 * options.minutes)
     profile(device, say)
     say(f"\n{'all checks hold' if not failed else f'{failed} checks FAILED'}; {time.monotonic() - began:.0f} s")

@@ -127,13 +127,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def routing_patterns(rows: list[tuple[str, list[list[bool]]]]) -> dict[str, float]:
     """Of one module, from (task, for each token which experts are active): token by token, pair by pair."""
     experts, tokens = len(rows[0][1][0]), [token for _, row in rows for token in row]
-    found = {"density": sum(sum(token) for token in tokens) / (len(tokens) * experts)}
-    found["dead_experts"] = sum(not any(token[e] for token in tokens) for e in range(experts)) / experts
+    measures = {"density": sum(sum(token) for token in tokens) / (len(tokens) * experts)}
+    measures["dead_experts"] = sum(not any(token[e] for token in tokens) for e in range(experts)) / experts
     unions = []
     for _, row in rows:
         for start in range(0, len(row) - 7, 8):
             unions.append(sum(any(token[e] for token in row[start : start + 8]) for e in range(experts)) / experts)
-    found["union_of_chunk"] = sum(unions) / len(unions) if unions else math.nan
+    measures["union_of_chunk"] = sum(unions) / len(unions) if unions else math.nan
     frequencies = []
     for task in dict.fromkeys(task for task, _ in rows):
         mine = [token for name, row in rows if name == task for token in row]
@@ -141,14 +141,14 @@ def routing_patterns(rows: list[tuple[str, list[list[bool]]]]) -> dict[str, floa
     given = [[each / sum(f) for each in f] for f in frequencies if sum(f)]
     joint = {(t, e): p / len(given) for t, row in enumerate(given) for e, p in enumerate(row)}
     of_expert = [sum(joint[t, e] for t in range(len(given))) for e in range(experts)]
-    found["task_information"] = sum(p * math.log(p * len(given) / of_expert[e]) for (_, e), p in joint.items() if p)
+    measures["task_information"] = sum(p * math.log(p * len(given) / of_expert[e]) for (_, e), p in joint.items() if p)
     distances = []
     for place, a in enumerate(frequencies):
         for b in frequencies[:place]:
             if any(a) or any(b):
                 distances.append(1 - sum(map(min, a, b)) / sum(map(max, a, b)))
-    found["task_distance"] = sum(distances) / len(distances) if distances else math.nan
-    return found
+    measures["task_distance"] = sum(distances) / len(distances) if distances else math.nan
+    return measures
 
 
 def envelope(points: list[tuple[float, float]], density: float) -> float:

@@ -40,14 +40,14 @@ def test_every_row_has_a_decision_a_reason_and_a_test_that_is_there() -> None:
 
 def test_every_variable_that_the_source_names_is_in_the_table() -> None:
     root = HERE.parent
-    found = {
+    variables = {
         name
         for room in ("pipeline", "tiny_onn", "experiments")
         for path in (root / room).rglob("*.py")
         for name in _NAMED.findall(path.read_text(encoding="utf-8"))
     }
-    assert len(found) > 30
-    assert sorted(found - _NO_VARIABLES - set(DECISIONS)) == []
+    assert len(variables) > 30
+    assert sorted(variables - _NO_VARIABLES - set(DECISIONS)) == []
 
 
 def test_what_the_code_overrides_or_gives_a_default_is_what_the_table_says() -> None:

@@ -12,12 +12,12 @@ TESTS = {path.stem: path.read_text(encoding="utf-8") for path in HERE.rglob("tes
 
 def named() -> list[tuple[str, str]]:
     """(file, how the test's name begins) of each test in the table, where `…` stands for the file before."""
-    found, file = [], ""
+    pairs, file = [], ""
     for names in re.findall(r"`((?:test_\w+|…)::test_\w+)…?`", TABLE):
         before, _, test = names.partition("::")
         file = file if before == "…" else before
-        found.append((file, test))
-    return found
+        pairs.append((file, test))
+    return pairs
 
 
 def test_every_test_in_the_table_is_there() -> None:

@@ -52,9 +52,9 @@ def test_a_wrong_gradient_fails_a_check(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(gpu, "gradients", wrong)
     monkeypatch.setattr(gpu, "compiler_problem", lambda device: "the tests check types, which a compiler cannot read")
     monkeypatch.setattr(gpu, "ARMS", {"per_token": None, "balanced": 0.3})
-    found = {what: distance <= allowed for what, distance, allowed in gpu.checks(torch.device("cpu"))}
-    assert {what for what, good in found.items() if not good} >= {
+    passed = {what: distance <= allowed for what, distance, allowed in gpu.checks(torch.device("cpu"))}
+    assert {what for what, good in passed.items() if not good} >= {
         f"balanced: fused, {kind}" for kind in ("float64", "float32", "bfloat16")
     }
-    assert found["balanced: hooks, float64"]
+    assert passed["balanced: hooks, float64"]
     assert gpu.distance(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")

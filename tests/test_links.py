@@ -22,8 +22,8 @@ def documents() -> list[Path]:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.md"]
     done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
     names = [name for name in done.stdout.split("\0") if name]
-    found = [ROOT / name for name in names] or [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")]
-    return sorted(path for path in found if path.is_file())
+    paths = [ROOT / name for name in names] or [*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def slug(heading: str) -> str:
@@ -37,11 +37,11 @@ def slug(heading: str) -> str:
 def anchors(path: Path) -> frozenset[str]:
     """Those of a document's headings; one that comes again has -1, -2 behind it."""
     text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-    found: list[str] = []
+    names: list[str] = []
     for heading in re.findall(r"^#{1,6} +(.+?)\s*#*$", text, re.MULTILINE):
         name = slug(heading)
-        found.append(f"{name}-{found.count(name)}" if name in found else name)
-    return frozenset(found)
+        names.append(f"{name}-{names.count(name)}" if name in names else name)
+    return frozenset(names)
 
 
 def broken(path: Path) -> list[str]:

@@ -15,9 +15,9 @@ FOLDERS = ("tiny_onn", "pipeline", "experiments", "tests", "docs")
 
 
 def load(name: str) -> dict[str, object]:
-    found = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+    fields = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    assert isinstance(fields, dict)
+    return fields
 
 
 def missing_targets(text: str, makefile: str) -> set[str]:
@@ -77,5 +77,5 @@ def test_the_issue_forms_can_be_read() -> None:
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
     assert len(forms) == 3
     for form in forms:
-        found = load(form.relative_to(ROOT).as_posix())
-        assert form.name == "config.yml" or {"name", "description", "body"} <= set(found)
+        fields = load(form.relative_to(ROOT).as_posix())
+        assert form.name == "config.yml" or {"name", "description", "body"} <= set(fields)

@@ -37,9 +37,9 @@ def find(words: list[str]) -> tuple[click.Command, list[str]]:
     """
     command: click.Command = main
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(click.Context(command), words[0])
-        assert found is not None, words
-        command, words = found, words[1:]
+        subcommand = command.get_command(click.Context(command), words[0])
+        assert subcommand is not None, words
+        command, words = subcommand, words[1:]
     return command, words
 
 

@@ -19,8 +19,8 @@ PRIVATE_NAMES_ARE_USED = ("mlflow", "ray", "torch")  # so the next minor version
 def asked_for() -> list[tuple[str, Requirement]]:
     """Each requirement with the extra that it is of, "" for none; without those of an extra for another extra."""
     extras = {"": PROJECT["dependencies"]} | PROJECT["optional-dependencies"]
-    found = [(extra, Requirement(line)) for extra, lines in extras.items() for line in lines]
-    return [(extra, each) for extra, each in found if each.name != PROJECT["name"]]
+    requirements = [(extra, Requirement(line)) for extra, lines in extras.items() for line in lines]
+    return [(extra, each) for extra, each in requirements if each.name != PROJECT["name"]]
 
 
 def reasons(constraints: str) -> dict[str, set[str]]:
@@ -49,19 +49,19 @@ def problem(requirement: Requirement, pins: dict[str, str]) -> str | None:
     if not requirement.specifier.contains(pin):
         return f"{requirement}: constraints.txt pins {pin}"
     end = Version(next(each.version for each in requirement.specifier if each.operator == "<"))
-    found = Version(pin)
-    minor = requirement.name in PRIVATE_NAMES_ARE_USED or found.major == 0
-    first_unknown = f"{found.major}.{found.minor + 1}" if minor else f"{found.major + 1}"
+    pinned = Version(pin)
+    minor = requirement.name in PRIVATE_NAMES_ARE_USED or pinned.major == 0
+    first_unknown = f"{pinned.major}.{pinned.minor + 1}" if minor else f"{pinned.major + 1}"
     if end > Version(first_unknown):
         return f"{requirement}: allows {first_unknown}, which nobody has tried; expected <{first_unknown}"
     return None
 
 
 def test_the_pins_satisfy_every_range() -> None:
-    found = asked_for()
-    assert {"", "pipeline", "dev", "cluster", "bench"} <= {extra for extra, _ in found}
+    requirements = asked_for()
+    assert {"", "pipeline", "dev", "cluster", "bench"} <= {extra for extra, _ in requirements}
     pins = read_pins(ROOT / "constraints.txt")
-    assert [each for _, requirement in found if (each := problem(requirement, pins))] == []
+    assert [each for _, requirement in requirements if (each := problem(requirement, pins))] == []
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,8 @@ def test_the_pins_satisfy_every_range() -> None:
 )
 def test_a_range_that_is_wrong_would_be_found(line: str, pin: str | None, said: str | None) -> None:
     requirement = Requirement(line)
-    found = problem(requirement, {} if pin is None else {requirement.name: pin})
-    assert found is None if said is None else said in (found or "")
+    answer = problem(requirement, {} if pin is None else {requirement.name: pin})
+    assert answer is None if said is None else said in (answer or "")
 
 
 def test_one_package_has_one_range() -> None:

@@ -60,8 +60,8 @@ def offences(source: str) -> Iterator[str]:
 def test_our_source_loads_no_pickle_and_runs_no_text() -> None:
     files = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     assert len(files) > 50
-    found = [f"{file.relative_to(ROOT)}:{what}" for file in files for what in offences(file.read_text())]
-    assert found == []
+    problems = [f"{file.relative_to(ROOT)}:{what}" for file in files for what in offences(file.read_text())]
+    assert problems == []
     assert issubclass(yaml_file._StrictLoader, yaml.SafeLoader)
 
 
@@ -125,13 +125,13 @@ def private_names(source: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             known |= {name.asname or name.name.partition(".")[0]: name.name for name in node.names if name.asname}
             known |= {name.name.partition(".")[0]: name.name.partition(".")[0] for name in node.names}
-            found = [name.name for name in node.names]
+            imported = [name.name for name in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             known |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
-            found = [f"{node.module}.{name.name}" for name in node.names]
+            imported = [f"{node.module}.{name.name}" for name in node.names]
         else:
             continue
-        yield from (f"{node.lineno}: {name}" for name in found if _is_private(name))
+        yield from (f"{node.lineno}: {name}" for name in imported if _is_private(name))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _is_private(name := _dotted(node, known)):
             yield f"{node.lineno}: {name}"
@@ -146,8 +146,8 @@ def _is_private(name: str) -> bool:
 
 def test_private_names_of_libraries_stand_in_one_file_each() -> None:
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    found = {path.relative_to(ROOT).as_posix(): [*private_names(path.read_text(encoding="utf-8"))] for path in files}
-    assert {name: names for name, names in found.items() if names and name not in PRIVATE} == {}
-    assert all(found[name] for name in PRIVATE[::2])
+    by_file = {path.relative_to(ROOT).as_posix(): [*private_names(path.read_text(encoding="utf-8"))] for path in files}
+    assert {name: names for name, names in by_file.items() if names and name not in PRIVATE} == {}
+    assert all(by_file[name] for name in PRIVATE[::2])
     assert [*private_names("import torch\nx = torch._C.y()")] == ["2: torch._C.y", "2: torch._C"]
     assert next(private_names("from ray.train._internal import x\nx._version")) == "1: ray.train._internal.x"

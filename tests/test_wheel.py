@@ -101,22 +101,22 @@ def whole(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (own / "others.pth").write_text("".join(f"{each}\n" for each in sorted(others)))
     where = "import tiny_onn, pipeline, experiments as e; print(tiny_onn.__file__, pipeline.__file__, e.__file__)"
-    found = run(home / "bin" / "python", "-c", where, cwd=home).split()
-    assert [Path(each).parent.parent for each in found] == [own] * 3
+    places = run(home / "bin" / "python", "-c", where, cwd=home).split()
+    assert [Path(each).parent.parent for each in places] == [own] * 3
     return home
 
 
 def needed_by(requirements: Iterable[str]) -> dict[str, Distribution]:
     """The distributions that the requirements need in this environment, and those need, by name."""
-    found: dict[str, Distribution] = {}
+    needed: dict[str, Distribution] = {}
     left = [Requirement(each) for each in requirements]
     while left:
         asked = left.pop()
-        if asked.name in found or (asked.marker and not asked.marker.evaluate({"extra": ""})):
+        if asked.name in needed or (asked.marker and not asked.marker.evaluate({"extra": ""})):
             continue
-        found[asked.name] = distribution(asked.name)
-        left += map(Requirement, found[asked.name].requires or [])
-    return found
+        needed[asked.name] = distribution(asked.name)
+        left += map(Requirement, needed[asked.name].requires or [])
+    return needed
 
 
 @pytest.fixture(scope="module")

@@ -102,17 +102,17 @@ def _opens_to_write(node: ast.Call) -> bool:
         ("value.copy()\nshutil.copy(a, b)", ["shutil.copy"]),
     ],
 )
-def test_the_search_finds_what_writes(source: str, found: list[str]) -> None:
-    assert [call for _, call in writes(source)] == found
+def test_the_search_finds_what_writes(source: str, calls: list[str]) -> None:
+    assert [call for _, call in writes(source)] == calls
 
 
 def test_every_place_that_writes_is_known_and_says_what_holds() -> None:
     """A new one goes through `pipeline.files`, or is added to KNOWN with a reason."""
-    found: dict[str, set[str]] = {}
+    by_file: dict[str, set[str]] = {}
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         for _, call in writes(path.read_text()):
-            found.setdefault(path.relative_to(ROOT).as_posix(), set()).add(call)
-    assert found == {name: set(calls) for name, calls in KNOWN.items()}
+            by_file.setdefault(path.relative_to(ROOT).as_posix(), set()).add(call)
+    assert by_file == {name: set(calls) for name, calls in KNOWN.items()}
 
 
 def test_a_trial_leaves_no_file_that_was_written_in_place_or_that_others_can_write(tmp_path: Path) -> None:
@@ -246,9 +246,9 @@ def test_json_of_others_is_read_by_one_reader() -> None:
         "pipeline/training/agreement.py",  # of peers in the process group
         "pipeline/data/given.py",  # a value of the caller's, through JSON and back
     }
-    found = set()
+    readers = set()
     for path in (ROOT / "pipeline").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.loads", "json.load", "json.JSONDecoder"):
-                found.add(path.relative_to(ROOT).as_posix())
-    assert found == allowed
+                readers.add(path.relative_to(ROOT).as_posix())
+    assert readers == allowed

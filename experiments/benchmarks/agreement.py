@@ -88,9 +88,9 @@ def run(experiment: Experiment, arms: Sequence[str], steps: int, progress: Progr
     with tempfile.TemporaryDirectory(prefix="tiny-onn-bench-") as root:
         prepared = prepare(experiment.data, Path(root))
         for arm, each in experiments.items():
-            found = {way: _train(each, way, steps, prepared, progress) for way in ways(each)}
-            reference = found[ways(each)[0]]
-            for (engine, workers), (losses, seconds, parameters) in found.items():
+            trained = {way: _train(each, way, steps, prepared, progress) for way in ways(each)}
+            reference = trained[ways(each)[0]]
+            for (engine, workers), (losses, seconds, parameters) in trained.items():
                 entry = {
                     "arm": arm,
                     "engine": engine,
@@ -151,7 +151,7 @@ def _train(
     return answers[0]
 
 
-def _distance(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    pairs = list(zip(found, truth, strict=True))
+def _distance(parameters: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    pairs = list(zip(parameters, truth, strict=True))
     apart = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     return (apart / sum(float(b.double().square().sum()) for _, b in pairs)) ** 0.5

@@ -80,7 +80,7 @@ def step_seconds(run: Run, repeats: int, evaluates: bool) -> dict[str, float]:
     """Medians over `repeats` further steps, by part; of the index its bytes."""
     spool, pieces, health = Spool(run.worker.spool), DistributionPieces(run.worker.distributions), _health()
     _, offset = read_spool(run.worker.spool, run.worker.spool.stat().st_size)
-    found: dict[str, list[float]] = {part: [] for part in PARTS}
+    seconds: dict[str, list[float]] = {part: [] for part in PARTS}
     for _ in range(STEPS_A_PIECE):  # the first one looks where the others were; and so that a new piece begins
         run.step += 1
         pieces.add(run.step, {layer: [health] for layer in range(6)})
@@ -89,17 +89,17 @@ def step_seconds(run: Run, repeats: int, evaluates: bool) -> dict[str, float]:
     for _ in range(repeats):
         run.step += 2
         step = run.step
-        found["spool"].append(_timed(lambda step=step: spool.write(step, METRICS)))  # type: ignore[misc]
+        seconds["spool"].append(_timed(lambda step=step: spool.write(step, METRICS)))  # type: ignore[misc]
         if evaluates:
             each = {layer: [health] for layer in range(6)}
-            found["distributions"].append(_timed(lambda step=step, each=each: pieces.add(step, each)))  # type: ignore[misc]
-        found["put"].append(_timed(lambda: push_once(run.remote.part(1), run.worker, run.index, run.put)))
-        found["index bytes"].append(float(len(run.remote.part(1).index_file.read_bytes())))
+            seconds["distributions"].append(_timed(lambda step=step, each=each: pieces.add(step, each)))  # type: ignore[misc]
+        seconds["put"].append(_timed(lambda: push_once(run.remote.part(1), run.worker, run.index, run.put)))
+        seconds["index bytes"].append(float(len(run.remote.part(1).index_file.read_bytes())))
         at = offset
-        found["driver reads"].append(_timed(lambda at=at: read_spool(run.worker.spool, at)))  # type: ignore[misc]
+        seconds["driver reads"].append(_timed(lambda at=at: read_spool(run.worker.spool, at)))  # type: ignore[misc]
         offset = run.worker.spool.stat().st_size
-        found["driver takes in"].append(_timed(lambda: _take_in(run)))
-    return {part: statistics.median(values) for part, values in found.items() if values}
+        seconds["driver takes in"].append(_timed(lambda: _take_in(run)))
+    return {part: statistics.median(values) for part, values in seconds.items() if values}
 
 
 def run(steps: Sequence[int], evaluate_every: int, repeats: int, progress: Progress) -> Result:

@@ -360,11 +360,11 @@ def sweep(config: Path, changes: tuple[str, ...], finished: Path | None, output:
     path = find_experiment(config)
     name = replace(read_experiment(path), parse_changes(changes), "--set").name
     if finished is not None:
-        found = question.recorded(finished, name)
+        phases = question.recorded(finished, name)
     else:
         with Progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
-            found = question.run(str(path), name, changes, Path(folder), progress)
-    tell(question.result(found), output, as_json)
+            phases = question.run(str(path), name, changes, Path(folder), progress)
+    tell(question.result(phases), output, as_json)
 
 
 COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, skipping, bookkeeping, sweep)

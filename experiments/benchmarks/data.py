@@ -78,8 +78,8 @@ def grow(
                 rates = throughput(experiment, open_prepared(folder), repeats, progress)
             if factor in factors:
                 progress.begin(f"reading {factor}x", 1)
-                found = reading(folder, experiment.training.batch_tokens, threads)
-                sizes.append(_size(factor, folder, open_prepared(folder, hashes=False), found))
+                measured = reading(folder, experiment.training.batch_tokens, threads)
+                sizes.append(_size(factor, folder, open_prepared(folder, hashes=False), measured))
     return rates, sizes
 
 

@@ -37,7 +37,7 @@ def measure(
     torch.set_num_threads(threads)
     device = torch.device(size.device)
     names = tuple(names)
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}  # keeps the order
+    methods: dict[str, dict[str, Any]] = {name: {} for name in names}  # keeps the order
     calls, problems = build_each(
         names, lambda name: Extraction(name, size), lambda name: _why_not(name, size, device), device
     )
@@ -48,20 +48,20 @@ def measure(
     release(device)
     for name, taken in seconds.items():
         progress.step(f"{name}, memory")
-        found[name] = {"seconds": statistics.median(taken), "all_seconds": taken, **_times(name, seconds)}
+        methods[name] = {"seconds": statistics.median(taken), "all_seconds": taken, **_times(name, seconds)}
         if name in differences:
-            found[name]["differs_by"] = differences[name]
+            methods[name]["differs_by"] = differences[name]
         try:
-            found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads, device)
+            methods[name]["peak_bytes"] = peak_bytes(build, (name, size), threads, device)
         except DoesNotFit as error:
-            found[name] |= {"peak_bytes": None, "memory_problem": str(error)}
+            methods[name] |= {"peak_bytes": None, "memory_problem": str(error)}
     for name, problem in problems.items():
-        found[name] = {"not_run": problem}
-    base = found.get("factored", {}).get("peak_bytes")
-    for each in found.values():
+        methods[name] = {"not_run": problem}
+    base = methods.get("factored", {}).get("peak_bytes")
+    for each in methods.values():
         if base and each.get("peak_bytes"):
             each["peak_x_factored"] = each["peak_bytes"] / base
-    return found
+    return methods
 
 
 def check(
@@ -78,10 +78,10 @@ def check(
 
     def look(name: str, call: Extraction) -> None:
         progress.step(f"{name}, check")
-        found = call()
-        if found is None:
+        norms = call()
+        if norms is None:
             return
-        difference = _difference(found, call)
+        difference = _difference(norms, call)
         if not difference <= TOLERANCE:
             raise AssertionError(f"{name}'s costs differ from the factored ones by {difference:.1e}, relative")
         differences[name] = difference
@@ -90,14 +90,14 @@ def check(
     return differences
 
 
-def _difference(found: Tensor, call: Extraction) -> float:
+def _difference(norms: Tensor, call: Extraction) -> float:
     truth = METHODS["factored"].prepare(call.x, call.g)()
     assert truth is not None
     if call.method.gives == "token":
         truth = torch.linalg.vector_norm(truth, dim=-1)
-    if found.shape != truth.shape:
+    if norms.shape != truth.shape:
         return float("inf")
-    return float(((found - truth).abs() / truth).max())
+    return float(((norms - truth).abs() / truth).max())
 
 
 def _why_not(name: str, size: LayerSize, device: torch.device) -> str | None:
@@ -111,17 +111,17 @@ def _why_not(name: str, size: LayerSize, device: torch.device) -> str | None:
 
 
 def _times(name: str, seconds: dict[str, list[float]]) -> dict[str, float]:
-    found = {}
+    times = {}
     if "factored" in seconds:
-        found["x_factored"] = ratio(seconds, name, "factored")
+        times["x_factored"] = ratio(seconds, name, "factored")
     if METHODS[name].through_backward and name != BASELINE and BASELINE in seconds:
         above = [a - b for a, b in zip(seconds[name], seconds[BASELINE], strict=True)]
-        found["seconds_above"] = statistics.median(above)
+        times["seconds_above"] = statistics.median(above)
         if "factored" in seconds:
-            found["above_x_factored"] = statistics.median(
+            times["above_x_factored"] = statistics.median(
                 a / b for a, b in zip(above, seconds["factored"], strict=True)
             )
-    return found
+    return times
 
 
 def run(sizes: list[LayerSize], repeats: int, threads: int, progress: Progress) -> Result:

@@ -126,17 +126,17 @@ def _forward_backward(x: Tensor, g: Tensor) -> Callable[[], None]:
 
 def _factored_in_hook(x: Tensor, g: Tensor) -> Callable[[], Tensor]:
     layer = _layer(x)
-    found: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def when_called(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         token_inputs = inputs[0].detach()
-        output.register_hook(lambda grad_output: found.append(per_token(grad_output, token_inputs)))
+        output.register_hook(lambda grad_output: captured.append(per_token(grad_output, token_inputs)))
 
     layer.register_forward_hook(when_called)
 
     def extract() -> Tensor:
         _backward(layer, x, g)
-        return found.pop()
+        return captured.pop()
 
     return extract
 

@@ -44,10 +44,10 @@ def by_kind(step: Callable[[], object], steps: int, device: torch.device) -> tup
             if on_gpu:
                 torch.cuda.synchronize(device)
             whole.append(time.perf_counter() - started)
-    found = {kind: took / steps for kind, took in seconds_of(profiler.key_averages(), on_gpu=on_gpu).items()}
+    seconds = {kind: took / steps for kind, took in seconds_of(profiler.key_averages(), on_gpu=on_gpu).items()}
     total = sum(whole) / steps
-    found["all else"] += max(0.0, total - sum(found.values()))
-    return {kind: found[kind] for kind in KINDS}, total
+    seconds["all else"] += max(0.0, total - sum(seconds.values()))
+    return {kind: seconds[kind] for kind in KINDS}, total
 
 
 def seconds_of(operators: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
@@ -56,8 +56,8 @@ def seconds_of(operators: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
     An operator's time is its own, without that of those that it calls: on a GPU the device's, else the CPU's. A kernel
     on the device is there twice, as itself and as part of the operator that launched it, whose name tells more.
     """
-    found: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     for each in operators:
         if each.device_type == DeviceType.CPU:
-            found[kind_of(each.key)] += (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6
-    return found
+            seconds[kind_of(each.key)] += (each.self_device_time_total if on_gpu else each.self_cpu_time_total) / 1e6
+    return seconds

@@ -94,11 +94,11 @@ def run(trials: int, rows: int, ranks: Sequence[int], groups: Sequence[int], pro
     stored = {}
     for count in groups:
         progress.step(f"{count} rows a group")
-        found = stored[count] = sizes(count)
-        table.append([f"data set, {count} rows a group", f"{found['bytes_a_token']:.2f}", "bytes a token"])
-        table.append(["", f"{found['footer_bytes_a_group']:.0f}", "bytes of footer a row group"])
-        table.append(["", f"{found['lengths_bytes_a_row']:.2f}", "bytes of lengths a row"])
-        table.append(["", f"{found['tokens_a_row']:.0f}", "tokens a row"])
+        measured = stored[count] = sizes(count)
+        table.append([f"data set, {count} rows a group", f"{measured['bytes_a_token']:.2f}", "bytes a token"])
+        table.append(["", f"{measured['footer_bytes_a_group']:.0f}", "bytes of footer a row group"])
+        table.append(["", f"{measured['lengths_bytes_a_row']:.2f}", "bytes of lengths a row"])
+        table.append(["", f"{measured['tokens_a_row']:.0f}", "tokens a row"])
     return Result(
         question="limits",
         title="What grows with trials, rows and ranks",

@@ -120,12 +120,12 @@ def peak_bytes(
         DoesNotFit: the process ran out of memory.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply_async(_peak, (build, arguments, threads, device))
-        while not found.ready():
-            found.wait(1.0)
+        peak = pool.apply_async(_peak, (build, arguments, threads, device))
+        while not peak.ready():
+            peak.wait(1.0)
             if any(worker.exitcode not in (None, 0) for worker in pool._pool):  # type: ignore[attr-defined]
                 raise DoesNotFit("its process was killed")
-        return found.get()
+        return peak.get()
 
 
 def _peak(

@@ -92,14 +92,14 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
-        found = torch.device("meta")
-    if found.type not in ("cpu", "cuda"):
+        parsed = torch.device("meta")
+    if parsed.type not in ("cpu", "cuda"):
         raise click.BadParameter(f"{device!r} is no device; cpu, cuda or cuda:N", param_hint="--device")
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if parsed.type == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("cuda is asked for, but torch finds no GPU here", param_hint="--device")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise click.BadParameter(f"{device} is not among the {torch.cuda.device_count()} GPUs", param_hint="--device")
 
 

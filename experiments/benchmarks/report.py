@@ -94,10 +94,10 @@ def tell(result: Result, folder: Path, as_json: bool) -> None:
 
 def environment(device: str) -> dict[str, str]:
     """What the numbers depend on; the GPU's name where `device` is one."""
-    found = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
+    facts = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
     if torch.device(device).type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def milliseconds(seconds: float) -> str:

@@ -52,7 +52,7 @@ class Times:
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """All that was measured."""
 
     times: dict[Cell, Times]
@@ -75,7 +75,7 @@ def cells(workers: Sequence[int]) -> list[Cell]:
 
 def measure(
     model: Model, workers: Sequence[int], threads: int, repeats: int, use_compiler: bool, progress: Progress
-) -> Found:
+) -> Measurements:
     """Times of all cells and of bare all-reduces, in turn, and what a step of each variant sends."""
     every = cells(workers)
     times = {cell: Times([], []) for cell in every}
@@ -110,14 +110,14 @@ def measure(
             for variant in VARIANTS:
                 progress.step(f"{variant}, {size} workers, messages")
                 traffic[size, variant] = group.call("traffic", variant)[0]
-    return Found(times, traffic, all_reduces)
+    return Measurements(times, traffic, all_reduces)
 
 
-def step_costs(found: Found) -> dict[str, StepCost]:
+def step_costs(measurements: Measurements) -> dict[str, StepCost]:
     """By variant: one worker's compute with one sequence, and the messages of two workers' step."""
     costs = {}
     for variant in VARIANTS:
-        times, sent = found.times[Cell("weak", 1, variant, 1)], found.traffic[PAIR, variant]
+        times, sent = measurements.times[Cell("weak", 1, variant, 1)], measurements.traffic[PAIR, variant]
         costs[variant] = StepCost(times.step, statistics.median(times.backwards), sent.in_backward, sent.apart)
     return costs
 
@@ -132,11 +132,11 @@ def run(
     progress: Progress,
 ) -> Result:
     """The benchmark. `network` is the one predicted for; `compiler_problem` is why kernels run eagerly, if they do."""
-    found = measure(model, workers, threads, repeats, compiler_problem is None, progress)
-    here = fit_network(MESSAGES, [statistics.median(found.all_reduces[size]) for size in MESSAGES], PAIR)
-    costs = step_costs(found)
+    measurements = measure(model, workers, threads, repeats, compiler_problem is None, progress)
+    here = fit_network(MESSAGES, [statistics.median(measurements.all_reduces[size]) for size in MESSAGES], PAIR)
+    costs = step_costs(measurements)
     cores = len(os.sched_getaffinity(0))
-    measured = [_measured(cell, times, found, cores, threads) for cell, times in found.times.items()]
+    measured = [_measured(cell, times, measurements, cores, threads) for cell, times in measurements.times.items()]
     predicted = [_predicted(variant, cost, count, network) for variant, cost in costs.items() for count in PREDICTED]
     check = _check(measured, costs, here)
     return Result(
@@ -167,7 +167,7 @@ def run(
             "fit": {
                 "bandwidth_gbit": here.gigabits,
                 "latency_us": here.latency * 1e6,
-                "all_reduce_seconds": {str(size): seconds for size, seconds in found.all_reduces.items()},
+                "all_reduce_seconds": {str(size): seconds for size, seconds in measurements.all_reduces.items()},
                 "costs": {variant: vars(cost) for variant, cost in costs.items()},
                 "check": check,
             },
@@ -178,11 +178,11 @@ def run(
     )
 
 
-def _measured(cell: Cell, times: Times, found: Found, cores: int, threads: int) -> dict[str, Any]:
-    alone = found.times[next(each for each in found.times if _is_base(each, cell))]
+def _measured(cell: Cell, times: Times, measurements: Measurements, cores: int, threads: int) -> dict[str, Any]:
+    alone = measurements.times[next(each for each in measurements.times if _is_base(each, cell))]
     shares = cell.workers if cell.scaling == "strong" else 1
-    sent = Traffic((), ()) if cell.scaling == "independent" else found.traffic[cell.workers, cell.variant]
-    floor = found.times.get(replace(cell, scaling="independent")) if cell.scaling == "weak" else None
+    sent = Traffic((), ()) if cell.scaling == "independent" else measurements.traffic[cell.workers, cell.variant]
+    floor = measurements.times.get(replace(cell, scaling="independent")) if cell.scaling == "weak" else None
     return {
         "scaling": cell.scaling,
         "variant": cell.variant,

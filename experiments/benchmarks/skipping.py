@@ -78,11 +78,11 @@ def run(widths: Sequence[int], batch: int, repeats: int, threads: int, progress:
 def _seconds(call: Callable[[], object], repeats: int) -> float:
     """Median seconds of a call."""
     call()
-    found = []
+    seconds = []
     for _ in range(repeats):
         calls, began = 0, time.perf_counter()
         while (spent := time.perf_counter() - began) < _SECONDS:
             call()
             calls += 1
-        found.append(spent / calls)
-    return statistics.median(found)
+        seconds.append(spent / calls)
+    return statistics.median(seconds)

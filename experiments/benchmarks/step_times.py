@@ -48,7 +48,7 @@ def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progre
     torch.compiler.reset()
     device = torch.device(size.device)
     names = tuple(names)
-    found: dict[str, Any] = {name: {} for name in names}  # keeps the order
+    variants: dict[str, Any] = {name: {} for name in names}  # keeps the order
     steps, problems = build_each(
         names, lambda name: Step(name, size), lambda name: _why_not(name, size, device), device
     )
@@ -60,16 +60,16 @@ def measure(size: Size, repeats: int, threads: int, names: Iterable[str], progre
     base = next((name for name in ("plain_compiled", "plain_eager", *seconds) if name in seconds), None)
     for name, each in seconds.items():
         progress.step(f"{name}, memory")
-        found[name] = {"seconds": statistics.median(each), "all_seconds": each}
-        found[name]["x_base"] = ratio(seconds, name, base) if base else None
+        variants[name] = {"seconds": statistics.median(each), "all_seconds": each}
+        variants[name]["x_base"] = ratio(seconds, name, base) if base else None
         try:
-            found[name]["peak_bytes"] = peak_bytes(build, (name, size), threads, device)
+            variants[name]["peak_bytes"] = peak_bytes(build, (name, size), threads, device)
         except DoesNotFit as error:
-            found[name]["peak_bytes"] = None
-            found[name]["memory_problem"] = str(error)
+            variants[name]["peak_bytes"] = None
+            variants[name]["memory_problem"] = str(error)
     for name, problem in problems.items():
-        found[name] = {"not_run": problem}
-    return {"variants": found, "base": base, "router_gradients_agree_to": agreement}
+        variants[name] = {"not_run": problem}
+    return {"variants": variants, "base": base, "router_gradients_agree_to": agreement}
 
 
 def _why_not(name: str, size: Size, device: torch.device) -> str | None:
@@ -95,8 +95,8 @@ def _check_agreement(steps: dict[str, Step], problems: dict[str, str], size: Siz
         return None
     (first, truth), *others = reversed(gradients.items())
     worst = 0.0
-    for name, found in others:
-        worst = max(worst, float((found - truth).norm() / truth.norm()))
+    for name, gradient in others:
+        worst = max(worst, float((gradient - truth).norm() / truth.norm()))
         if not worst < (AGREEMENT_OF_AUTOCAST if size.autocast else AGREEMENT):
             raise AssertionError(f"{name} and {first} differ in the router's gradients by {worst:.1e} of their norm")
     return worst

@@ -50,52 +50,52 @@ def recorded(output: Path, name: str) -> SweepPhases:
         click.ClickException: it has recorded nothing.
     """
     path = Output(output).phases(name)
-    found = parse_phases(read_json(path)) if path.is_file() else None
-    if found is None:
+    recorded_phases = parse_phases(read_json(path)) if path.is_file() else None
+    if recorded_phases is None:
         raise click.ClickException(f"{path}: does not say where time went. Expected the file of a sweep that has run.")
-    return found
+    return recorded_phases
 
 
-def from_outside(found: SweepPhases, began: float, ended: float) -> SweepPhases:
+def from_outside(phases: SweepPhases, began: float, ended: float) -> SweepPhases:
     """The same with what came before the process could look at its clock, and after: `command` and `shutdown`."""
-    first, last = found.spans[0][1], found.spans[-1][2]
+    first, last = phases.spans[0][1], phases.spans[-1][2]
     before, after = ("command", min(began, first), first), ("shutdown", last, max(ended, last))
-    return replace(found, spans=(before, *found.spans, after))
+    return replace(phases, spans=(before, *phases.spans, after))
 
 
-def result(found: SweepPhases) -> Result:
+def result(phases: SweepPhases) -> Result:
     """The answer: the table, the parts of the wall time, and `wall_over_steps`."""
-    parts, began = found.of_the_wall(), first_step(found)
-    table = phases_table(found)
+    parts, began = phases.of_the_wall(), first_step(phases)
+    table = phases_table(phases)
     lines = zip(table.head, *([cell.text for cell in row] for row in table.rows[: 3 + _MOST_TRIALS]), strict=True)
     names, *rows = [list(line) for line in lines]
-    notes = [phases_sentence(found)]
+    notes = [phases_sentence(phases)]
     notes += [] if began is None else [f"The first training step began {began:.1f} s after the command."]
     data: dict[str, Any] = {
-        "sweep": found.sweep,
-        "cores": found.cores,
-        "wall": found.wall,
-        "steps_over_cores": found.steps_over_cores,
-        "wall_over_steps": found.wall_over_steps,
+        "sweep": phases.sweep,
+        "cores": phases.cores,
+        "wall": phases.wall,
+        "steps_over_cores": phases.steps_over_cores,
+        "wall_over_steps": phases.wall_over_steps,
         "first_step": began,
         "phases": parts,
-        "trials": {trial.key: {"seconds": trial.length, "phases": trial.seconds} for trial in found.trials},
+        "trials": {trial.key: {"seconds": trial.length, "phases": trial.seconds} for trial in phases.trials},
     }
     return Result(
         question="sweep",
-        title=f"The wall time of the sweep {found.sweep}, in seconds",
+        title=f"The wall time of the sweep {phases.sweep}, in seconds",
         columns=["what", *names[1:]],
         rows=rows,
         plot_label="seconds of the wall time",
         places="sweep",
-        series={phase: {found.sweep: parts[phase]} for phase in PHASES if parts[phase] > 0},
+        series={phase: {phases.sweep: parts[phase]} for phase in PHASES if parts[phase] > 0},
         data=data,
         notes=notes,
-        figure=gantt(found),
+        figure=gantt(phases),
     )
 
 
-def first_step(found: SweepPhases) -> float | None:
+def first_step(phases: SweepPhases) -> float | None:
     """Seconds from the command until the first training step of any trial began; None if none did."""
-    began = [start for trial in found.trials for phase, start, _ in trial.spans if phase == "steps"]
-    return min(began) - found.spans[0][1] if began else None
+    began = [start for trial in phases.trials for phase, start, _ in trial.spans if phase == "steps"]
+    return min(began) - phases.spans[0][1] if began else None

@@ -52,22 +52,22 @@ class TimedTracker(Tracker):
 
 def measure(name: str, load: Load, progress: Progress) -> dict[str, Any]:
     """All that is asked of one store."""
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for what, how in (("courier", _courier), ("direct", _direct)):
         progress.step(f"{name}: {what}")
         with _root() as root, store(name, root) as uri:
-            found |= how(uri, root, load)
-    return found
+            numbers |= how(uri, root, load)
+    return numbers
 
 
 def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
     """The benchmark."""
     progress.begin("stores", 2 * len(stores))
-    found: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     for name in stores:
         try:
-            found[name] = measure(name, load, progress)
+            measured[name] = measure(name, load, progress)
         except NotHere as why:
             skipped[name] = str(why)
     offered = load.trials * POINTS / load.every_s
@@ -90,14 +90,14 @@ def run(stores: Sequence[str], load: Load, progress: Progress) -> Result:
             *("open s", "points/s", "CPU %", "p50 s", "p95 s", "close s"),
             *("direct points/s", "direct CPU %", "p50 ms", "p95 ms"),
         ],
-        rows=[_row(name, each) for name, each in found.items()],
+        rows=[_row(name, each) for name, each in measured.items()],
         plot_label="points a second",
         places="store",
         series={
-            how: {name: each[key] for name, each in found.items()}
+            how: {name: each[key] for name, each in measured.items()}
             for how, key in (("courier", "courier_points_per_second"), ("direct", "direct_points_per_second"))
         },
-        data={"load": vars(load), "points_a_step": POINTS, "stores": found, "skipped": skipped},
+        data={"load": vars(load), "points_a_step": POINTS, "stores": measured, "skipped": skipped},
         notes=notes,
     )
 
@@ -116,7 +116,7 @@ def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
     cpu, began, before = _cpu_of_others(), time.monotonic(), tracker.sent
     _wait(lambda: tracker.sent >= load.points)
     drained = time.monotonic() - began
-    found = {
+    numbers = {
         "open_seconds": opened,
         "courier_points_per_second": (load.points - before) / drained,
         "courier_driver_cpu": (_cpu_of_others() - cpu) / drained,
@@ -131,7 +131,7 @@ def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
         _wait(lambda: tracker.sent >= 2 * load.points)
     lags = sorted(tracker.lags)
     assert len(lags) == load.trials * load.steps, len(lags)
-    found |= {
+    numbers |= {
         "lag_p50": statistics.median(lags),
         "lag_p95": lags[int(0.95 * len(lags))],
         "lag_max": lags[-1],
@@ -144,7 +144,7 @@ def _courier(uri: str, root: Path, load: Load) -> dict[str, Any]:
     began = time.monotonic()
     problems = courier.finish("KILLED", None, None)
     assert not problems, problems
-    return {**found, "close_seconds": time.monotonic() - began}
+    return {**numbers, "close_seconds": time.monotonic() - began}
 
 
 def _is_open(folder: TrialFolder) -> bool:
@@ -177,19 +177,19 @@ def _sweep(root: Path, load: Load) -> tuple[Experiment, list[tuple[Trial, TrialF
     return experiment, pairs
 
 
-def _row(name: str, found: dict[str, Any]) -> list[str]:
+def _row(name: str, numbers: dict[str, Any]) -> list[str]:
     return [
         name,
-        f"{found['open_seconds']:.1f}",
-        f"{found['courier_points_per_second']:,.0f}",
-        f"{100 * found['courier_driver_cpu']:.0f}",
-        f"{found['lag_p50']:.1f}",
-        f"{found['lag_p95']:.1f}",
-        f"{found['close_seconds']:.1f}",
-        f"{found['direct_points_per_second']:,.0f}",
-        f"{100 * found['direct_cpu']:.0f}",
-        f"{1e3 * found['call_p50']:.0f}",
-        f"{1e3 * found['call_p95']:.0f}",
+        f"{numbers['open_seconds']:.1f}",
+        f"{numbers['courier_points_per_second']:,.0f}",
+        f"{100 * numbers['courier_driver_cpu']:.0f}",
+        f"{numbers['lag_p50']:.1f}",
+        f"{numbers['lag_p95']:.1f}",
+        f"{numbers['close_seconds']:.1f}",
+        f"{numbers['direct_points_per_second']:,.0f}",
+        f"{100 * numbers['direct_cpu']:.0f}",
+        f"{1e3 * numbers['call_p50']:.0f}",
+        f"{1e3 * numbers['call_p95']:.0f}",
     ]
 
 

@@ -72,9 +72,9 @@ def log_directly(uri: str, run_ids: Sequence[str], load: Load) -> Calls:
         parts = [(uri, list(run_ids[number :: load.processes]), load.steps) for number in range(load.processes)]
         pool.starmap(_log, [(uri, [], 0)] * load.processes)  # imports
         began = time.monotonic()
-        found: list[tuple[list[float], float]] = pool.starmap(_log, parts)
+        answers: list[tuple[list[float], float]] = pool.starmap(_log, parts)
         wall = time.monotonic() - began
-        return Calls([seconds for calls, _ in found for seconds in calls], wall, sum(cpu for _, cpu in found))
+        return Calls([seconds for calls, _ in answers for seconds in calls], wall, sum(cpu for _, cpu in answers))
 
 
 def _wake(_: int) -> None:

@@ -34,10 +34,10 @@ def by_rate(results: "DataFrame") -> "DataFrame":
             raise UserError(f"the results have no column {column!r}: expected those of experiments/study/tuning.yaml.")
     rates = results[[RATE, DENSITY]].astype(float)
     frame = results.assign(rate=rates[RATE], missed=(results["density"] / rates[DENSITY] - 1).abs())
-    found = frame.groupby(["arm", "rate"], sort=False).agg(
+    table = frame.groupby(["arm", "rate"], sort=False).agg(
         loss=("held_out_loss", "mean"), missed=("missed", "max"), trials=("seed", "size")
     )
-    return found[found["trials"] == found["trials"].max()].reset_index()
+    return table[table["trials"] == table["trials"].max()].reset_index()
 
 
 def best(rates: "DataFrame") -> dict[str, float]:

@@ -107,12 +107,12 @@ class Drill:
 
     def steps(self) -> dict[str, int]:
         """The last step that each trial has reported."""
-        found = {}
+        by_trial = {}
         for arm in EXPERIMENT["sweep"]["arms"]:  # type: ignore[index]
             for seed in EXPERIMENT["sweep"]["seeds"]:  # type: ignore[index]
                 lines, _ = read_spool(self.trial(f"{arm}-s{seed}").spool)
-                found[f"{arm}-s{seed}"] = max((line.step for line in lines), default=0)
-        return found
+                by_trial[f"{arm}-s{seed}"] = max((line.step for line in lines), default=0)
+        return by_trial
 
     def running(self) -> list[str]:
         """The trials that have taken a step and have no result."""

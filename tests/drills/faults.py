@@ -169,9 +169,9 @@ def memory() -> dict[str, int]:
     """
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    found = ctypes.CDLL(None).mallinfo2
-    found.restype = _Mallinfo
-    told = found()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    told = mallinfo()
     held = int(status["RssAnon"].split()[0]) * 1024
     return {"bytes": held, "used": told.uordblks + told.hblkhd, "blocks": sys.getallocatedblocks()}
 

@@ -78,7 +78,7 @@ def _most_more(what: str) -> int:
 def _counts(pid: int) -> dict[str, int]:
     """Of the sweep's process `pid` and those that it has started; of several with one task, the most."""
     below = processes_under(pid)
-    found = {"processes": len(below)}
+    counts = {"processes": len(below)}
     for name, mark in (
         ("the sweep", ""),
         ("Tune's", "ImplicitFunc"),
@@ -87,8 +87,8 @@ def _counts(pid: int) -> dict[str, int]:
     ):
         pids = [pid] if not mark else [each for each, line in below.items() if mark in " ".join(line.split()[:2])]
         for what, folder in (("files", "fd"), ("threads", "task")):
-            found[f"{name}, {what}"] = max((_entries(f"/proc/{each}/{folder}") for each in pids), default=0)
-    return found
+            counts[f"{name}, {what}"] = max((_entries(f"/proc/{each}/{folder}") for each in pids), default=0)
+    return counts
 
 
 def _entries(folder: str) -> int:

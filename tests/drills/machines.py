@@ -172,7 +172,7 @@ def the_node_of_a_trials_driver_leaves(scene: Scene) -> str:
         scene.held(process)
         drives = {node: [line for line in _under(node).values() if "ImplicitFunc" in line] for node in others}
         assert sorted(map(len, drives.values())) == [0, 1], drives
-        left = next(node for node, found in drives.items() if found)
+        left = next(node for node, trials in drives.items() if trials)
         began = time.monotonic()
         cluster.remove_node(left)
         scene.wait(process).expect(0, "the process that drove the trial ended without a word")

@@ -202,8 +202,8 @@ def points(scene: Scene, key: str, status: str) -> dict[str, list[tuple[int, flo
     runs = client.search_runs([experiment.experiment_id], f"tags.sweep = '{NAME}' and tags.trial = '{key}'")
     assert [run.info.status for run in runs] == [status], f"{key}: runs {[run.info.status for run in runs]}"
     names = [name for name in runs[0].data.metrics if not name.startswith("speed/")]
-    found = {name: client.get_metric_history(runs[0].info.run_id, name) for name in names}
-    return {name: sorted((point.step, point.value) for point in history) for name, history in sorted(found.items())}
+    histories = {name: client.get_metric_history(runs[0].info.run_id, name) for name in names}
+    return {name: sorted((point.step, point.value) for point in history) for name, history in sorted(histories.items())}
 
 
 def summary_status(scene: Scene) -> list[str]:
@@ -242,11 +242,11 @@ def processes_under(pid: int) -> dict[int, str]:
                 lines[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
             except OSError:  # gone meanwhile
                 continue
-    found: dict[int, str] = {}
+    processes: dict[int, str] = {}
     for each in lines:
         above = each
         while above in parents and above != pid:
             above = parents[above]
         if above == pid and each != pid:
-            found[each] = lines[each]
-    return found
+            processes[each] = lines[each]
+    return processes

@@ -10,8 +10,8 @@ from tests.drills.survive import MIDDLE, ONE, attempts
 
 def _evidence(scene: Scene, step: int, rank: int) -> dict[str, Any]:
     path = scene.trial().evidence / f"step-{step:06d}" / f"rank-{rank}" / "what.json"
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
 
 
 def a_loss_is_not_finite_on_one_rank(scene: Scene) -> str:

@@ -23,8 +23,8 @@ def test_every_way_ends_at_the_same_parameters(tmp_path: Path, monkeypatch: pyte
     words += ["--set", "training.precision=float64", "--output", str(tmp_path / "bench")]
     ran = CliRunner().invoke(bench, words, catch_exceptions=False)
     assert ran.exit_code == 0, ran.stderr
-    found = json.loads(ran.stdout.splitlines()[-1])["measured"]
-    ways = {(each["arm"], each["engine"], each["workers"]) for each in found}
+    measured = json.loads(ran.stdout.splitlines()[-1])["measured"]
+    ways = {(each["arm"], each["engine"], each["workers"]) for each in measured}
     assert ways == {
         ("per_token", "hooks", 2),
         ("per_token", "fused", 2),
@@ -32,7 +32,7 @@ def test_every_way_ends_at_the_same_parameters(tmp_path: Path, monkeypatch: pyte
         ("per_token", "fused", 1),
     }
     assert ways_of(small_experiment(arm="aggregated")) == (("hooks", 2), ("hooks", 1))
-    for each in found:
+    for each in measured:
         assert each["largest_loss_difference"] < 1e-9
         assert each["parameter_difference"] < 1e-6  # Adam divides rounding by the root of a tiny second moment
         assert each["last_loss"] > 0

@@ -47,17 +47,17 @@ def test_it_compares_loading_with_training_and_data_sets_with_each_other(
     factors = ["--scale-factors", "1", "--scale-factors", "2"]
     done = CliRunner().invoke(bench, ["data", *words, *factors, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    rates = [found[name]["tokens"] / found[name]["all_seconds"][0] for name in ("loader", "training")]
-    assert found["loader"]["tokens_per_second"] == pytest.approx(rates[0])
-    assert found["training"]["tokens_per_second"] == pytest.approx(rates[1])
-    assert found["trainings_one_loader_feeds"] == pytest.approx(rates[0] / rates[1])
-    assert 0 < found["training"]["tokens"] < found["loader"]["tokens"]
-    assert (found["engine"], found["compile"]) == ("fused", "eager")
-    once, twice = found["sizes"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    rates = [result[name]["tokens"] / result[name]["all_seconds"][0] for name in ("loader", "training")]
+    assert result["loader"]["tokens_per_second"] == pytest.approx(rates[0])
+    assert result["training"]["tokens_per_second"] == pytest.approx(rates[1])
+    assert result["trainings_one_loader_feeds"] == pytest.approx(rates[0] / rates[1])
+    assert 0 < result["training"]["tokens"] < result["loader"]["tokens"]
+    assert (result["engine"], result["compile"]) == ("fused", "eager")
+    once, twice = result["sizes"]
     assert (once["factor"], twice["factor"]) == (1, 2)
     assert twice["rows"] == pytest.approx(2 * once["rows"], rel=0.02)  # which tasks are held out changes a little
-    assert once["tokens"] == found["loader"]["tokens"]
+    assert once["tokens"] == result["loader"]["tokens"]
     for size in (once, twice):
         assert set(size["stages"]) == set(STAGES)
         assert size["peak_bytes"] == max(stage["peak_bytes"] for stage in size["stages"].values())
@@ -66,7 +66,7 @@ def test_it_compares_loading_with_training_and_data_sets_with_each_other(
         assert 0 < size["open_seconds"] == size["stages"]["open"]["seconds"]
         assert size["disk_bytes"] > 50_000
     growth = (twice["peak_bytes"] - once["peak_bytes"]) / (twice["rows"] - once["rows"])
-    assert found["bytes_a_row"] == pytest.approx(growth)
+    assert result["bytes_a_row"] == pytest.approx(growth)
     assert "One loader could feed" in (tmp_path / "data.md").read_text()
 
 

@@ -31,23 +31,23 @@ def test_it_tells_the_table_the_chart_and_the_ratio_of_a_finished_sweep(tmp_path
     _record(tmp_path / "runs")
     words = ["sweep", "--finished", str(tmp_path / "runs"), "--output", str(tmp_path / "bench"), "--json"]
     done = CliRunner().invoke(bench, words, catch_exceptions=False)
-    found = json.loads(done.stdout)
-    assert found["wall"] == 16
-    assert found["steps_over_cores"] == 3  # 6 s on one of two cores
-    assert found["wall_over_steps"] == pytest.approx(16 / 3)
-    assert found["first_step"] == 9
-    assert sum(found["phases"].values()) == pytest.approx(16)
-    assert found["trials"]["per_token-s0"]["phases"] == {"steps": 6.0, "worker": 2.0, "driver": 2.0}
+    result = json.loads(done.stdout)
+    assert result["wall"] == 16
+    assert result["steps_over_cores"] == 3  # 6 s on one of two cores
+    assert result["wall_over_steps"] == pytest.approx(16 / 3)
+    assert result["first_step"] == 9
+    assert sum(result["phases"].values()) == pytest.approx(16)
+    assert result["trials"]["per_token-s0"]["phases"] == {"steps": 6.0, "worker": 2.0, "driver": 2.0}
     assert "| steps | 6.0 | 37.5 | 6.0 | 6.0 |" in (tmp_path / "bench" / "sweep.md").read_text()
     assert (tmp_path / "bench" / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_lies_outside_the_process_is_counted_too(tmp_path: Path) -> None:
     _record(tmp_path)
-    found = sweep.from_outside(sweep.recorded(tmp_path, "smoke"), began=98.5, ended=118.0)
-    assert found.wall == 19.5
-    assert found.of_the_wall()["command"] == 6.5
-    assert found.of_the_wall()["shutdown"] == 2.0
+    phases = sweep.from_outside(sweep.recorded(tmp_path, "smoke"), began=98.5, ended=118.0)
+    assert phases.wall == 19.5
+    assert phases.of_the_wall()["command"] == 6.5
+    assert phases.of_the_wall()["shutdown"] == 2.0
 
 
 def test_a_folder_without_the_sweep_is_refused(tmp_path: Path) -> None:

@@ -29,10 +29,10 @@ def test_every_part_is_measured_and_the_index_does_not_grow_with_the_run(tmp_pat
     words = ["bookkeeping", "--steps", "300", "--steps", "3000", "--repeats", "3", "--json", "--output", str(tmp_path)]
     done = CliRunner().invoke(bench, words, catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])["steps"]
-    assert set(found) == {"300", "3000"}
-    for parts in found.values():
+    steps = json.loads(done.stdout.splitlines()[-1])["steps"]
+    assert set(steps) == {"300", "3000"}
+    for parts in steps.values():
         assert set(parts) == set(PARTS)
         assert all(value > 0 for value in parts.values())
     # 3,000 steps are about 380 pieces: by name they would take 35 KiB
-    assert found["3000"]["index bytes"] < 9_000
+    assert steps["3000"]["index bytes"] < 9_000

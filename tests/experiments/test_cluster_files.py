@@ -64,9 +64,9 @@ def test_nodes_start_with_token_authentication_and_options_that_ray_has(path: Pa
 def commands_in(text: str) -> list[list[str]]:
     """The `tiny-onn ...` lines of a file: examples in comments and code blocks, with continued lines joined."""
     joined = re.sub(r"\\\n\s*#?", " ", text)
-    found = re.findall(r"^[ #-]*(?:nohup \S*/)?(tiny-onn [a-z].*)$", joined, re.MULTILINE)
-    found = [re.split(r" > ", line)[0] for line in found]
-    return [shlex.split(re.split(r"\s{3,}", line)[0])[1:] for line in found]
+    lines = re.findall(r"^[ #-]*(?:nohup \S*/)?(tiny-onn [a-z].*)$", joined, re.MULTILINE)
+    lines = [re.split(r" > ", line)[0] for line in lines]
+    return [shlex.split(re.split(r"\s{3,}", line)[0])[1:] for line in lines]
 
 
 @pytest.mark.parametrize("path", [*FOR_RAY_UP, PAGE], ids=lambda path: path.name)
@@ -77,9 +77,9 @@ def test_the_commands_that_are_shown_exist(path: Path) -> None:
         command: click.Command = main
         context = click.Context(main)
         while isinstance(command, click.Group):
-            found = command.get_command(context, words[0])
-            assert found is not None, words
-            command, words = found, words[1:]
+            subcommand = command.get_command(context, words[0])
+            assert subcommand is not None, words
+            command, words = subcommand, words[1:]
         command.make_context(command.name, list(words))  # raises for an option that is not there
 
 

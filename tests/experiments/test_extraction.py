@@ -75,18 +75,18 @@ def test_by_hand(name: str) -> None:
 def test_it_prints_one_json_object_and_files_table_plot_and_numbers(tmp_path: Path) -> None:
     done = command(tmp_path, "--seq", "30")
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert list(found["methods"]) == list(METHODS)
+    result = json.loads(done.stdout)
+    assert list(result["methods"]) == list(METHODS)
     for name in OWN:
-        each = found["methods"][name]
+        each = result["methods"][name]
         assert each["seconds"] > 0
         assert each["x_factored"] > 0
         assert each["peak_bytes"] == 4 * (2 * 12 * 20 + (144 if METHODS[name].through_backward else 0))
         assert ("seconds_above" in each) == (name == "factored_in_hook")
         assert each.get("differs_by", 0) <= extraction.TOLERANCE
-    assert [(cell["hidden"], cell["seq"]) for cell in found["sizes"]] == [(12, 20), (12, 30)]
-    assert found["sizes"][0]["methods"] == found["methods"]
-    assert json.loads((tmp_path / "extraction.json").read_text()) == found
+    assert [(cell["hidden"], cell["seq"]) for cell in result["sizes"]] == [(12, 20), (12, 30)]
+    assert result["sizes"][0]["methods"] == result["methods"]
+    assert json.loads((tmp_path / "extraction.json").read_text()) == result
     assert "| 12/30 | factored_in_hook |" in (tmp_path / "extraction.md").read_text()
     assert (tmp_path / "extraction.png").stat().st_size > 1000
 
@@ -126,8 +126,8 @@ def test_a_wrong_method_is_noticed(
 def test_what_does_not_fit_is_said_with_its_size_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(extraction, "free_bytes", lambda _: 2**33)
     size = LayerSize(1024, 4096)
-    found = extraction._why_not("einsum", size, torch.device("cpu"))
-    assert found == "does not fit: its gradients take 16.0 GiB, 8.0 GiB are free"
+    reason = extraction._why_not("einsum", size, torch.device("cpu"))
+    assert reason == "does not fit: its gradients take 16.0 GiB, 8.0 GiB are free"
     for name in ("factored", "einsum_chunked", "vmap"):
         assert extraction._why_not(name, size, torch.device("cpu")) is None
     monkeypatch.setattr(extraction, "free_bytes", lambda _: 4 * 12 * 12 * 20)
@@ -138,12 +138,12 @@ def test_what_does_not_fit_is_said_with_its_size_and_not_run(monkeypatch: pytest
 
 def test_memory_is_that_of_the_gradients_that_are_built() -> None:
     size = LayerSize(128, 256)
-    found = extraction.measure(size, 1, 1, progress(), ("factored", "einsum"))
+    methods = extraction.measure(size, 1, 1, progress(), ("factored", "einsum"))
     whole = METHODS["einsum"].bytes_needed(size)
     assert whole == 4 * 256 * 128 * 128
-    assert whole <= found["einsum"]["peak_bytes"] < 1.3 * whole
-    assert found["factored"]["peak_bytes"] < whole / 10
-    assert found["einsum"]["peak_x_factored"] > 10
+    assert whole <= methods["einsum"]["peak_bytes"] < 1.3 * whole
+    assert methods["factored"]["peak_bytes"] < whole / 10
+    assert methods["einsum"]["peak_x_factored"] > 10
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -122,8 +122,8 @@ def test_the_command_says_what_would_change(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     page = tmp_path / "docs" / "page.md"
     page.write_text('9.99\n<!-- numbers: bench("step", "hooks", "x") -->\n')
-    found = CliRunner().invoke(figures.main, ["--check"])
-    assert (found.exit_code, found.output) == (1, "would change: docs/page.md\n")
+    done = CliRunner().invoke(figures.main, ["--check"])
+    assert (done.exit_code, done.output) == (1, "would change: docs/page.md\n")
     assert page.read_text().startswith("9.99")
     monkeypatch.setattr(figures, "images", dict)
     assert CliRunner().invoke(figures.main, []).output == "changed: docs/page.md\n"

@@ -27,12 +27,12 @@ def test_the_summed_cost_is_that_of_the_weight_gradient(call) -> None:
 
 def test_without_a_cost_goodness_is_contribution_times_relevance(call) -> None:
     grad_output, x, masked_output = call
-    found = token_signals(
+    signals = token_signals(
         GOODNESS, NO_COST, Moment(x, masked_output, grad_output), WeightState(torch.zeros(4, 5))
     ).goodness
     for n in range(7):
         product = oracles.mas(masked_output[n].abs()) * oracles.mas(grad_output[n].abs())
-        assert torch.allclose(found[n], oracles.mas(product), rtol=1e-8)  # EPS beside a cost of 1
+        assert torch.allclose(signals[n], oracles.mas(product), rtol=1e-8)  # EPS beside a cost of 1
 
 
 def test_the_arms_are_found_by_the_names_that_the_study_uses() -> None:

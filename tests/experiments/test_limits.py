@@ -10,11 +10,11 @@ def test_the_constants_are_those_of_what_there_is(tmp_path: Path) -> None:
     words = ["--trials", "5", "--rows", "4000", "--ranks", "4", "--rows-per-group", "64", "--json"]
     done = CliRunner().invoke(bench, ["limits", *words, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["look"]["trials"] == 5
-    assert found["look"]["seconds"] > 0
-    assert found["plans"]["4"]["seconds"] > 0
-    stored = found["sizes"]["64"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["look"]["trials"] == 5
+    assert result["look"]["seconds"] > 0
+    assert result["plans"]["4"]["seconds"] > 0
+    stored = result["sizes"]["64"]
     assert 250 < stored["tokens_a_row"] < 400  # of the tasks of at most 512 tokens
     assert 0.1 < stored["bytes_a_token"] < 4  # four columns, compressed
     assert stored["footer_bytes_a_group"] > 100

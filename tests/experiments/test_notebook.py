@@ -14,8 +14,8 @@ Cell = dict[str, Any]
 
 
 def cells(code: bool = False) -> list[Cell]:
-    found = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    return [cell for cell in found if not code or cell["cell_type"] == "code"]
+    both = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in both if not code or cell["cell_type"] == "code"]
 
 
 def shown(cell: Cell) -> str:
@@ -33,9 +33,9 @@ def images(cell: Cell) -> int:
     return sum("image/png" in output.get("data", {}) for output in cell["outputs"])
 
 
-def check_outputs(found: list[Cell]) -> None:
+def check_outputs(outputs: list[Cell]) -> None:
     """Of cells that ran: the plan, the live view at its end, tables, two figures, and the report's first finding."""
-    code = [cell for cell in found if cell["cell_type"] == "code"]
+    code = [cell for cell in outputs if cell["cell_type"] == "code"]
     whole = [shown(cell) for cell in code]
     assert re.search(r"\b3 trials, [123] at once", whole[1])
     assert "first-look: 3 of 3 done" in whole[2]

@@ -38,10 +38,10 @@ def test_all_time_is_accounted_for() -> None:
         a @ a
         time.sleep(0.02)  # what no operator tells of
 
-    found, whole = by_kind(step, 2, torch.device("cpu"))
-    assert found["matrix products"] > 0
-    assert found["all else"] > 0.019
-    assert sum(found.values()) == pytest.approx(whole, rel=0.05)  # the profiler's own bookkeeping
+    seconds, whole = by_kind(step, 2, torch.device("cpu"))
+    assert seconds["matrix products"] > 0
+    assert seconds["all else"] > 0.019
+    assert sum(seconds.values()) == pytest.approx(whole, rel=0.05)  # the profiler's own bookkeeping
 
 
 def test_a_kernel_on_a_gpu_counts_once() -> None:
@@ -56,8 +56,8 @@ def test_a_kernel_on_a_gpu_counts_once() -> None:
         seen("Optimizer.step#AdamW.step", DeviceType.CUDA, 0.0, 1e6),  # a range on the device's time line, no work
         seen("cudaLaunchKernel", DeviceType.CPU, 40.0, 0.0),
     ]
-    found = {kind: seconds for kind, seconds in seconds_of(operators, on_gpu=True).items() if seconds}
-    assert found == {"matrix products": 3.0, "optimisers and clipping": 1.0}
+    took = {kind: seconds for kind, seconds in seconds_of(operators, on_gpu=True).items() if seconds}
+    assert took == {"matrix products": 3.0, "optimisers and clipping": 1.0}
 
 
 def test_it_tells_of_every_variant_what_it_adds(tmp_path: Path) -> None:

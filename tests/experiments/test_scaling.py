@@ -87,10 +87,10 @@ def test_the_bounds_are_in_order_and_compute_is_the_least(
 def test_the_fit_finds_the_network_that_made_the_times(bandwidth: float, latency: float, workers: int) -> None:
     made = Network(bandwidth, latency)
     sizes = (10**3, 10**5, 10**7, 10**9)
-    found = fit_network(sizes, [all_reduce_seconds(size, workers, made) for size in sizes], workers)
+    fitted = fit_network(sizes, [all_reduce_seconds(size, workers, made) for size in sizes], workers)
     # The normal equations lose digits where one of the two terms is a millionth of the other.
-    assert found.bandwidth == pytest.approx(bandwidth, rel=1e-4)
-    assert found.latency == pytest.approx(latency, rel=1e-4)
+    assert fitted.bandwidth == pytest.approx(bandwidth, rel=1e-4)
+    assert fitted.latency == pytest.approx(latency, rel=1e-4)
 
 
 def test_a_fit_has_no_negative_latency_and_refuses_times_that_tell_nothing() -> None:
@@ -115,9 +115,9 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
     words = ["--hidden", "16", "--layers", "1", "--seq", "12", "--workers", "2", "--repeats", "2", "--json"]
     done = CliRunner().invoke(bench, ["scaling", *words, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["compiled"] is False
-    measured = {(each["scaling"], each["workers"], each["variant"]): each for each in found["measured"]}
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["compiled"] is False
+    measured = {(each["scaling"], each["workers"], each["variant"]): each for each in result["measured"]}
     assert {key[:2] for key in measured} == {
         *((scaling, count) for scaling in ("weak", "strong") for count in (1, 2)),
         ("independent", 2),
@@ -138,17 +138,17 @@ def test_it_measures_fits_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path
         # Counts of labels and tokens, int64, and both losses; the prototypes' sums and counts of hooks.
         assert pair["collectives"] == 3
         assert measured["weak", 1, variant]["bytes"] == measured["weak", 1, variant]["collectives"] == 0
-    costs = found["fit"]["costs"]
+    costs = result["fit"]["costs"]
     assert sum(costs["fused"]["in_backward"]) == sum(costs["none"]["in_backward"]) == gradients
     assert costs["fused"]["apart"][0] == costs["none"]["apart"][0] == 2 * 8
     assert sum(costs["hooks"]["in_backward"]) == gradients - 4 * (4 * 256)
     assert costs["hooks"]["apart"][1] == 4 * (4 * (256 + 2) + 1)
     for cost in costs.values():
         assert 0 < cost["backward"] < cost["compute"]
-    assert found["fit"]["bandwidth_gbit"] > 0
-    assert set(found["fit"]["check"]) == set(costs)
-    assert [each["workers"] for each in found["predicted"]] == [8, 16, 64, 256, 1024] * 3
-    for each in found["predicted"]:
+    assert result["fit"]["bandwidth_gbit"] > 0
+    assert set(result["fit"]["check"]) == set(costs)
+    assert [each["workers"] for each in result["predicted"]] == [8, 16, 64, 256, 1024] * 3
+    for each in result["predicted"]:
         assert 0 < each["no_overlap"]["efficiency"] <= each["full_overlap"]["efficiency"] <= 1
     told = (tmp_path / "scaling.md").read_text()
     assert "predictions, not measurements" in told

@@ -20,9 +20,9 @@ def test_the_output_is_the_layers(inputs: int, outputs: int, density: float) -> 
     torch.nn.init.normal_(layer.mu_bias)
     x = torch.randn(7, inputs, dtype=torch.float64)
     with torch.no_grad():
-        found, truth = question.skipping(layer, x), layer(x)
+        output, truth = question.skipping(layer, x), layer(x)
     assert bool((truth == 0).any())
-    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-14)
 
 
 def test_every_width_and_density_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,14 +23,14 @@ def test_it_prints_one_json_object_and_files_table_plot_and_numbers(tmp_path: Pa
     chosen = [word for name in ("two_pass", "plain_eager", "einsum") for word in ("--variant", name)]
     done = CliRunner().invoke(bench, [*TINY, *chosen, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert set(found["variants"]) == {"plain_eager", "two_pass", "einsum"}
-    for each in found["variants"].values():
+    result = json.loads(done.stdout)
+    assert set(result["variants"]) == {"plain_eager", "two_pass", "einsum"}
+    for each in result["variants"].values():
         assert each["seconds"] > 0
         assert each["peak_bytes"] > 4 * 4 * 16 * 16
-    assert found["router_gradients_agree_to"] < 1e-3
-    assert found["base"] == "plain_eager"  # not the first: there is no compiled plain step
-    assert found["variants"]["plain_eager"]["x_base"] == 1
+    assert result["router_gradients_agree_to"] < 1e-3
+    assert result["base"] == "plain_eager"  # not the first: there is no compiled plain step
+    assert result["variants"]["plain_eager"]["x_base"] == 1
     assert json.loads((tmp_path / "step.json").read_text())["sizes"][0]["seq"] == 24
     assert "| two_pass |" in (tmp_path / "step.md").read_text()
     assert (tmp_path / "step.png").stat().st_size > 1000
@@ -67,10 +67,10 @@ def test_a_variant_that_runs_out_of_memory_is_said_and_the_rest_runs(
     chosen = [word for name in ("einsum", "plain_eager", "two_pass") for word in ("--variant", name)]
     done = CliRunner().invoke(bench, [*TINY, *chosen, "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    found = json.loads(done.stdout)["variants"]
-    assert found["einsum"] == {"not_run": "does not fit: Tried to allocate 64.00 GiB"}
-    assert all(found[name]["seconds"] > 0 for name in ("plain_eager", "two_pass"))
-    assert list(found) == ["einsum", "plain_eager", "two_pass"]
+    by_name = json.loads(done.stdout)["variants"]
+    assert by_name["einsum"] == {"not_run": "does not fit: Tried to allocate 64.00 GiB"}
+    assert all(by_name[name]["seconds"] > 0 for name in ("plain_eager", "two_pass"))
+    assert list(by_name) == ["einsum", "plain_eager", "two_pass"]
 
 
 def test_the_einsum_holds_one_float32_for_each_token_expert_and_input() -> None:
@@ -88,13 +88,13 @@ def test_every_size_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_all_uncompiled_variants_learn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    found = {}
+    by_variant = {}
     for name in ("two_pass", "einsum", "hooks", "hooks_observed", "fused_elementwise", "fused_observed"):
         step = Step(name, Size(16, 2, 20))
         step._model.double()
-        found[name] = torch.cat([gradient.flatten() for gradient in step.router_gradients()])
-    truth = found.pop("two_pass")
-    for gradients in found.values():  # all but the loss, which is taken in float32, is in float64
+        by_variant[name] = torch.cat([gradient.flatten() for gradient in step.router_gradients()])
+    truth = by_variant.pop("two_pass")
+    for gradients in by_variant.values():  # all but the loss, which is taken in float32, is in float64
         assert float((gradients - truth).norm() / truth.norm()) < 1e-6
 
 
