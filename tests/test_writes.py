@@ -89,7 +89,7 @@ def _opens_to_write(node: ast.Call) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "calls"),
     [
         ("p.open('w')", ["open"]),
         ("open(p, 'ab')", ["open"]),
