@@ -59,13 +59,13 @@ def assert_whole(store: Output, trial: Trial, folder: TrialFolder, status: str, 
 def statuses(store: Output, sweep: str) -> Counter:
     """How many active runs of a sweep, its summary included, have which status."""
     database = sqlite3.connect(store.root / "mlflow.db")
-    found = database.execute(
+    rows = database.execute(
         "select r.status from runs r join tags t on t.run_uuid = r.run_uuid and t.key = 'sweep' "
         "where r.lifecycle_stage = 'active' and t.value = ?",
         [sweep],
     ).fetchall()
     database.close()
-    return Counter(status for (status,) in found)
+    return Counter(status for (status,) in rows)
 
 
 def files_of(store: Output, run_id: str) -> set[str]:

@@ -8,18 +8,18 @@ import psutil
 
 def listening(pid: int) -> set[str]:
     """Addresses, as ip:port, of the TCP and UDP sockets of a process and its descendants that take from others."""
-    found: set[str] = set()
+    addresses: set[str] = set()
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
             for connection in process.net_connections("inet"):
                 if connection.status == psutil.CONN_LISTEN or (
                     connection.status == psutil.CONN_NONE and connection.laddr
                 ):
-                    found.add(f"{connection.laddr.ip}:{connection.laddr.port}")
-    return found
+                    addresses.add(f"{connection.laddr.ip}:{connection.laddr.port}")
+    return addresses
 
 
 def reachable_from_elsewhere(addresses: set[str]) -> set[str]:
     """Those of them that are not loopback."""
-    found = {each: ipaddress.ip_address(each.rpartition(":")[0]) for each in addresses}
-    return {each for each, ip in found.items() if not (getattr(ip, "ipv4_mapped", None) or ip).is_loopback}
+    by_address = {each: ipaddress.ip_address(each.rpartition(":")[0]) for each in addresses}
+    return {each for each, ip in by_address.items() if not (getattr(ip, "ipv4_mapped", None) or ip).is_loopback}

@@ -51,14 +51,14 @@ def links(output):
         words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     ) as command:
         try:
-            found, name = {}, ""
+            urls, name = {}, ""
             for line in iter(command.stdout.readline, ""):
                 if "Ctrl-C" in line:
                     break
                 if line.startswith("  "):
-                    found[name] = line.strip()
+                    urls[name] = line.strip()
                 name = line.strip().rstrip(":")
-            yield found
+            yield urls
         finally:
             command.terminate()
             command.wait(timeout=30)

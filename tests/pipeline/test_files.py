@@ -14,7 +14,7 @@ def test_threads_that_write_one_file_are_in_nobodys_way(tmp_path: Path) -> None:
     path, text = tmp_path / "file.json", json.dumps(list(range(1000)))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_whole(path, text), range(400)))  # an error of any would come out here
-    assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
+    assert [file.name for file in tmp_path.iterdir()] == ["file.json"]
     assert path.read_text() == text
 
 
@@ -29,4 +29,4 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="no space"):
         write_whole(path, json.dumps(2))
     assert read_json(path) == 1
-    assert [found.name for found in path.parent.iterdir()] == ["file.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]

@@ -38,11 +38,11 @@ def test_plain_names_are_taken(tmp_path, name):
 def test_whatever_is_taken_lies_in_the_folder(name):
     folder = Path("/nowhere/folder")
     try:
-        found = inside(folder, name)
+        place = inside(folder, name)
     except ForeignName:
         return
-    assert found.resolve().is_relative_to(folder)
-    assert found != folder
+    assert place.resolve().is_relative_to(folder)
+    assert place != folder
 
 
 def test_links_on_the_way_are_not_followed(tmp_path):

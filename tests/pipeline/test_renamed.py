@@ -45,15 +45,15 @@ def test_so_it_is_in_grids_scales_and_settings_of_arms(tmp_path: Path) -> None:
     sweep["arm_settings"] = {"task_only": {"model.gain": 2.0}}
     scales = {"a": {f"training.{OLD}": 4}, "b": {"training": {OLD: 5}}}
     with pytest.warns(RenamedWarning):
-        found = read_experiment(_written(tmp_path, {"sweep": sweep, "scales": scales}))
-    assert found.sweep is not None
-    assert dict(found.sweep.grid) == {f"training.{NEW}": (1, 2)}
-    assert found.scales == {"a": {f"training.{NEW}": 4}, "b": {"training": {NEW: 5}}}
+        experiment = read_experiment(_written(tmp_path, {"sweep": sweep, "scales": scales}))
+    assert experiment.sweep is not None
+    assert dict(experiment.sweep.grid) == {f"training.{NEW}": (1, 2)}
+    assert experiment.scales == {"a": {f"training.{NEW}": 4}, "b": {"training": {NEW: 5}}}
     own = {**sweep, "grid": {}, "arm_settings": {"task_only": {f"training.{OLD}": 6}}}
     with pytest.warns(RenamedWarning):
-        found = read_experiment(_written(tmp_path, {"sweep": own}))
-    assert found.sweep is not None
-    assert found.sweep.arm_settings == {"task_only": {f"training.{NEW}": 6}}
+        experiment = read_experiment(_written(tmp_path, {"sweep": own}))
+    assert experiment.sweep is not None
+    assert experiment.sweep.arm_settings == {"task_only": {f"training.{NEW}": 6}}
 
 
 def test_a_setting_by_both_names_is_refused(tmp_path: Path) -> None:
@@ -84,8 +84,8 @@ def test_an_option_by_its_old_name_is_the_same_option(command: str, monkeypatch:
     words = [command, "x.yaml", "--track-later", *(["--address", "http://a:1"] if command == "submit" else [])]
     words += ["--any-versions", "--add=b.py"] if command == "submit" else []
     with pytest.warns(RenamedWarning) as told:
-        found = CliRunner().invoke(main, words)
-    assert (found.exit_code, seen["allow_offline_tracking"]) == (0, True), found.output
+        done = CliRunner().invoke(main, words)
+    assert (done.exit_code, seen["allow_offline_tracking"]) == (0, True), done.output
     assert len(told) == (3 if command == "submit" else 1)
     if command == "submit":
         assert (seen["skip_version_check"], seen["include"]) == (True, (Path("b.py"),))

@@ -46,17 +46,17 @@ def _start(words: list[str]) -> subprocess.Popen[str]:
 
 def _workers_of(driver: int) -> list[int]:
     """Ray's training workers in the sessions that a driver has started."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and b"RayTrainWorker" in (entry / "cmdline").read_bytes():
                 pid = int(entry.name)
                 while pid not in (0, 1, driver):
                     pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-                found += [int(entry.name)] if pid == driver else []
+                pids += [int(entry.name)] if pid == driver else []
         except (OSError, ValueError):
             continue
-    return found
+    return pids
 
 
 def _wait(what: str, look, process: subprocess.Popen[str], limit_s: float = 240.0) -> None:
@@ -116,9 +116,9 @@ def test_a_sweep_goes_on_from_the_storage_on_another_machine_bit_equal(tmp_path:
         assert not (tmp_path / "there" / place / "checkpoints").exists()
     for output in ("there",):  # an MLflow of its own, which now has every point once
         client = open_store(f"sqlite:///{tmp_path / output / 'mlflow.db'}")
-        found = client.get_experiment_by_name("tiny-onn")
-        assert found is not None
-        for run in client.search_runs([found.experiment_id], "tags.arm = 'per_token'"):
+        recorded = client.get_experiment_by_name("tiny-onn")
+        assert recorded is not None
+        for run in client.search_runs([recorded.experiment_id], "tags.arm = 'per_token'"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "train/task_loss")]
             assert steps == list(range(4, 241, 4))
 
@@ -148,9 +148,9 @@ def test_a_driver_that_slept_leaves_the_sweep_to_the_one_that_took_it_over(tmp_p
             if process.poll() is None:
                 process.kill()
     client = open_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    found = client.get_experiment_by_name("tiny-onn")
-    assert found is not None
-    runs = client.search_runs([found.experiment_id])
+    recorded = client.get_experiment_by_name("tiny-onn")
+    assert recorded is not None
+    runs = client.search_runs([recorded.experiment_id])
     assert sorted((run.data.tags["role"], run.info.status) for run in runs) == [
         ("summary", "FINISHED"),
         ("trial", "FINISHED"),

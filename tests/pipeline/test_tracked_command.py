@@ -72,8 +72,8 @@ def delivered(store: Output, folder: TrialFolder) -> list[tuple[str, int]]:
     if not run_id:  # and so, perhaps, a store whose tables are still being made
         return []
     with sqlite3.connect(store.root / "mlflow.db") as database:
-        found = database.execute("select key, step from metrics where run_uuid = ? order by rowid", [run_id])
-        return [(str(key), int(step)) for key, step in found]
+        rows = database.execute("select key, step from metrics where run_uuid = ? order by rowid", [run_id])
+        return [(str(key), int(step)) for key, step in rows]
 
 
 def assert_delivered(store: Output, folders: list[TrialFolder]) -> None:

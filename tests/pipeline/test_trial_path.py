@@ -26,25 +26,25 @@ sweep: {arms: [per_token, task_only], seeds: [0, 1, 2]}
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often an Experiment has been validated, and dumped to write it somewhere."""
-    found: Counter[str] = Counter()
+    counter: Counter[str] = Counter()
     validate, dump, trials = Experiment.model_validate_json, Experiment.model_dump_json, Trial.__init__
 
     def counted_validate(*arguments: Any, **options: Any) -> Experiment:
-        found["validated"] += 1
+        counter["validated"] += 1
         return validate(*arguments, **options)
 
     def counted_dump(self: Experiment, **options: Any) -> str:
-        found["written"] += 1
+        counter["written"] += 1
         return dump(self, **options)
 
     def counted_trial(self: Trial, **values: Any) -> None:
-        found["made"] += 1
+        counter["made"] += 1
         trials(self, **values)
 
     monkeypatch.setattr(Experiment, "model_validate_json", counted_validate)
     monkeypatch.setattr(Experiment, "model_dump_json", counted_dump)
     monkeypatch.setattr(Trial, "__init__", counted_trial)
-    return found
+    return counter
 
 
 def test_a_trial_is_made_validated_and_written_once_from_the_file_to_its_workers(

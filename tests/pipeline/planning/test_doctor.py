@@ -62,9 +62,9 @@ def test_a_refusal_stops_a_run_and_a_check_that_fails_itself_does_not() -> None:
     def breaks() -> list[Finding]:
         raise RuntimeError("odd")
 
-    found = list(examine([("one", refuses), ("two", breaks)]))
-    assert found[0] == Finding("one", STOPS, "address x: nothing answers", "Expected a head.")
-    assert (found[1].verdict, found[1].found) == (NOTE, "could not be checked (RuntimeError: odd)")
+    findings = list(examine([("one", refuses), ("two", breaks)]))
+    assert findings[0] == Finding("one", STOPS, "address x: nothing answers", "Expected a head.")
+    assert (findings[1].verdict, findings[1].found) == (NOTE, "could not be checked (RuntimeError: odd)")
 
 
 def test_on_a_machine_without_problems_the_command_ends_with_0_and_writes_nothing(
@@ -86,24 +86,24 @@ def test_python(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], verdi
 
 def test_packages_that_are_missing_of_a_refused_version_or_not_the_pinned_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "missing_packages", lambda: ["ray", "mlflow"])
-    found = worst(doctor_checks.packages())
-    assert (found.verdict, found.found, found.fix) == (
+    finding = worst(doctor_checks.packages())
+    assert (finding.verdict, finding.found, finding.fix) == (
         STOPS,
         "missing: ray, mlflow",
         "pip install 'tiny-onn[pipeline]'",
     )
     monkeypatch.setattr(doctor_checks, "missing_packages", list)
     monkeypatch.setattr(doctor_checks, "requirements_here", lambda: ["click<8", "rich"])
-    found = worst(doctor_checks.packages())
-    assert found.verdict is STOPS
-    assert "allowed is <8" in found.found
-    assert found.fix.endswith("pip install 'click<8'")
+    finding = worst(doctor_checks.packages())
+    assert finding.verdict is STOPS
+    assert "allowed is <8" in finding.found
+    assert finding.fix.endswith("pip install 'click<8'")
     monkeypatch.setattr(doctor_checks, "requirements_here", lambda: ["click"])
     monkeypatch.setattr(doctor_checks, "read_pins", lambda path: {"click": "7.0"})
-    found = worst(doctor_checks.packages())
-    assert found.verdict is NOTE
-    assert "expected 7.0" in found.found
-    assert "--constraint" in found.fix
+    finding = worst(doctor_checks.packages())
+    assert finding.verdict is NOTE
+    assert "expected 7.0" in finding.found
+    assert "--constraint" in finding.fix
 
 
 def test_cores_as_the_container_limits_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +111,9 @@ def test_cores_as_the_container_limits_them(monkeypatch: pytest.MonkeyPatch) -> 
     for usable, load, verdict in ((1.0, 0.0, NOTE), (4.0, 0.0, GOOD), (4.0, 7.0, NOTE)):
         monkeypatch.setattr(doctor_checks, "local_resources", lambda usable=usable: Resources(usable))
         monkeypatch.setattr(doctor_checks.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
-        found = worst(doctor_checks.cores())
-        assert found.verdict is verdict
-        assert found.found.startswith(f"{usable:g} of 64")
+        finding = worst(doctor_checks.cores())
+        assert finding.verdict is verdict
+        assert finding.found.startswith(f"{usable:g} of 64")
 
 
 @pytest.mark.parametrize(("size", "verdict"), [(1e9, STOPS), (3e9, NOTE), (8e9, GOOD)])
@@ -133,9 +133,9 @@ def test_an_output_folder_that_cannot_be_used_or_is_nearly_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    found = worst(examine([("output", lambda: doctor_checks.output(tmp_path / "file"))]))
-    assert found.verdict is STOPS
-    assert found.fix == "Expected a folder that can be written to."
+    finding = worst(examine([("output", lambda: doctor_checks.output(tmp_path / "file"))]))
+    assert finding.verdict is STOPS
+    assert finding.fix == "Expected a folder that can be written to."
     for free, verdict in ((1e8, STOPS), (1e9, NOTE), (1e10, GOOD)):
         monkeypatch.setattr(doctor_checks, "check_output", lambda folder, free=free: free)
         assert worst(doctor_checks.output(tmp_path)).verdict is verdict
@@ -143,13 +143,13 @@ def test_an_output_folder_that_cannot_be_used_or_is_nearly_full(
 
 def test_a_compiler_that_is_missing_and_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "absent-compiler")
-    found = worst(doctor_checks.compiler())
-    assert (found.verdict, "absent-compiler" in found.found) == (NOTE, True)
+    finding = worst(doctor_checks.compiler())
+    assert (finding.verdict, "absent-compiler" in finding.found) == (NOTE, True)
     monkeypatch.setattr(doctor_checks, "local_resources", lambda: Resources(2.0, 1.0))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    found = worst(doctor_checks.gpu())
-    assert found.verdict is NOTE
-    assert found.found.startswith("1 in /dev")
+    finding = worst(doctor_checks.gpu())
+    assert finding.verdict is NOTE
+    assert finding.found.startswith("1 in /dev")
 
 
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +172,9 @@ def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert worst(doctor_services.proxies("http://10.0.0.5:5000")).found == "none"
     monkeypatch.setenv("http_proxy", "http://user:secret@proxy:3128")
     assert worst(doctor_services.proxies("http://127.0.0.1:5000")).verdict is GOOD
-    found = worst(doctor_services.proxies("http://10.0.0.5:5000"))
-    assert (found.verdict, found.fix) == (NOTE, "If it cannot reach 10.0.0.5: no_proxy=10.0.0.5")
-    assert "secret" not in found.found
+    finding = worst(doctor_services.proxies("http://10.0.0.5:5000"))
+    assert (finding.verdict, finding.fix) == (NOTE, "If it cannot reach 10.0.0.5: no_proxy=10.0.0.5")
+    assert "secret" not in finding.found
 
 
 def test_variables_are_told_as_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,26 +225,26 @@ def test_a_cluster_that_answers_and_a_node_that_is_not_alike(tmp_path: Path, mon
         return {**describe_node(mark), "sees": False}
 
     with tempfile.TemporaryDirectory(dir="/tmp") as short, head(Path(short), port) as address:
-        found = once_it_is_up(address, tmp_path)
-        assert [each.verdict for each in found] == [GOOD, GOOD], found
-        assert found[0].found == f"{address} can be joined: 1 node, 1 CPUs, 0 GPUs"
+        findings = once_it_is_up(address, tmp_path)
+        assert [each.verdict for each in findings] == [GOOD, GOOD], findings
+        assert findings[0].found == f"{address} can be joined: 1 node, 1 CPUs, 0 GPUs"
         monkeypatch.setattr(pipeline.running.nodes, "describe_node", other)
-        found = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, tmp_path))]))
-        assert [each.verdict for each in found] == [GOOD, STOPS]
-        assert f"does not see {tmp_path}" in f"{found[1].found} {found[1].fix}"
+        findings = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, tmp_path))]))
+        assert [each.verdict for each in findings] == [GOOD, STOPS]
+        assert f"does not see {tmp_path}" in f"{findings[1].found} {findings[1].fix}"
 
 
 def once_it_is_up(address: str, output: Path, seconds: float = 180.0) -> list[Finding]:
     """The findings about a cluster, which lets nobody in for a while after its port answers."""
     deadline = time.monotonic() + seconds
     while True:
-        found = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, output))]))
-        if found[0].verdict is GOOD or time.monotonic() > deadline:
-            return found
+        findings = list(examine([("Ray", lambda: doctor_services.ray_cluster(address, output))]))
+        if findings[0].verdict is GOOD or time.monotonic() > deadline:
+            return findings
         time.sleep(1)
 
 
 def test_ray_starts_here(tmp_path: Path) -> None:
-    (found,) = doctor_services.ray_cluster(None, tmp_path)
-    assert found.verdict is GOOD
-    assert found.found.startswith("starts on this machine: 1 node, ")
+    (finding,) = doctor_services.ray_cluster(None, tmp_path)
+    assert finding.verdict is GOOD
+    assert finding.found.startswith("starts on this machine: 1 node, ")

@@ -112,8 +112,8 @@ def test_of_logs_evaluations_and_checkpoints_those_are_counted_that_happen(data:
     measured = replace(MEASURED, evaluation_seconds=7.0)
     scored = {"end": 1, "always": 2, "never": 0}[when]
     # of 8 steps 3, 5, 6, 7 and 8 are logged, 5 and 8 evaluated, and 3, 6 and 8 saved
-    found = replace(kind, measured=measured, tokens_per_step=500.0).seconds
-    assert found == pytest.approx(6 + 5 + 8 * 0.5 + 5 * 0.5 + 2 * 2 + scored * 7 + 3 * 0.25 + 3)
+    estimate = replace(kind, measured=measured, tokens_per_step=500.0).seconds
+    assert estimate == pytest.approx(6 + 5 + 8 * 0.5 + 5 * 0.5 + 2 * 2 + scored * 7 + 3 * 0.25 + 3)
 
 
 def test_how_many_run_at_once() -> None:

@@ -30,8 +30,8 @@ SLEEPS = [sys.executable, "-c", "import time; time.sleep(100)"]
 
 def children() -> set[psutil.Process]:
     """What this process has started and still runs."""
-    found = psutil.Process().children(recursive=True)
-    return {each for each in found if each.is_running() and each.status() != psutil.STATUS_ZOMBIE}
+    processes = psutil.Process().children(recursive=True)
+    return {each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE}
 
 
 @pytest.mark.parametrize("error", [UserError("the data cannot be used"), KeyboardInterrupt()])

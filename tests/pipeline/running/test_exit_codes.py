@@ -56,8 +56,8 @@ def ended(tmp_path: Path, tracker: RecordingTracker) -> tuple[int, str]:
 @pytest.mark.parametrize(("untouched", "code"), [(False, 1), (True, 0)])
 def test_what_the_tracker_lacks_shows_in_the_exit_code(tmp_path: Path, untouched: bool, code: int) -> None:
     """A store that has never answered has no run; the user has said --allow-offline-tracking to it."""
-    found, said = ended(tmp_path, Away(untouched, tmp_path / "task_only-s0"))
-    assert found == code
+    ended_with, said = ended(tmp_path, Away(untouched, tmp_path / "task_only-s0"))
+    assert ended_with == code
     assert "Not all of it is tracked" in said
     assert "tiny-onn sync toy" in said
     assert "--resume" not in said

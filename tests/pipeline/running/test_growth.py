@@ -66,8 +66,8 @@ def changed(changes: dict[str, Any], training: TrainingConfig = CONSTANT) -> Exp
 )
 def test_what_may_be_added_leaves_every_trial_as_it_was(changes: dict[str, Any], added: tuple[str, ...]) -> None:
     before, now = changed({}), changed(changes)
-    found = growth(before, now)
-    assert (found.added, found.problems) == (added, ())
+    grown = growth(before, now)
+    assert (grown.added, grown.problems) == (added, ())
     new = {trial.key: trial.experiment for trial in trials_of(now)}
     for trial in trials_of(before):
         assert new[trial.key].digest() == trial.experiment.digest()
@@ -203,8 +203,8 @@ def test_mlflow_goes_on_in_the_same_runs_and_the_report_has_one_setting_of_steps
         tracker.end_summary("FINISHED", [])
         assert tracker.close("KILLED") == {}
         client = open_store(output.tracking_uri)
-        found = client.search_runs([tracker.experiment_id])
-        runs.append({run.info.run_id: run for run in found})
+        listed = client.search_runs([tracker.experiment_id])
+        runs.append({run.info.run_id: run for run in listed})
     assert runs[0].keys() < runs[1].keys()
     assert len(runs[0]) == 4  # three arms, and the summary
     assert len(runs[1]) == 7

@@ -49,10 +49,10 @@ def test_the_sources_hash_changes_with_a_file(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "pipeline").mkdir()
     code = tmp_path / "pipeline" / "a.py"
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pipeline" / "running" / "provenance.py"))
-    found = []
+    hashes = []
     for text in ("x = 1", "x = 2", "x = 1"):
         code.write_text(text)
         sources.cache_clear()
-        found.append(sources())
+        hashes.append(sources())
     sources.cache_clear()
-    assert found[0] == found[2] != found[1]
+    assert hashes[0] == hashes[2] != hashes[1]

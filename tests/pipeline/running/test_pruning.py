@@ -219,9 +219,9 @@ def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> N
     assert "1 of 4 trials were pruned" in text
     assert "did not finish" not in text
     client = open_store(output.tracking_uri)
-    found = client.get_experiment_by_name("tests")
-    assert found is not None
-    (run,) = client.search_runs([found.experiment_id], "tags.pruned_at_step = '10'")
+    recorded = client.get_experiment_by_name("tests")
+    assert recorded is not None
+    (run,) = client.search_runs([recorded.experiment_id], "tags.pruned_at_step = '10'")
     assert (run.info.status, run.data.tags["trial"]) == ("FINISHED", "task_only-s0-gain_0.5")
 
 

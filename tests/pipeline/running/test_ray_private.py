@@ -146,7 +146,7 @@ def test_without_the_search_algorithms_limit_the_first_answer_counts(monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("there", "found"),
+    ("there", "expected"),
     [
         ({"node:__internal_head__": 1.0, "node:10.0.0.5": 1.0}, {"node:__internal_head__": 0.001}),
         ({"node:10.0.0.5": 1.0}, {"node:10.0.0.5": 0.001}),
@@ -154,7 +154,7 @@ def test_without_the_search_algorithms_limit_the_first_answer_counts(monkeypatch
     ],
 )
 def test_the_head_is_found_by_its_address_too(
-    there: dict[str, float], found: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    there: dict[str, float], expected: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
@@ -163,7 +163,7 @@ def test_the_head_is_found_by_its_address_too(
 
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(ray, "get_runtime_context", Context)
-    assert ray_private.on_the_head() == found
+    assert ray_private.on_the_head() == expected
 
 
 def test_the_options_of_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def result(folder: TrialFolder) -> dict[str, Any]:
 
 def ray_processes() -> set[str]:
     """The pids of Ray's processes on this machine."""
-    found = set()
+    names = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -72,8 +72,8 @@ def ray_processes() -> set[str]:
             except OSError:
                 continue
             if line.startswith(b"ray::") or b"raylet/raylet" in line or b"gcs/gcs_server" in line:
-                found.add(entry.name)
-    return found
+                names.add(entry.name)
+    return names
 
 
 def test_failures_do_not_stop_the_others_and_resume_runs_only_what_is_missing(tmp_path: Path) -> None:
@@ -231,13 +231,13 @@ def test_signals_stop_the_sweep_cleanly(tmp_path: Path, sent: int, code: int) ->
 def left_of(session: int, mark: str) -> dict[str, bytes]:
     """Ray's processes that a command has left, by its session or what is in their environment: other commands may have
     such processes at the same time, and leave some."""
-    found = {}
+    processes = {}
     for pid in ray_processes():
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{pid}/cmdline").read_bytes()
             if session_of(pid) == session or mark.encode() in Path(f"/proc/{pid}/environ").read_bytes():
-                found[pid] = line
-    return found
+                processes[pid] = line
+    return processes
 
 
 def session_of(pid: str) -> int:

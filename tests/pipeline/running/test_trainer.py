@@ -45,8 +45,8 @@ def test_a_trial_starts_no_process_but_its_workers_and_they_import_no_trainer(tm
                 import os
                 import sys
 
-                found = {"device": os.environ["ACCELERATE_TORCH_DEVICE"], "trainers": "ray.train.torch" in sys.modules}
-                (given["folder"] / "found").write_text(json.dumps(found))
+                seen = {"device": os.environ["ACCELERATE_TORCH_DEVICE"], "trainers": "ray.train.torch" in sys.modules}
+                (given["folder"] / "found").write_text(json.dumps(seen))
 
             new_trainer(
                 train,

@@ -40,15 +40,15 @@ def wrong_third(logits: Tensor, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def draw(model: nn.Module, rows: Any, experiment: Any, alive: Callable[[], None]) -> list[dict[str, Any]]:
-    found = []
+    samples = []
     for row in rows:
         alive()
         batch = collate([row])
         said = model(*batch.inputs)[0].argmax(-1).tolist()
         known = [label for label in row.labels.tolist() if label >= 0]
         texts = {"given": str(row.tokens.tolist()), "predicted": str(said), "target": str(known)}
-        found.append({"task_id": row.task_id, "pair": int(row.pair), **texts})
-    return found
+        samples.append({"task_id": row.task_id, "pair": int(row.pair), **texts})
+    return samples
 
 
 TASK = Task(

@@ -87,7 +87,7 @@ def test_rows_come_back_as_they_were_and_batches_carry_their_classes(data: Path)
 def test_both_engines_train_anothers_model_alike_and_what_it_leaves_is_whole(
     data: Path, tmp_path: Path, arm: str
 ) -> None:
-    found = {}
+    by_engine = {}
     density = {"model.density": 0.4} if arm == "top_k" else {}
     for engine in ("hooks", "fused"):
         experiment = replace(parity(arm=arm, engine=engine), density, "test")
@@ -96,13 +96,13 @@ def test_both_engines_train_anothers_model_alike_and_what_it_leaves_is_whole(
         folder.root.mkdir()
         folder.config.write_text(experiment.model_dump_json())  # as the driver does
         run_training(experiment, folder, data, CPU)
-        found[engine] = metrics_of(folder)
-    assert found["hooks"].keys() == found["fused"].keys() == {2, 4, 6, 8}
-    for step, metrics in found["hooks"].items():
+        by_engine[engine] = metrics_of(folder)
+    assert by_engine["hooks"].keys() == by_engine["fused"].keys() == {2, 4, 6, 8}
+    for step, metrics in by_engine["hooks"].items():
         for name, value in metrics.items():
             if not name.startswith("speed/"):
-                assert found["fused"][step][name] == pytest.approx(value, rel=1e-9, nan_ok=True), (step, name)
-    last = found["hooks"][8]
+                assert by_engine["fused"][step][name] == pytest.approx(value, rel=1e-9, nan_ok=True), (step, name)
+    last = by_engine["hooks"][8]
     assert {"held_out/third", "evaluation/third", "held_out/examples", "activation_rate/L2"} <= last.keys()
     assert "activation_rate.by_module/L1.rungs" in last
     folder = TrialFolder(tmp_path / "fused")

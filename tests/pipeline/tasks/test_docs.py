@@ -50,7 +50,7 @@ def test_a_hugging_face_model_trains_and_comes_back_from_its_checkpoint(
     (tmp_path / "text.txt").write_text("\n\n".join(f"Row {n} says {n * n} and nothing else of {n}." for n in range(40)))
     experiment = replace(experiment, {"data.folder": str(tmp_path / "text.txt")}, "test")
     data = prepare(experiment.data, tmp_path / "data")
-    found = {}
+    losses = {}
     for engine in ("hooks", "fused"):
         trial = TrialFolder(tmp_path / engine)
         trial.root.mkdir()
@@ -58,8 +58,8 @@ def test_a_hugging_face_model_trains_and_comes_back_from_its_checkpoint(
         check_model(one)
         trial.config.write_text(one.model_dump_json())
         run_training(one, trial, Path(str(data.folder)), torch.device("cpu"))
-        found[engine] = {line.step: line.metrics["train/task_loss"] for line in read_spool(trial.spool)[0]}
-    assert found["hooks"] == pytest.approx(found["fused"], rel=1e-5)
+        losses[engine] = {line.step: line.metrics["train/task_loss"] for line in read_spool(trial.spool)[0]}
+    assert losses["hooks"] == pytest.approx(losses["fused"], rel=1e-5)
     for step in ("last", 2):
         model = open_step(trial, step, own_code=True).model  # type: ignore[arg-type]
         assert model.lm.lm_head.weight is model.lm.transformer.wte.weight
@@ -98,16 +98,16 @@ def test_a_sweep_of_ones_own_task_and_model_from_plan_to_report(
     assert outcome.exit_code == 0, outcome.ended
     outcome = api.ablate(config, None, tmp_path, resume=True)  # grows by an arm, on the engine of hooks
     assert outcome.exit_code == 0, outcome.ended
-    found = outcome.results()
-    assert sorted(found["arm"]) == ["aggregated", "per_token"]
-    assert found["first_letter"].between(0, 1).all()
+    frame = outcome.results()
+    assert sorted(frame["arm"]) == ["aggregated", "per_token"]
+    assert frame["first_letter"].between(0, 1).all()
     folder = tmp_path / "sweeps" / "backwards"
     page = (folder / "report" / "report.html").read_text()
     assert "first letter (%)" in page
     assert "rows trained on" in page
     model = api.load_model(folder / "trials" / "per_token-s0", tmp_path, own_code=True)
     assert type(model.model).__name__ == "Window"
-    assert api.load_model(found["run_id"][0], tmp_path, own_code=True).step == 12
+    assert api.load_model(frame["run_id"][0], tmp_path, own_code=True).step == 12
     with pytest.raises(UserError, match=r"trained with data\.task: my_task:BACKWARDS; expected one trained with arc"):
         api.routing_map(model, {})
     (config.parent / "my_model.py").write_text((config.parent / "my_model.py").read_text() + "\n# another\n")

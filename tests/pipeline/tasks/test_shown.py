@@ -30,11 +30,11 @@ def results(scores: Any) -> Results:
 
 
 def test_a_tasks_scores_are_columns_and_its_texts_are_shown_as_text() -> None:
-    found = results([score.facts() for score in TEXT.scores])
+    read = results([score.facts() for score in TEXT.scores])
     example = {"task_id": "topic", "pair": 3, "given": "The <b>if", "predicted": "<script>\x1b[2J", "target": "stmt"}
     filed = Artifacts(texts={"run-per_token": _said(json.dumps([example, {**example, "pair": "x"}, 7]))})
     assert [len(texts) for texts in filed.texts.values()] == [1]
-    page = html(Report(found, columns_of(found), {}, {}, [], filed))
+    page = html(Report(read, columns_of(read), {}, {}, [], filed))
     assert "bits per byte (bits)" in page
     assert "2.2500" in page
     assert "&lt;script&gt;\\x1b[2J" in page
@@ -44,10 +44,10 @@ def test_a_tasks_scores_are_columns_and_its_texts_are_shown_as_text() -> None:
 
 
 def test_words_name_what_the_rows_are_of_and_no_grids() -> None:
-    found = results([])
-    assert data_words(found)[0].startswith("Data: text; 3 documents trained on; 3 held-out documents scored;")
-    assert "the data text" in limits(found)
-    assert "whole tasks are solved" not in limits(found)
+    read = results([])
+    assert data_words(read)[0].startswith("Data: text; 3 documents trained on; 3 held-out documents scored;")
+    assert "the data text" in limits(read)
+    assert "whole tasks are solved" not in limits(read)
 
 
 def test_settings_that_are_of_arc_alone_are_no_params_of_another_task() -> None:

@@ -94,13 +94,13 @@ def trained(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialFold
 @pytest.mark.parametrize("most", [63, 255])
 def test_held_out_text_shares_no_thirteen_words_with_what_is_trained_on(folder: Path, most: int) -> None:
     for documents in (read_texts(str(folder)), python_topics() if most == 255 else read_texts(str(folder))):
-        found, _ = passages(documents, most)
-        groups = related_passages(found)
+        kept, _ = passages(documents, most)
+        groups = related_passages(kept)
         train, held_out = hold_out_groups(groups, 0.2, 0)
         assert train
         assert held_out
         assert not train & held_out
-        texts = {passage.name: passage.data.decode() for passage in found}
+        texts = {passage.name: passage.data.decode() for passage in kept}
         assert train | held_out == texts.keys()
         sides: list[set[str]] = [set().union(*(runs(texts[name]) for name in side)) for side in (train, held_out)]
         assert not sides[0] & sides[1]
@@ -109,18 +109,18 @@ def test_held_out_text_shares_no_thirteen_words_with_what_is_trained_on(folder: 
 
 def test_what_python_repeats_is_left_out_and_nothing_else() -> None:
     documents = python_topics()
-    found, note = passages(documents, 255)
-    kept = sum(len(passage.data) for passage in found)
+    pieces, note = passages(documents, 255)
+    kept = sum(len(passage.data) for passage in pieces)
     dropped = int(note.split("(")[1].split()[0].replace(",", ""))
     assert kept + dropped == sum(len(text.encode()) for text in documents.texts.values())
     assert dropped > 0.1 * kept
-    assert max(len(passage.data) for passage in found) <= 255
+    assert max(len(passage.data) for passage in pieces) <= 255
 
 
 def test_repeated_paragraphs_by_hand() -> None:
     texts = {"a": "One two three four five.\n\nSo.\n\nMore.", "b": "one  two three\nfour five!\n\nSo.\n\nLast."}
-    found, note = passages(Documents(texts), 1000)
-    assert [(each.document, each.number, each.data) for each in found] == [
+    pieces, note = passages(Documents(texts), 1000)
+    assert [(each.document, each.number, each.data) for each in pieces] == [
         ("a", 0, b"One two three four five.\n\nSo.\n\nMore."),
         ("b", 0, b"So.\n\nLast."),  # what is short may be said again
     ]
@@ -131,10 +131,10 @@ def test_repeated_paragraphs_by_hand() -> None:
 @example(text="\n\n\x00", most=4)  # found by the fuzzer
 def test_passages_are_the_text_cut_within_no_letter(text: str, most: int) -> None:
     text = text.encode("utf-8", "ignore").decode()
-    found, note = passages(Documents({"a": text}), most)
+    pieces, note = passages(Documents({"a": text}), most)
     if not note:
-        assert b"".join(each.data for each in found) == text.encode()
-    for number, each in enumerate(found):
+        assert b"".join(each.data for each in pieces) == text.encode()
+    for number, each in enumerate(pieces):
         assert 0 < len(each.data) <= most
         assert each.number == number
         assert each.data.decode()
@@ -147,9 +147,9 @@ def test_files_that_are_no_text_are_refused_by_name_and_the_rest_is_read(tmp_pat
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / ".hidden").write_text("no")
     os.mkfifo(tmp_path / "pipe")
-    found = read_texts(str(tmp_path))
-    assert found.texts == {"sub/good.md": "Grüße"}
-    assert [line.split("/")[-1] for line in found.refused] == [
+    documents = read_texts(str(tmp_path))
+    assert documents.texts == {"sub/good.md": "Grüße"}
+    assert [line.split("/")[-1] for line in documents.refused] == [
         "latin.txt: is no UTF-8 text (byte 2: invalid start byte)",
         "pipe: is no file; expected UTF-8 text",
     ]
@@ -176,11 +176,11 @@ def test_rows_are_the_passages_and_every_byte_is_predicted(folder: Path, tmp_pat
     config = experiment(folder).data
     prepared = prepare(config, tmp_path)
     rows = read_rows(prepared, "train") + read_rows(prepared, "held_out")
-    found = {(each.document, each.number): each.data for each in passages(read_texts(str(folder)), 47)[0]}
-    assert {(row.task_id, row.pair) for row in rows} == found.keys()
+    originals = {(each.document, each.number): each.data for each in passages(read_texts(str(folder)), 47)[0]}
+    assert {(row.task_id, row.pair) for row in rows} == originals.keys()
     for row in rows:
         assert row.tokens[0] == BEGIN
-        assert bytes(row.tokens[1:].tolist()) == found[row.task_id, row.pair]
+        assert bytes(row.tokens[1:].tolist()) == originals[row.task_id, row.pair]
         assert row.labelled.tolist() == [False] + [True] * (len(row) - 1)
     counts = prepared.manifest.counts["held_out"]
     assert counts.labelled_tokens == counts.tokens - counts.rows
@@ -258,11 +258,11 @@ def test_a_model_without_a_cache_says_what_one_with_a_cache_says() -> None:
 
     class Plain(torch.nn.Module):
         def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = model(tokens)
-            return found
+            samples: torch.Tensor = model(tokens)
+            return samples
 
     tokens = torch.randint(257, (3, 6), generator=torch.Generator().manual_seed(1))
     lengths = torch.tensor([6, 2, 4])
-    found = [generate(each, tokens, (), lengths, limit=15, stop=None) for each in (model, Plain())]
-    assert found[0] == found[1]
-    assert [len(said) for said in found[0]] == [9, 13, 11]
+    samples = [generate(each, tokens, (), lengths, limit=15, stop=None) for each in (model, Plain())]
+    assert samples[0] == samples[1]
+    assert [len(said) for said in samples[0]] == [9, 13, 11]

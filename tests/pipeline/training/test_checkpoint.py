@@ -64,19 +64,19 @@ def test_the_newest_is_loaded_whole(folder: Path) -> None:
 
 
 def test_a_bad_checkpoint_falls_back_and_all_bad_is_an_error(folder: Path) -> None:
-    found = checkpoints(folder)
-    state = found[-1] / "state.safetensors"
+    saved = checkpoints(folder)
+    state = saved[-1] / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
     dynamics = fresh()
     step, problems = load_newest(folder, dynamics, DIGEST)
     assert step == value_of(dynamics) == 6
     assert "step-000008" in problems[0]
     assert "sha256" in problems[0]
-    (found[1] / "manifest.json").unlink()
+    (saved[1] / "manifest.json").unlink()
     assert load_newest(folder, fresh(), DIGEST)[0] == 4
     with pytest.raises(UserError, match="belongs to experiment"):
         load_newest(folder, fresh(), "another")
-    (found[0] / "state.safetensors").write_bytes(b"")
+    (saved[0] / "state.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint can be used"):
         load_newest(folder, fresh(), DIGEST)
     assert newest_whole(folder, DIGEST) is None

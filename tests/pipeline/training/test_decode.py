@@ -61,14 +61,14 @@ GIVEN = TASK.test[1].input
 
 def test_what_is_drawn_in_a_view_is_turned_back(monkeypatch: pytest.MonkeyPatch) -> None:
     answers(monkeypatch, lambda given: given)
-    ((*found,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
-    assert found == [GIVEN.tolist()] * 8
+    ((*grids,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
+    assert grids == [GIVEN.tolist()] * 8
     answers(monkeypatch, np.fliplr)  # mirrors to the left and right of what is seen
-    ((*found,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
+    ((*grids,),) = decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
     by_hand = [view_grid(grid_of(np.fliplr(view_grid(GIVEN, v))), inverse(v)).tolist() for v in map(View, range(8))]
-    assert found == by_hand
-    assert sorted(map(str, found)) == sorted(map(str, [np.fliplr(GIVEN).tolist(), np.flipud(GIVEN).tolist()] * 4))
-    assert vote(found) == [np.fliplr(GIVEN).tolist(), np.flipud(GIVEN).tolist()]
+    assert grids == by_hand
+    assert sorted(map(str, grids)) == sorted(map(str, [np.fliplr(GIVEN).tolist(), np.flipud(GIVEN).tolist()] * 4))
+    assert vote(grids) == [np.fliplr(GIVEN).tolist(), np.flipud(GIVEN).tolist()]
 
 
 def test_every_view_asks_the_same_task_turned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,10 +90,10 @@ def test_a_view_that_leaves_no_room_is_left_out_and_the_task_as_it_is_never(monk
     decode_in_views(None, [(TASK, 1)], 1000, 8)  # type: ignore[arg-type]
     upright, turned = lengths[0], lengths[1]
     assert turned > upright  # as it has more rows
-    ((*found,),) = decode_in_views(None, [(TASK, 1)], turned, 8)  # type: ignore[arg-type]
-    assert len(found) == 4
-    ((*found,),) = decode_in_views(None, [(TASK, 1)], 2, 8)  # type: ignore[arg-type]
-    assert len(found) == 1
+    ((*grids,),) = decode_in_views(None, [(TASK, 1)], turned, 8)  # type: ignore[arg-type]
+    assert len(grids) == 4
+    ((*grids,),) = decode_in_views(None, [(TASK, 1)], 2, 8)  # type: ignore[arg-type]
+    assert len(grids) == 1
 
 
 def test_two_attempts_count_where_either_is_right() -> None:
@@ -101,8 +101,8 @@ def test_two_attempts_count_where_either_is_right() -> None:
         first = attempts[0] if attempts else None
         return Prediction(task, pair, A, A, first, first == A, attempts)
 
-    found = exact_match([made("a", 0, [A, B]), made("a", 1, [B, A]), made("b", 0, [B, C]), made("c", 0, [])])
-    assert found == {
+    scores = exact_match([made("a", 0, [A, B]), made("a", 1, [B, A]), made("b", 0, [B, C]), made("c", 0, [])])
+    assert scores == {
         "pairs_exact": 0.25,
         "tasks_exact": 0.0,
         "pass_at_2": 0.5,

@@ -115,11 +115,11 @@ def test_any_kept_step_of_a_run_is_loaded_and_the_best_by_its_name(trained: tupl
     losses = losses_of(folder)
     best = steps_in(folder.checkpoints)[0]
     for step, expected in (("last", 12), ("best", best), (10, 10), (best, best)):
-        found = load_model(run_id, output.tracking_uri, step=step)  # type: ignore[arg-type]
+        loaded = load_model(run_id, output.tracking_uri, step=step)  # type: ignore[arg-type]
         _, state = read_checkpoint(folder.checkpoints / f"step-{expected:06d}")
-        assert same(found.model, model_of(state))
-        assert (found.step, found.held_out_loss) == (expected, losses[expected])
-        assert found.is_best == (expected == best)
+        assert same(loaded.model, model_of(state))
+        assert (loaded.step, loaded.held_out_loss) == (expected, losses[expected])
+        assert loaded.is_best == (expected == best)
         assert same(api.load_model(folder.root, step=step).model, model_of(state))  # type: ignore[arg-type]
     with pytest.raises(UserError, match=rf"no checkpoint of step 4; the steps that are kept: {best}, 10, 12\. A run"):
         load_model(run_id, output.tracking_uri, step=4)
@@ -128,8 +128,8 @@ def test_any_kept_step_of_a_run_is_loaded_and_the_best_by_its_name(trained: tupl
 def test_mlflow_alone_has_the_last_and_the_best(trained: tuple[Output, TrialFolder, str], tmp_path: Path) -> None:
     output, folder, run_id = trained
     elsewhere = tmp_path / "elsewhere"
-    found = load_model(run_id, output.tracking_uri, step="best", output=elsewhere)
-    assert found.step == steps_in(folder.checkpoints)[0]
+    loaded = load_model(run_id, output.tracking_uri, step="best", output=elsewhere)
+    assert loaded.step == steps_in(folder.checkpoints)[0]
     with pytest.raises(UserError, match=r"step 10; the steps that are kept: .*12\..*MLflow has the last and the best"):
         load_model(run_id, output.tracking_uri, step=10, output=elsewhere)
 
@@ -171,8 +171,8 @@ def test_where_the_last_is_the_best_it_is_not_kept_twice(data: Prepared, tmp_pat
     experiment: Experiment = small_experiment(steps=4, evaluate_every=4)
     run_training(experiment, TrialFolder(tmp_path), data.folder, CPU)
     assert not TrialFolder(tmp_path).best_model.exists()
-    found = open_step(TrialFolder(tmp_path), "best")
-    assert (found.step, found.is_best) == (4, True)
+    opened = open_step(TrialFolder(tmp_path), "best")
+    assert (opened.step, opened.is_best) == (4, True)
 
 
 @pytest.fixture

@@ -80,11 +80,11 @@ def trained(
     return {**{n: t.detach().clone() for n, t in model.state_dict().items()}, "seen": torch.cat(seen)}
 
 
-def assert_equal(found: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> None:
+def assert_equal(actual: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> None:
     """In float64; sums in another order, over a few steps of Adam."""
-    assert found.keys() == truth.keys()
+    assert actual.keys() == truth.keys()
     for name, value in truth.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10, equal_nan=True, msg=name)
+        torch.testing.assert_close(actual[name], value, rtol=1e-8, atol=1e-10, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize(("engine", "arm"), ARMS)
@@ -99,12 +99,12 @@ def worker(rank: int, folder: str, data: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        found = {
+        gradients_by_case = {
             f"{engine} {arm} {reentrant}": trained(Path(data), engine, arm, 3, reentrant, rank)
             for engine, arm in ARMS
             for reentrant in CHECKPOINTING
         }
-        torch.save(found, f"{folder}/{rank}.pt")
+        torch.save(gradients_by_case, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
     os._exit(0)
@@ -115,9 +115,9 @@ def test_micro_batches_of_two_workers_are_one_batch(tmp_path: Path, data: Prepar
     mp.spawn(worker, args=(str(tmp_path), str(data.folder)), nprocs=2)
     truths = {arm: trained(data.folder, "hooks", arm, 1, None) for arm in dict.fromkeys(arm for _, arm in ARMS)}
     for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert len(found) == len(ARMS) * len(CHECKPOINTING)
-        for name, each in found.items():
+        by_case = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert len(by_case) == len(ARMS) * len(CHECKPOINTING)
+        for name, each in by_case.items():
             assert_equal(each, truths[name.split()[1]])
 
 

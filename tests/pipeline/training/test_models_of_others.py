@@ -73,11 +73,11 @@ def test_what_is_tied_is_saved_once_and_tied_again(whole: TrialFolder) -> None:
     _, state = read_checkpoint(checkpoints(whole.checkpoints)[-1])
     assert "model/embed.weight" in state
     assert "model/head.weight" not in state
-    found = [open_step(whole, step, own_code=True).model for step in ("last", 6)]  # type: ignore[arg-type]
-    for model in found:
+    models = [open_step(whole, step, own_code=True).model for step in ("last", 6)]  # type: ignore[arg-type]
+    for model in models:
         assert model.head.weight is model.embed.weight
-    assert torch.equal(found[0].embed.weight, state["model/embed.weight"].to(found[0].embed.weight))
-    assert not torch.equal(found[0].embed.weight, found[1].embed.weight)
+    assert torch.equal(models[0].embed.weight, state["model/embed.weight"].to(models[0].embed.weight))
+    assert not torch.equal(models[0].embed.weight, models[1].embed.weight)
 
 
 def test_a_run_with_dropout_is_resumed_bit_for_bit_and_hangs_on_its_seed(
@@ -119,9 +119,9 @@ def test_a_model_is_judged_without_dropout_and_left_in_the_modes_it_had(data: Pr
 def test_ties_by_hand() -> None:
     whole = torch.arange(6.0)
     state = {"a": whole, "b": whole, "c": whole[2:], "d": torch.zeros(0), "e": torch.zeros(0), "f": torch.ones(1)}
-    found = without_ties(state)
-    assert list(found) == ["a", "c", "d", "e", "f"]
-    assert found["c"].untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
+    untied = without_ties(state)
+    assert list(untied) == ["a", "c", "d", "e", "f"]
+    assert untied["c"].untyped_storage().data_ptr() != whole.untyped_storage().data_ptr()
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     kept = without_ties(model.state_dict())

@@ -136,16 +136,16 @@ def test_its_numbers_are_metrics_its_figures_are_kept_and_training_is_what_it_wa
     run_training(small_experiment(), folders[1], data.folder, CPU)
     metrics, plain = map(metrics_of, folders)
     assert list(metrics) == [2, 4, 6, 8]
-    for step, found in metrics.items():
-        observed = {name for name in found if name.startswith("observer/")}
+    for step, values in metrics.items():
+        observed = {name for name in values if name.startswith("observer/")}
         assert {name.removeprefix("observer/") for name in observed} == {
             "tokens", "labels_a_token", "share", "weight", "active", "nothing",
         }  # fmt: skip
-        assert 0 < found["observer/labels_a_token"] < 1
-        assert math.isnan(found["observer/nothing"])
-        rate = found["activation_rate.by_module/L1.o"] if step in (4, 8) else None
-        assert rate is None or found["observer/active"] == pytest.approx(rate * found["observer/tokens"] * 8)
-        others = {name: value for name, value in found.items() if name not in observed and "speed/" not in name}
+        assert 0 < values["observer/labels_a_token"] < 1
+        assert math.isnan(values["observer/nothing"])
+        rate = values["activation_rate.by_module/L1.o"] if step in (4, 8) else None
+        assert rate is None or values["observer/active"] == pytest.approx(rate * values["observer/tokens"] * 8)
+        others = {name: value for name, value in values.items() if name not in observed and "speed/" not in name}
         assert others == {name: value for name, value in plain[step].items() if "speed/" not in name}
     drawn = sorted(path.relative_to(folders[0].figures).as_posix() for path in folders[0].figures.rglob("*.png"))
     assert drawn == ["line/step-000004.png", "line/step-000008.png"]
@@ -238,9 +238,9 @@ def test_means_by_hand() -> None:
     numbers, figures = observe(lambda *_: {"a": 1.5, "b": (6, 8), "c": (1, 0)}, 1, torch.nn.Linear(1, 1), batch, {},
                                draw=True)  # fmt: skip
     assert (numbers, figures) == ({"a": (6.0, 4.0), "b": (6.0, 8.0), "c": (1.0, 0.0)}, {})
-    found = reduced("n", 1, numbers, CPU)
-    assert (found["observer/a"], found["observer/b"]) == (1.5, 0.75)
-    assert math.isnan(found["observer/c"])
+    means = reduced("n", 1, numbers, CPU)
+    assert (means["observer/a"], means["observer/b"]) == (1.5, 0.75)
+    assert math.isnan(means["observer/c"])
 
 
 def experiment_of_two(observer: str) -> Experiment:
@@ -286,10 +286,10 @@ def test_two_workers_find_what_one_would_and_stop_together(modules: Path, tmp_pa
     assert "returned a on rank 0 and a, b on rank 1" in ended[0]["names"]
     assert ended[0]["late"] == "step 6: training.observer 'own_observers:raises_late' raised ValueError: no such expert"
     folder = TrialFolder(tmp_path / "watch")
-    for found in metrics_of(folder).values():
+    for logged in metrics_of(folder).values():
         # "tokens" is the mean of two workers' numbers, "active" is of all tokens
-        rate = found.get("activation_rate.by_module/L1.o")
-        assert rate is None or found["observer/active"] == pytest.approx(rate * 2 * found["observer/tokens"] * 8)
+        rate = logged.get("activation_rate.by_module/L1.o")
+        assert rate is None or logged["observer/active"] == pytest.approx(rate * 2 * logged["observer/tokens"] * 8)
     assert (folder.figures / "line" / "step-000008.png").is_file()
     weight = metrics_of(folder)[8]["observer/weight"]
     from pipeline.training.kept import open_step

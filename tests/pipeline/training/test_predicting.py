@@ -60,5 +60,5 @@ def test_workers_share_the_decoding_and_wait_for_the_slowest(tmp_path: Path) -> 
     asked = [row for row in rows if row.task_id in tasks]
     alone = predict(open_model(folder.model).model, asked, 128, views=2)
     assert json.loads(folder.predictions.read_text()) == [each.as_dict() for each in alone]
-    found = json.loads(folder.result.read_text())["metrics"]
-    assert found["held_out/tasks_exact"] == exact_match(alone)["tasks_exact"]
+    metrics = json.loads(folder.result.read_text())["metrics"]
+    assert metrics["held_out/tasks_exact"] == exact_match(alone)["tasks_exact"]

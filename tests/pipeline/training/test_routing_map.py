@@ -33,22 +33,22 @@ def test_the_expert_at_a_token_has_the_largest_weight_there(projection: str) -> 
         layer.register_forward_pre_hook(lambda _, given, name=name: inputs.update({name: given[0].detach()}))
         for name, layer in layers.items()
     ]
-    found = map_routing(model, sequence, projection=projection)
+    mapped = map_routing(model, sequence, projection=projection)
     for handle in handles:
         handle.remove()
-    assert found.experts.shape == (2, len(sequence))
+    assert mapped.experts.shape == (2, len(sequence))
     for place, (name, layer) in enumerate(layers.items()):
         for token in range(len(sequence)):
             weights = layer.routing(inputs[name], learn=False).weights()[0, token].tolist()
             largest = max(weights)
             expected = weights.index(largest) if largest > min(weights) else -1
-            assert found.experts[place, token] == expected
+            assert mapped.experts[place, token] == expected
     assert not any(layer.call_point._forward_hooks for layer in sparse_layers(model).values())
 
 
 def test_where_all_experts_speak_alike_none_dominates() -> None:
-    found = map_routing(build_model(small_experiment(arm="dense")), encode_task(TASK, 0))
-    assert (found.experts == -1).all()
+    routing = map_routing(build_model(small_experiment(arm="dense")), encode_task(TASK, 0))
+    assert (routing.experts == -1).all()
 
 
 def test_every_cell_has_the_colour_of_its_expert() -> None:
@@ -77,19 +77,19 @@ def test_every_cell_has_the_colour_of_its_expert() -> None:
 
 
 def test_a_map_is_written_and_read_and_anything_else_is_refused(tmp_path: Path) -> None:
-    found = map_routing(build_model(small_experiment()), encode_task(TASK, 0), step=8)
+    routing = map_routing(build_model(small_experiment()), encode_task(TASK, 0), step=8)
     path = tmp_path / "1" / "step-000008.safetensors"
-    save_map(path, found)
+    save_map(path, routing)
     again = read_map(path)
     assert (again.task_id, again.projection, again.step) == ("sample", "o", 8)
     for name in ("tokens", "rows", "columns", "experts"):
-        assert np.array_equal(getattr(again, name), getattr(found, name))
+        assert np.array_equal(getattr(again, name), getattr(routing, name))
     whole = path.read_bytes()
     for damaged in (b"", whole[:-3], whole.replace(b"tokens", b"others"), whole.replace(b"I32", b"F32")):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="not a readable routing map"):
             read_map(path)
-    save_map(path, RoutingMap("x", found.tokens, found.rows[:-1], found.columns, found.experts))
+    save_map(path, RoutingMap("x", routing.tokens, routing.rows[:-1], routing.columns, routing.experts))
     with pytest.raises(UserError, match="not a readable routing map"):
         read_map(path)
 

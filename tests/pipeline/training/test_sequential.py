@@ -58,7 +58,11 @@ def metrics_of(folder: TrialFolder) -> dict[int, dict[str, float]]:
 
 def forgot(folder: TrialFolder) -> dict[int, tuple[float, float]]:
     names = (measures.FORGETTING_LOSS, measures.FORGETTING_INCREASE)
-    return {step: (found[names[0]], found[names[1]]) for step, found in metrics_of(folder).items() if names[0] in found}
+    return {
+        step: (metrics[names[0]], metrics[names[1]])
+        for step, metrics in metrics_of(folder).items()
+        if names[0] in metrics
+    }
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +103,8 @@ def test_forgetting_worked_by_hand(data: Prepared) -> None:
     labels = batch.labels[batch.labels != IGNORED]
     share = float((labels == 0).double().mean())
     now = math.log(math.e + outputs - 1) - share
-    found = forgetting.metrics(model, 4)
-    assert found == pytest.approx(
+    measured = forgetting.metrics(model, 4)
+    assert measured == pytest.approx(
         {measures.FORGETTING_LOSS: now, measures.FORGETTING_INCREASE: now - math.log(outputs)}, rel=1e-12
     )
     forgetting.after(model, 6)  # the second task ends with the loss that it has now, and so is not forgotten at all
@@ -129,9 +133,9 @@ def test_forgetting_is_the_growth_of_the_loss_since_each_tasks_end(data: Prepare
         model.load_state_dict(model_of(read_checkpoint(saved[step])[1]))
         return evaluate(model, sample[number], 1000, 0, 1)[measures.HELD_OUT_LOSS]
 
-    found = forgot(whole)
-    assert list(found) == [5, 10, 15, 17]
-    for step, (now, increase) in found.items():
+    by_step = forgot(whole)
+    assert list(by_step) == [5, 10, 15, 17]
+    for step, (now, increase) in by_step.items():
         earlier = [number for number, end in enumerate(ENDS) if end < step]
         losses = [loss(step, number) for number in earlier]
         grown = [loss(step, number) - loss(ENDS[number], number) for number in earlier]
@@ -188,9 +192,9 @@ def test_two_workers_train_and_forget_as_one_that_takes_both_shares(data: Prepar
         forgetting.after(dynamics.model, step)
         expected[step] = forgetting.metrics(dynamics.model, step)
     folder = TrialFolder(tmp_path / "trial")
-    found = metrics_of(folder)
+    actual = metrics_of(folder)
     for step in (5, 10, 15, 17):
-        assert {n: found[step][n] for n in expected[step]} == pytest.approx(expected[step], rel=1e-7, abs=1e-9)
+        assert {n: actual[step][n] for n in expected[step]} == pytest.approx(expected[step], rel=1e-7, abs=1e-9)
         assert expected[step]
     _, state = read_checkpoint(checkpoints(folder.checkpoints)[-1], experiment.digest())
     for name, value in dynamics.model.state_dict().items():

@@ -227,9 +227,9 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
                 right += int(predicted[place - 1].argmax() == int(row.tokens[place]))
                 count += 1
     for budget in (128, 1000):
-        found = evaluate(model, rows, budget, 0, 1)
-        assert found[measures.HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-10)
-        assert found[measures.HELD_OUT_TOKEN_ACCURACY] == pytest.approx(right / count)
+        metrics = evaluate(model, rows, budget, 0, 1)
+        assert metrics[measures.HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-10)
+        assert metrics[measures.HELD_OUT_TOKEN_ACCURACY] == pytest.approx(right / count)
 
 
 def test_routing_of_held_out_rows_does_not_depend_on_batches_and_patterns_come_at_the_end(
@@ -285,13 +285,13 @@ def test_what_came_to_nothing_in_a_step_is_nan_so_that_no_earlier_value_passes_f
     health = routing_health(weights, goodness, (goodness,) * 3) if has_goodness else routing_health(weights)
     nothing, one = torch.tensor(math.nan), torch.tensor(1.0)
     report = DynamicsReport(nothing, nothing, one, {"blocks.0.attention.q": health})
-    found = step_metrics(StepReport(nothing, one, one, report), by_module=True, has_goodness=has_goodness)
+    metrics = step_metrics(StepReport(nothing, one, one, report), by_module=True, has_goodness=has_goodness)
     empty = {measures.TASK_LOSS, measures.EFFECTIVE_EXPERTS, measures.MUTUAL_INFORMATION}
     if has_goodness:
         empty |= {measures.META_LOSS, *measures.OF_GOODNESS} - {measures.FRACTION_GOOD}
-    assert {name.partition("/L")[0].removesuffix(".by_module") for name, v in found.items() if math.isnan(v)} == empty
-    assert found["activation_rate/L0"] == 0
-    assert any(name.startswith(measures.OF_GOODNESS) for name in found) == has_goodness
+    assert {name.partition("/L")[0].removesuffix(".by_module") for name, v in metrics.items() if math.isnan(v)} == empty
+    assert metrics["activation_rate/L0"] == 0
+    assert any(name.startswith(measures.OF_GOODNESS) for name in metrics) == has_goodness
 
 
 def test_exact_match_by_hand(data: Prepared) -> None:
