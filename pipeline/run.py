@@ -109,7 +109,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
         for line in opening_words(experiment, left, len(trials) - len(left), where.root, address):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         if address is None:
-            _tell_uncompiled(left, console)
+            _warn_uncompiled(left, console)
         with _early_start(left, sweep, options) as early:
             options.clock.enter("store")
             tracker = open_tracker(destination, where, options.allow_offline_tracking, console)
@@ -138,9 +138,9 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
                 early=early,
             )
     if experiment.sweep is None and ended.finished:
-        _tell_where(next(iter(folders.values())), console)
+        _print_model_paths(next(iter(folders.values())), console)
     elif made:
-        _tell_answer(*made[-1], where.root, destination, console)
+        _print_answer(*made[-1], where.root, destination, console)
     return Outcome(experiment.name, where.root, ended, trials, destination.uri, destination.experiment)
 
 
@@ -155,8 +155,8 @@ def _early_start(left: Sequence[Trial], sweep: Path, options: RunOptions) -> Abs
     return EarlyStart(options.verbose, options.console)
 
 
-def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:
-    """That training is to be compiled where it can be, and cannot be here: it takes longer."""
+def _warn_uncompiled(trials: Sequence[Trial], console: Console) -> None:
+    """Prints a warning where `training.compile: auto` finds no compiler: training takes longer."""
     from tiny_onn.compiling import compiler_problem
 
     asked = {
@@ -168,14 +168,14 @@ def _tell_uncompiled(trials: Sequence[Trial], console: Console) -> None:
             console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
-def _tell_where(folder: TrialFolder, console: Console) -> None:
-    """Where what one training run came to is found; a sweep's report says it for its trials."""
+def _print_model_paths(folder: TrialFolder, console: Console) -> None:
+    """Prints where the model and measurements of one training run are; for a sweep its report does so."""
     delivered = read_delivery(folder.delivery)
     known = f", MLflow run {delivered.run_id}" if delivered and delivered.run_id else ""
     console.print(f"Model: {folder.model}{known}\nAll measurements: {folder.result}", highlight=False, soft_wrap=True)
 
 
-def _tell_answer(made: "Report", files: list[Path], output: Path, destination: Destination, console: Console) -> None:
+def _print_answer(made: "Report", files: list[Path], output: Path, destination: Destination, console: Console) -> None:
     """The last screen of a sweep: the answer in three sentences, the figure, the page, and the next command."""
     from pipeline.reporting.answer import answer
     from pipeline.reporting.phases import PHASES_FIGURE

@@ -100,7 +100,7 @@ def main() -> int:
             if not process.is_alive():
                 process.join()
                 del running[name]
-                failed += _tell(name, process.exitcode, before)
+                failed += _summarize(name, process.exitcode, before)
     return 1 if failed else 0
 
 
@@ -114,7 +114,7 @@ def _started(name: str, engine: str, seconds: float, seed: int) -> tuple[BasePro
     return process, before
 
 
-def _tell(name: str, code: int | None, before: set[Path]) -> bool:
+def _summarize(name: str, code: int | None, before: set[Path]) -> bool:
     """Names the findings of a target that has ended; whether there are any. An end without one is a finding too."""
     folder = FINDINGS / name
     findings = sorted(set(folder.glob("finding-*")) - before)

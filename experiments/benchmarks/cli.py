@@ -60,7 +60,7 @@ def step(
     from rich.console import Console
 
     from experiments.benchmarks import step as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from experiments.benchmarks.variants import NAMES, Size
 
     check_variants(variants)
@@ -70,7 +70,7 @@ def step(
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or NAMES, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @bench.command(short_help="Where the time of a step goes.")
@@ -101,7 +101,7 @@ def profile(
     from rich.console import Console
 
     from experiments.benchmarks import profile as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from experiments.benchmarks.variants import Size
 
     check_variants(variants)
@@ -111,7 +111,7 @@ def profile(
     sizes = [Size(width, layers, tokens, device, bfloat16) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, variants or ("plain_compiled", "fused", "hooks"), progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @bench.command(short_help="Time and memory to compute per-token learning costs.")
@@ -149,13 +149,13 @@ def extraction(
 
     from experiments.benchmarks import extraction as question
     from experiments.benchmarks.extraction_methods import LayerSize
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
 
     check_device(device)
     sizes = [LayerSize(width, tokens, device) for width in hidden for tokens in seq]
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sizes, repeats, threads, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 for each in AROUND_A_STEP:

@@ -67,7 +67,7 @@ def scaling(
 
     from experiments.benchmarks import scaling as question
     from experiments.benchmarks.cost_model import Network
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from experiments.benchmarks.scaling_worker import Model
     from tiny_onn.compiling import compiler_problem
 
@@ -77,7 +77,7 @@ def scaling(
         result = question.run(
             Model(hidden, layers, seq), workers, threads, repeats, network, compiler_problem(), progress
         )
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Whether the loader keeps up with training.")
@@ -111,7 +111,7 @@ def data(
     from rich.console import Console
 
     from experiments.benchmarks import data as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from pipeline.settings.config import Experiment, ModelConfig
 
     check_width(hidden)
@@ -120,7 +120,7 @@ def data(
     )
     with Progress(Console(stderr=True)) as progress:
         result = question.run(experiment, scale_factors, repeats, threads, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Whether MLflow keeps up with a sweep.")
@@ -165,7 +165,7 @@ def tracking(
     from rich.console import Console
 
     from experiments.benchmarks import tracking as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from experiments.benchmarks.tracking_load import Load
     from experiments.benchmarks.tracking_stores import STORES
 
@@ -175,7 +175,7 @@ def tracking(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left
     with Progress(Console(stderr=True)) as progress:
         result = question.run(stores or STORES, Load(trials, steps, every, processes), progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Time and memory of a driver and a rank, by trials and rows.")
@@ -214,11 +214,11 @@ def limits(
     from rich.console import Console
 
     from experiments.benchmarks import limits as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
 
     with Progress(Console(stderr=True)) as progress:
         result = question.run(trials, rows, ranks, groups, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="How much the engine and the number of workers change a run.")
@@ -245,7 +245,7 @@ def agreement(
     from rich.console import Console
 
     from experiments.benchmarks import agreement as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from pipeline.settings.changes import parse_changes
     from pipeline.settings.config import replace
     from pipeline.settings.experiment_file import read_experiment
@@ -255,7 +255,7 @@ def agreement(
     listed = arms or (experiment.sweep.arms if experiment.sweep else (experiment.training.arm,))
     with Progress(Console(stderr=True)) as progress:
         result = question.run(experiment, listed, steps, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Cost of a logged step besides training, by the length of the run.")
@@ -284,11 +284,11 @@ def bookkeeping(steps: tuple[int, ...], evaluate_every: int, repeats: int, outpu
     from rich.console import Console
 
     from experiments.benchmarks import bookkeeping as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
 
     with Progress(Console(stderr=True)) as progress:
         result = question.run(sorted(set(steps)), evaluate_every, repeats, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Time that skipping closed experts would save.")
@@ -316,11 +316,11 @@ def skipping(hidden: tuple[int, ...], batch: int, repeats: int, threads: int, ou
     from rich.console import Console
 
     from experiments.benchmarks import skipping as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
 
     with Progress(Console(stderr=True)) as progress:
         result = question.run(hidden, batch, repeats, threads, progress)
-    tell(result, output, as_json)
+    publish(result, output, as_json)
 
 
 @click.command(short_help="Where the wall time of a sweep goes.")
@@ -351,7 +351,7 @@ def sweep(config: Path, changes: tuple[str, ...], finished: Path | None, output:
     from rich.console import Console
 
     from experiments.benchmarks import sweep as question
-    from experiments.benchmarks.report import Progress, tell
+    from experiments.benchmarks.report import Progress, publish
     from pipeline.settings.changes import parse_changes
     from pipeline.settings.config import replace
     from pipeline.settings.experiment_file import read_experiment
@@ -364,7 +364,7 @@ def sweep(config: Path, changes: tuple[str, ...], finished: Path | None, output:
     else:
         with Progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
             phases = question.run(str(path), name, changes, Path(folder), progress)
-    tell(question.result(phases), output, as_json)
+    publish(question.result(phases), output, as_json)
 
 
 COMMANDS: tuple[click.Command, ...] = (scaling, data, tracking, limits, agreement, skipping, bookkeeping, sweep)

@@ -70,7 +70,7 @@ class Progress:
             self._bars.update(self._task, advance=1, doing=doing)
 
 
-def tell(result: Result, folder: Path, as_json: bool) -> None:
+def publish(result: Result, folder: Path, as_json: bool) -> None:
     """Prints the table, files table, plot and numbers in `folder`, and prints the numbers last where asked."""
     console = Console(stderr=as_json)
     table = Table(title=result.title)

@@ -79,7 +79,7 @@ class Worker:
         assert profiler.profiler is not None
         events = [each for each in profiler.profiler.kineto_results.events() if each.name().startswith("gloo:")]
         events.sort(key=lambda event: event.start_ns())
-        return _told_apart([_payload(event) for event in events], trainee.bytes_in_backward)
+        return _split_traffic([_payload(event) for event in events], trainee.bytes_in_backward)
 
     def all_reduce(self, size: int) -> float:
         """Seconds of an all-reduce of `size` bytes of float32."""
@@ -153,7 +153,7 @@ def _payload(event: Any) -> int:
     return sum(_BYTES[kind] * prod(shape) for kind, shape in zip(event.dtypes(), event.shapes(), strict=True) if shape)
 
 
-def _told_apart(messages: list[int], in_backward: int) -> Traffic:
+def _split_traffic(messages: list[int], in_backward: int) -> Traffic:
     """The first message holds the counts and the last the losses; DDP's lie between, and are as long as it says."""
     if not messages:
         return Traffic((), ())

@@ -55,7 +55,7 @@ class _Backend(Backend):
         ranks = [{"rank": rank, **place} for rank, place in enumerate(places)]
         write_whole(Path(backend_config.placement), json.dumps(ranks, indent=1))
         address, port = worker_group.execute_single(0, free_address)
-        worker_group.execute(_tell_ranks)
+        worker_group.execute(_export_ranks)
         size, backend, limit_s = len(worker_group), backend_config.backend, backend_config.timeout_s
         arguments = (size, address, port, limit_s)
         ray.get([worker_group.execute_single_async(rank, join, backend, rank, *arguments) for rank in range(size)])
@@ -118,7 +118,7 @@ def free_address() -> tuple[str, int]:
         return address, door.getsockname()[1]
 
 
-def _tell_ranks() -> None:
+def _export_ranks() -> None:
     """Sets the variables of torchrun, as Ray Train's TorchConfig does: a user's code may read them."""
     import ray.train
 
