@@ -92,7 +92,9 @@ def test_it_prints_one_json_object_and_files_table_plot_and_numbers(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("memory_in_this_process")
-def test_a_library_that_is_missing_is_said_and_the_rest_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_that_is_missing_is_reported_and_the_rest_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     for package in ("opacus", "backpack"):
         monkeypatch.setitem(sys.modules, package, None)
     done = command(tmp_path)
@@ -123,7 +125,9 @@ def test_a_wrong_method_is_noticed(
 
 
 @pytest.mark.usefixtures("memory_in_this_process")
-def test_what_does_not_fit_is_said_with_its_size_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_with_its_size_and_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(extraction, "free_bytes", lambda _: 2**33)
     size = LayerSize(1024, 4096)
     reason = extraction._why_not("einsum", size, torch.device("cpu"))

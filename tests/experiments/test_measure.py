@@ -42,7 +42,7 @@ class Greedy:
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried to"),
     ],
 )
-def test_running_out_of_memory_is_told_apart_and_frees_what_was_held(error: Exception) -> None:
+def test_running_out_of_memory_is_recognized_and_frees_what_was_held(error: Exception) -> None:
     seen: list[weakref.ref] = []
 
     def call() -> None:

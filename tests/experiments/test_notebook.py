@@ -51,7 +51,7 @@ def test_the_cells_are_those_of_the_python_file() -> None:
     assert len(filed) > 12
 
 
-def test_cells_are_told_apart() -> None:
+def test_cells_are_distinguished() -> None:
     source = "# %% [markdown]\n# # Title\n#\n#     code\n\n# %%\na = 1\n\nb = 2  # %%\n"
     assert cells_of(source) == [("markdown", "# Title\n\n    code"), ("code", "a = 1\n\nb = 2  # %%")]
 

@@ -93,7 +93,7 @@ def test_the_fit_finds_the_network_that_made_the_times(bandwidth: float, latency
     assert fitted.latency == pytest.approx(latency, rel=1e-4)
 
 
-def test_a_fit_has_no_negative_latency_and_refuses_times_that_tell_nothing() -> None:
+def test_a_fit_has_no_negative_latency_and_refuses_times_without_a_slope() -> None:
     assert fit_network((100, 200), (1.0, 2.1), 2).latency == 0
     with pytest.raises(ValueError, match="expected several sizes"):
         fit_network((100,), (1.0,), 2)

@@ -43,7 +43,7 @@ def test_a_variant_that_computes_something_else_is_noticed(monkeypatch: pytest.M
         CliRunner().invoke(bench, [*TINY, *chosen, "--output", str(tmp_path)], catch_exceptions=False)
 
 
-def test_what_does_not_fit_is_said_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("experiments.benchmarks.step_times.free_bytes", lambda _: 10_000)
     done = CliRunner().invoke(bench, [*TINY, "--variant", "einsum", "--output", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 0
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_said_and_not_run(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("fits", [0, 2])  # calls: the check of the gradients is the first
-def test_a_variant_that_runs_out_of_memory_is_said_and_the_rest_runs(
+def test_a_variant_that_runs_out_of_memory_is_reported_and_the_rest_runs(
     fits: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole, calls = variants._whole_einsum, []
@@ -150,7 +150,7 @@ def test_it_needs_neither_ray_nor_mlflow_nor_the_pipeline() -> None:
     assert "--bfloat16" in done.stdout
 
 
-def test_the_default_is_what_the_settings_come_to_and_is_reported_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_variant_is_that_of_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     training = TrainingConfig()
     ways = {"elementwise": "fused_elementwise", "blocks": "fused"}
     monkeypatch.setattr("pipeline.training.build.compiler_problem", lambda _: None)  # as where there is a compiler

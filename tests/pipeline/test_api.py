@@ -48,7 +48,7 @@ def test_changes_that_are_no_settings_by_name_are_refused(config: Path, changes:
         api.read(config, changes)
 
 
-def test_a_call_is_told_as_the_command_that_does_the_same() -> None:
+def test_a_call_is_recorded_as_the_command_that_does_the_same() -> None:
     words = command_words("ablate", Path("a b.yaml"), {"training.steps": 4, "training.arm": "task_only"}, "gpu", "runs")
     assert shlex.join(words) == (
         "tiny-onn ablate 'a b.yaml' --scale gpu --set training.steps=4 --set training.arm=task_only --output runs"

@@ -51,7 +51,9 @@ def test_so_it_is_from_a_notebook(config: Path, tmp_path: Path) -> None:
         api.train(config, {"training.arm": "costs_that_are_none:NEGATIVE"}, tmp_path / "out")
 
 
-def test_a_cost_that_is_another_arm_in_disguise_is_told_before_anything_starts(config: Path, tmp_path: Path) -> None:
+def test_a_cost_that_is_another_arm_in_disguise_is_reported_before_anything_starts(
+    config: Path, tmp_path: Path
+) -> None:
     arm = "costs_that_are_none:DISGUISED"
     words = ["plan", str(config), "--no-calibration", "--output", str(tmp_path / "out")]
     ran = CliRunner().invoke(main, [*words, "--set", f"sweep.arms=[per_token, '{arm}']"])

@@ -10,7 +10,7 @@ import pytest
 from pipeline.files import read_json, write_whole
 
 
-def test_threads_that_write_one_file_are_in_nobodys_way(tmp_path: Path) -> None:
+def test_threads_can_write_one_file_at_once(tmp_path: Path) -> None:
     path, text = tmp_path / "file.json", json.dumps(list(range(1000)))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: write_whole(path, text), range(400)))  # an error of any would come out here

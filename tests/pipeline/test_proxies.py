@@ -34,7 +34,7 @@ def test_loopback_is_reached_directly(dead_proxy: str, url: str) -> None:
     assert requests.utils.get_environ_proxies("http://elsewhere.example")["http"] == dead_proxy
 
 
-def test_other_addresses_and_what_the_user_said_are_left_alone(
+def test_other_addresses_and_the_users_settings_are_left_alone(
     dead_proxy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_proxy_for("http://elsewhere.example:5000")

@@ -190,7 +190,7 @@ def test_data_of_another_schema_version_is_not_used(
     assert json.loads(manifest.read_text())["schema_version"] == SCHEMA_VERSION
 
 
-def test_one_bad_file_is_told_and_counted_and_the_others_are_prepared(config: Path, tmp_path: Path) -> None:
+def test_one_bad_file_is_reported_and_counted_and_the_others_are_prepared(config: Path, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     bad = {
         "torn": '{"train": [',
@@ -251,7 +251,7 @@ def test_who_comes_to_read_makes_no_store(tmp_path: Path) -> None:
     assert not database.parent.exists()
 
 
-def test_of_a_damaged_store_it_is_said_how_to_get_a_whole_one(config: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_store_explains_how_to_rebuild_it(config: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mlflow.db").write_bytes(b"no database" * 100)
     words = ["train", str(config), "--output", str(tmp_path / "out")]

@@ -164,7 +164,7 @@ def test_gpt2_with_its_own_checkpointing(reentrant: bool) -> None:
         torch.testing.assert_close(found[1][name], found[0][name], **TOLERANCE)
 
 
-def test_gpt2_without_a_conv1d_is_told_what_there_is() -> None:
+def test_gpt2_without_a_conv1d_names_the_layers_that_there_are() -> None:
     with pytest.raises(
         ValueError, match=r"Bilinear selects no layer.* 8 Conv1D, such as 'transformer\.h\.0\.attn\.c_attn'"
     ):

@@ -86,7 +86,7 @@ def test_a_folder_from_which_nothing_may_be_loaded_is_none_to_compile_in(tmp_pat
 
 
 @pytest.mark.parametrize("switch", ["TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE"])
-def test_a_switch_that_turns_compilation_off_is_told(monkeypatch, switch: str) -> None:
+def test_a_switch_that_turns_compilation_off_is_reported(monkeypatch, switch: str) -> None:
     monkeypatch.setenv(switch, "1")
     assert compiler_problem() == compiler_problem("cuda") == f"{switch}=1 switches it off"
 

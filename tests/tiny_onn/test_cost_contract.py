@@ -39,7 +39,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("message", BROKEN)
-def test_what_a_cost_does_wrong_is_said_with_what_was_expected(message: str) -> None:
+def test_an_error_of_a_cost_names_what_was_expected(message: str) -> None:
     assert message in str(cost_problem(BROKEN[message]))
 
 

@@ -162,7 +162,7 @@ def test_micro_batches_may_be_checkpointed(engine: str, backward_each: bool) -> 
 
 
 @ENGINES
-def test_a_call_computed_anew_whose_mask_cannot_be_told_is_refused(engine: str) -> None:
+def test_a_recomputed_call_with_an_unknown_mask_is_refused(engine: str) -> None:
     with pytest.raises(CaptureError, match="which of their masks of valid tokens it had cannot be told"):
         in_two_parts(engine, partial(checkpoint, use_reentrant=True), False)
 

@@ -93,7 +93,7 @@ def test_padding_does_not_change_a_row() -> None:
     torch.testing.assert_close(long[:1, :4], short, rtol=1e-12, atol=1e-12)
 
 
-def test_the_call_point_is_free_when_nobody_watches() -> None:
+def test_the_call_point_costs_nothing_without_an_observer() -> None:
     layer = random_layer(5, 4)
     with capture(layer):
         pass

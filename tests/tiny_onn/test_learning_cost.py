@@ -56,7 +56,7 @@ def test_relative_and_fisher_by_hand() -> None:
     assert learning_cost("fisher").measure(g, x, weight)[0].tolist() == pytest.approx([10.0, 7**0.5])
 
 
-def test_unlike_per_token_relative_and_fisher_tell_experts_apart() -> None:
+def test_unlike_per_token_relative_and_fisher_distinguish_experts() -> None:
     """C / |g| is the same for all experts of a token in per_token (docs/decision-record.md), not in the others."""
     torch.manual_seed(0)
     g, x = torch.randn(3, 4).double(), torch.randn(3, 5).double()

@@ -101,7 +101,7 @@ def test_what_unpacks_to_much_is_refused_before_it_is_unpacked(what: str, lies: 
     assert allocated.max_memory() < MIB
 
 
-def test_unlimited_these_files_are_as_large_as_they_are_said_to_be() -> None:
+def test_unlimited_these_files_have_the_size_that_is_stated() -> None:
     """So that the test above is of what it says."""
     for what, data in BOMBS.items():
         table = pq.read_table(pa.BufferReader(data))
@@ -211,7 +211,7 @@ def test_parquet_whose_tasks_would_fill_the_memory_is_refused(
     assert 5_000 * 64 < memory < MIB
 
 
-def test_what_parquet_is_said_to_take_is_about_what_it_takes() -> None:
+def test_the_estimated_size_of_parquet_is_close_to_its_size() -> None:
     draw = np.random.default_rng(0)
     many = [
         {"train": [{"input": draw.integers(0, 9, (9, 9)).tolist()}] * 3, "test": "[[1], [2, 3]]"} for _ in range(300)

@@ -106,7 +106,7 @@ PAIRS = [{"input": [[n, n + 1, 3]], "output": [[n]]} for n in range(7)]
 
 
 @pytest.mark.parametrize("data", [PAIRS, packed_lines(*PAIRS), parquet_of(PAIRS)], ids=["json", "lines", "parquet"])
-def test_of_a_list_of_pairs_tasks_are_made_if_it_is_said_of_how_many(data: Any, tmp_path: Path) -> None:
+def test_a_list_of_pairs_becomes_tasks_if_their_size_is_given(data: Any, tmp_path: Path) -> None:
     found = read_tasks(put(tmp_path / "rule.json", data), pairs_per_task=3)
     assert [task.task_id for task in found.train] == ["rule-0000", "rule-0001"]  # the seventh is left over
     used = [pair for task in found.train for pair in as_json(task)["train"] + as_json(task)["test"]]
@@ -162,7 +162,7 @@ def test_a_folder_test_holds_evaluation_tasks_beside_one_for_training_alone(
     assert known(found.train) == ({"a": A} if evaluates else {"a": A, "b": B})
 
 
-def test_tasks_of_one_name_are_told_apart_by_their_folders_and_copies_taken_once(tmp_path: Path) -> None:
+def test_tasks_of_one_name_are_distinguished_by_their_folders_and_copies_taken_once(tmp_path: Path) -> None:
     put(tmp_path / "one" / "x.json", A)
     put(tmp_path / "two" / "x.json", B)
     put(tmp_path / "two" / "y.json", C)
@@ -300,7 +300,7 @@ def test_a_link_back_to_a_folder_above_is_gone_through_once(tmp_path: Path) -> N
     assert len(found.refused) == 1
 
 
-def test_too_long_tasks_are_told_in_numbers(tmp_path: Path) -> None:
+def test_too_long_tasks_are_reported_in_numbers(tmp_path: Path) -> None:
     """Four pairs of 1x1 have 29 tokens; a task of n columns has 8 more for each."""
     tasks = []
     for columns in (5, 9, 2, 7):

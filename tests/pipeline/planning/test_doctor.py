@@ -177,7 +177,7 @@ def test_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in finding.found
 
 
-def test_variables_are_told_as_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_reported_as_the_table_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in doctor_services._WITH_EFFECT:
         assert DECISIONS[name].startswith("honour"), name
     for name in doctor_services._IGNORED:

@@ -32,7 +32,7 @@ def test_what_how_long_and_where() -> None:
     assert opening_words(experiment, [], 24, Path("runs"), None) == []
 
 
-def test_the_filed_ablation_took_what_is_said() -> None:
+def test_the_filed_ablation_took_the_time_that_is_shown() -> None:
     """8 min 10 s on two idle cores; and one trial by hand."""
     every = trials_of(read_experiment(ROOT / "experiments" / "ablation.yaml"), "t")
     trials = [each for each in every if each.experiment.training.arm in FILED]
@@ -42,7 +42,7 @@ def test_the_filed_ablation_took_what_is_said() -> None:
     assert rough_seconds(trials, 2) == pytest.approx(490, rel=0.1)
 
 
-def test_of_another_cluster_no_time_is_said() -> None:
+def test_no_time_is_estimated_for_another_cluster() -> None:
     experiment = read_experiment(ROOT / "experiments" / "smoke.yaml")
     trials = trials_of(experiment, "t")
     lines = opening_words(experiment, trials, 0, Path("/x"), "10.0.0.1:6379")

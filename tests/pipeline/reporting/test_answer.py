@@ -22,7 +22,7 @@ def sentences(found: Results) -> list[str]:
     return answer(report_of(found, Artifacts({}, {})))
 
 
-def test_arms_are_told_by_their_distance_to_the_baselines_best_first() -> None:
+def test_arms_are_listed_by_their_distance_to_the_baselines_best_first() -> None:
     found = sentences(
         results(("per_token", 0.04, 1.75), ("opening", 0.04, 1.71), ("top_k", 0.04, 1.70), ("dense", 1.0, 1.4))
     )
@@ -45,7 +45,7 @@ def test_arms_are_told_by_their_distance_to_the_baselines_best_first() -> None:
         ((("dense", 1.0, 1.4),), 6, 2, "With 6 seeds the sign-flip test cannot give a p below 0.031."),
     ],
 )
-def test_what_cannot_be_told_is_said(arms: tuple, seeds: int, place: int, said: str) -> None:
+def test_what_cannot_be_compared_is_named(arms: tuple, seeds: int, place: int, said: str) -> None:
     assert sentences(results(*arms, seeds=seeds))[place].startswith(said)
 
 

@@ -121,7 +121,7 @@ def test_what_a_store_says_cannot_break_the_report() -> None:
     assert text == "Data: d; None tasks trained on; 3 held-out tasks scored. 2 leaks: x [31m, ...."
 
 
-def test_scores_that_are_all_zero_are_said_in_few_words() -> None:
+def test_scores_that_are_all_zero_are_reported_in_few_words() -> None:
     row = Row(
         "a", (), {0: TrialResult("r", "a", 0, {}, {}, {"held_out/pairs_exact": 0.0, "held_out/pass_at_2": 0.0}, {})}
     )
@@ -161,7 +161,7 @@ def test_what_somebody_else_wrote_of_examples_is_passed_over(told: object) -> No
     assert "nor" not in limits(results).split("Step times")[0]
 
 
-def test_tasks_in_sequence_are_told_with_their_number() -> None:
+def test_tasks_in_sequence_are_reported_with_their_number() -> None:
     def trial(order: str, **metrics: float) -> TrialResult:
         return TrialResult(f"r-{order}", "a", 0, {"data.order": order}, {}, metrics, {})
 

@@ -66,7 +66,7 @@ def test_one_is_not_called_many() -> None:
     assert headline(results(older=2)).endswith("; 2 older runs of the same trials are set aside.")
 
 
-def test_no_more_cells_are_said_to_be_shown_than_there_are() -> None:
+def test_the_number_of_cells_shown_is_no_larger_than_that_of_cells() -> None:
     rows = [Row(f"arm{place}", (("a", "1"),)) for place in range(30)]
     assert "the first 1 of 1 cell of the grid" in left_out(results(*rows))
 

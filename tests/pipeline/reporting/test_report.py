@@ -243,7 +243,7 @@ def test_names_cannot_break_the_page():
     assert escape("a|b <img src=x> `c` [d](e)\nf & g") == "a\\|b &lt;img src=x&gt; \\`c\\` \\[d\\](e) f &amp; g"
 
 
-def test_a_setting_of_one_arm_is_no_cell_and_is_told():
+def test_a_setting_of_one_arm_is_no_cell_and_is_reported():
     """Of `sweep.arm_settings`: each arm has one value, where a grid gives every arm all of them."""
     from pipeline.reporting.results import _varying
 

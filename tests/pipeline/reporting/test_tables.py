@@ -93,7 +93,7 @@ def test_a_primary_comparison_of_losses_says_at_which_densities() -> None:
     assert sentence.endswith("but not at equal density: 50 % of its experts are active against 5 %")
 
 
-def test_a_gap_between_baselines_and_seeds_without_one_are_told() -> None:
+def test_a_gap_between_baselines_and_seeds_without_one_are_reported() -> None:
     report = report_of(results(row("mine", {0: 1.5, 3: 1.5}, 0.3), *BASELINES), Artifacts({}, {}))
     text = report.findings[0]
     assert "(1 seed) at 30 % active, in 1 of 2 seeds, interpolated from baselines as far apart as 5 and 100 %." in text

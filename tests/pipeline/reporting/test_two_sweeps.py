@@ -55,7 +55,7 @@ def test_rows_are_paired_by_what_they_are_also_where_one_sweep_does_not_vary_it(
     assert line["held_out_loss_difference"] == 0.5
 
 
-def test_what_is_the_same_is_told_and_what_shares_nothing_too() -> None:
+def test_what_is_the_same_is_reported_and_what_shares_nothing_too() -> None:
     one, other = (results(n, {("mine", "0.05"): {0: 1.25, 1: 1.5}}, False) for n in ("a", "b"))
     assert "the same in every seed, to the last digit" in " ".join(words(compare_sweeps(one, other)))
     apart = results("c", {("mine", "0.05"): {7: 1.0}}, False)

@@ -18,7 +18,7 @@ def test_a_failure_names_each_rank_and_its_error_first() -> None:
     assert "the story" in lines
 
 
-def test_a_death_is_said_in_a_line_whichever_way_ray_wraps_it() -> None:
+def test_a_death_is_reported_in_a_line_whichever_way_ray_wraps_it() -> None:
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
     death = OSError(

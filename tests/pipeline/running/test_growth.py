@@ -226,7 +226,7 @@ def test_mlflow_goes_on_in_the_same_runs_and_the_report_has_one_setting_of_steps
     assert metrics_at  # the numbers of the sample
 
 
-def test_added_seeds_are_told_where_a_test_was_named_beforehand() -> None:
+def test_added_seeds_are_reported_where_a_test_was_named_beforehand() -> None:
     results = Results("s", [], {}, 0, [], {"grown": "2026-11-27: seed 3"})
     (words,) = grown_words(results, Primary("excess of opening"))
     assert "it is too small" in words

@@ -137,7 +137,7 @@ def test_the_table_fits_the_screen(tmp_path: Path, columns: int) -> None:
         assert part in row
 
 
-def test_the_end_is_told_by_the_clock() -> None:
+def test_the_end_is_shown_as_a_time_of_day() -> None:
     noon = datetime.datetime(2026, 3, 3, 12, 5).astimezone()
     assert clock(noon) == "Tue 12:05"  # some other day
     now = datetime.datetime.now().astimezone()
@@ -211,7 +211,7 @@ def test_chatter_goes_to_its_file_and_the_console_keeps_its_place(tmp_path: Path
     ]
 
 
-def test_a_trial_without_workers_waits_for_room_and_it_is_said_once(tmp_path: Path) -> None:
+def test_a_trial_without_workers_waits_for_capacity_and_reports_it_once(tmp_path: Path) -> None:
     trials = some_trials(tmp_path)
     trials[0].read(State.RUNNING, now=1000.0)
     assert not trials[0].waits_for_room(now=1015.0)  # workers take a while to start

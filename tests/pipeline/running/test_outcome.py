@@ -15,7 +15,7 @@ from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 
-def test_what_was_survived_and_what_was_wrong_with_checkpoints_is_said(tmp_path: Path) -> None:
+def test_survived_faults_and_checkpoint_problems_are_reported(tmp_path: Path) -> None:
     experiment = toy_experiment()
     output = Output(tmp_path)
     progress = [TrialProgress(trial, output.trial("toy", trial.key)) for trial in trials_of(experiment)]

@@ -45,7 +45,7 @@ print("as it should be")
 """
 
 
-def test_nobody_without_the_token_of_a_local_cluster_reads_what_it_holds(tmp_path: Path) -> None:
+def test_without_the_token_of_a_local_cluster_its_contents_cannot_be_read(tmp_path: Path) -> None:
     environment = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")} | {"PYTHONPATH": str(ROOT)}
     environment |= {"HOME": str(tmp_path), "RAY_AUTH_TOKEN": "another cluster's"}
     ran = subprocess.run([sys.executable, "-c", LOCAL], env=environment, capture_output=True, text=True, timeout=300)

@@ -16,7 +16,7 @@ from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 
-def test_code_and_settings_of_each_attempt_are_kept_and_changes_told(
+def test_code_and_settings_of_each_attempt_are_kept_and_changes_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = toy_experiment()

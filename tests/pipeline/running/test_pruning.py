@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_behind_every_other(tmp_path: Path) -> None
     assert [folder.prune.exists() for _, folder in pairs] == [False, True, True, False]
 
 
-def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_path: Path) -> None:
+def test_the_last_step_prunes_no_trial_and_a_trial_without_the_metric_continues(tmp_path: Path) -> None:
     searched = experiment()
     assert searched.sweep is not None
     pairs = [pair for pair in placed(tmp_path, searched) if pair[0].experiment.training.arm == "task_only"]
@@ -165,7 +165,7 @@ def test_the_last_step_prunes_nobody_and_a_trial_without_the_metric_goes_on(tmp_
     assert pruner.prune() == []
 
 
-def test_a_trial_that_was_told_to_end_ends_when_its_sweep_is_taken_up_again(tmp_path: Path) -> None:
+def test_a_trial_that_was_asked_to_stop_stops_when_its_sweep_is_resumed(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
     settle(folder)
     assert not folder.ended
@@ -179,7 +179,7 @@ def test_a_trial_that_was_told_to_end_ends_when_its_sweep_is_taken_up_again(tmp_
     assert state_of(folder, "a command") is State.FINISHED
 
 
-def test_workers_that_are_told_end_at_the_next_logged_step(tmp_path: Path) -> None:
+def test_workers_that_are_asked_to_stop_stop_at_the_next_logged_step(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "trial")
     folder.root.mkdir()
 

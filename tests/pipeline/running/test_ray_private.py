@@ -110,7 +110,7 @@ def _environment(patch: pytest.MonkeyPatch) -> None:
         ("environment", _environment),
     ],
 )
-def test_what_is_gone_is_said_with_what_happens_instead(
+def test_what_is_gone_is_reported_with_what_happens_instead(
     name: str, remove: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove(monkeypatch)

@@ -14,7 +14,7 @@ from pipeline.settings.trials import trials_of
 from tests.pipeline.toy_training import toy_experiment
 
 
-def test_a_wait_is_told_again_and_again_and_a_short_one_is_not() -> None:
+def test_a_long_wait_is_reported_repeatedly_and_a_short_one_is_not() -> None:
     screen = io.StringIO()
     with report_waiting(Console(file=screen), "Ray to start", first_s=0.05):
         time.sleep(0.6)

@@ -94,7 +94,7 @@ def test_bad_settings_are_named(values: dict, message: str) -> None:
     assert str(error.value).startswith("my.yaml")
 
 
-def test_a_list_whose_items_are_refused_is_not_said_to_be_empty_too() -> None:
+def test_a_list_whose_items_are_refused_is_not_reported_as_empty_too() -> None:
     with pytest.raises(UserError) as error:
         validate_experiment({"name": "x", "sweep": {"arms": ["task_only"], "seeds": [-1]}}, "my.yaml")
     assert str(error.value) == "my.yaml:\n  sweep.seeds.0: found -1; input should be greater than or equal to 0"

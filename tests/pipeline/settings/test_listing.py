@@ -117,7 +117,7 @@ def test_a_near_match_is_offered_or_none(found: str, hint: str) -> None:
     assert setting_hint(found, NAMES) == hint
 
 
-def test_all_unknown_settings_are_told_at_once(tmp_path: Path) -> None:
+def test_all_unknown_settings_are_reported_at_once(tmp_path: Path) -> None:
     """Of the file, in every place that a setting can be named, and of --set, in one message with what else is wrong."""
     path = tmp_path / "my.yaml"
     path.write_text(

@@ -88,7 +88,7 @@ def _race(storage, monkeypatch):
     return dict(entered)
 
 
-def test_of_two_that_saw_nobody_one_enters_however_late_the_other_writes(storage, monkeypatch):
+def test_of_two_that_saw_no_holder_one_enters_however_late_the_other_writes(storage, monkeypatch):
     found = _race(storage, monkeypatch)
     assert found["early"] is None
     assert "in use by process" in found["late"]

@@ -203,7 +203,7 @@ def test_jobs_for_a_script(server: Any) -> None:
     ]
 
 
-def test_the_address_that_nodes_join_is_told_from_one_where_nothing_answers() -> None:
+def test_the_address_that_nodes_join_differs_from_one_where_nothing_answers() -> None:
     def answer(listener: socket.socket) -> None:
         client, _ = listener.accept()
         with client:

@@ -279,7 +279,7 @@ def test_what_is_no_module_or_has_a_name_that_is_taken_is_refused(tmp_path: Path
         own_files([module, package], [Path("my_costs/x.py")])
 
 
-def test_code_of_ones_own_that_does_not_go_along_is_refused_and_what_may_be_there_is_told(
+def test_own_code_that_is_not_sent_is_refused_and_the_candidates_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, package = own_arms(tmp_path)

@@ -297,7 +297,7 @@ def test_settings_of_another_task_are_refused(changes: dict[str, object], messag
         validate_experiment({"name": "x", **changes}, "test")
 
 
-def test_options_of_nobody_are_refused(tmp_path: Path) -> None:
+def test_unknown_options_are_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"data.options": {"a": 1}}, r"data\.options: found \{'a': 1\}, but data\.task: arc has none"),
         ({"model.options": {"a": 1}}, r"model\.options: found \{'a': 1\}, settings of a model of your own"),
@@ -378,7 +378,7 @@ def test_the_built_in_tasks_keep_the_contract_themselves() -> None:
     assert TASK.batch([parity_row(0, 3)]).tokens.shape == (1, 3)
 
 
-def test_what_an_import_failed_of_at_first_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_cause_of_a_failed_import_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "try:\n    1 / 0\nexcept ZeroDivisionError as error:\n    raise ModuleNotFoundError('no X here') from error\n"
     )

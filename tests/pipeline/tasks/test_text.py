@@ -235,7 +235,7 @@ def test_what_is_measured_is_the_loss_in_bits_and_examples_go_on_from_their_rows
     assert not trained.routing_maps.exists()  # there are no grids
 
 
-def test_what_a_model_says_hangs_on_nothing_but_its_prompt_and_the_draws(trained: TrialFolder) -> None:
+def test_generated_text_depends_only_on_the_prompt_and_the_random_numbers(trained: TrialFolder) -> None:
     model = open_model(trained.model)
     prompts = [as_tokens(text.encode()) for text in ("the cat", "a", "one big red")]
     draws = np.random.default_rng(0).random((3, 9))

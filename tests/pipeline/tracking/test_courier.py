@@ -122,7 +122,7 @@ class AwayTracker(RecordingTracker):
         return self.away
 
 
-def test_what_is_delivered_is_told_of_no_more_and_what_is_not_again(
+def test_delivered_trials_are_not_delivered_again_and_the_others_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
@@ -163,7 +163,7 @@ def test_a_stuck_tracker_does_not_hold_up_the_end(tmp_path: Path) -> None:
     tracker.release.set()
 
 
-def test_trials_are_told_of_together_and_each_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_are_delivered_together_and_each_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = WatchedTracker()
     tracker.held.set()
@@ -205,7 +205,7 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("away", [True, False])
-def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool) -> None:
+def test_that_the_store_does_not_answer_is_reported_once(tmp_path: Path, away: bool) -> None:
     experiment = toy_experiment(arms=("task_only",))
     tracker = DeafTracker()
     tracker.away = away
@@ -228,7 +228,7 @@ def test_that_the_store_does_not_answer_is_said_once(tmp_path: Path, away: bool)
 
 @pytest.mark.parametrize("error", [RuntimeError("a fault of ours"), SystemExit("as some libraries raise")])
 @pytest.mark.parametrize("at_once", [1, 4])
-def test_what_ends_a_thread_of_the_courier_is_said_and_keeps_nothing_from_its_end(
+def test_an_error_that_ends_a_courier_thread_is_reported_and_the_command_ends(
     tmp_path: Path, error: BaseException, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the courier's own thread, or in one that makes a call."""

@@ -110,7 +110,7 @@ def test_mlflow_itself_finds_the_files_once_a_command_has_written_there(trained,
     assert {"model", "result.json", "config.json"} <= {file.path for file in files}
 
 
-def test_lost_files_are_told(trained, tmp_path):
+def test_lost_files_are_reported(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "o5", ignore=shutil.ignore_patterns("mlflow-artifacts"))
     output = Output(tmp_path / "o5")
     (output.artifacts / run_of(output) / "artifacts").mkdir(parents=True)  # what is here counts, and it is empty

@@ -35,7 +35,7 @@ def test_alone_it_works_where_it_is_called() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_even_what_would_end_its_thread_silently_is_told(size: int) -> None:
+def test_even_an_error_that_would_end_its_thread_silently_is_reported(size: int) -> None:
     pool = CallPool(size, "pool")
     pool.submit(lambda: sys.exit(3))
     with pytest.raises(SystemExit):
@@ -43,7 +43,7 @@ def test_even_what_would_end_its_thread_silently_is_told(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_an_error_is_told_when_all_is_done(size: int) -> None:
+def test_an_error_is_reported_when_all_is_done(size: int) -> None:
     pool, done = CallPool(size, "pool"), []
     for number in range(4):
         pool.submit(lambda number=number: done.append(12 // number))

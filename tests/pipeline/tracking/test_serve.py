@@ -63,7 +63,7 @@ def test_no_server_outlives_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fd00::7", "head"])
-def test_the_address_that_is_told_is_one_that_clients_take(host: str) -> None:
+def test_the_address_that_is_shown_is_one_that_clients_accept(host: str) -> None:
     address = address_of(host, 5000)
     parts = urllib.parse.urlsplit(requests.Request("GET", f"{address}/health").prepare().url)
     assert (parts.hostname, parts.port) == ("127.0.0.1" if host in ("0.0.0.0", "::") else host, 5000)

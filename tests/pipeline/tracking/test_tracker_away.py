@@ -171,7 +171,7 @@ def test_close_names_what_could_not_be_delivered_and_leaves_nothing_running(outp
     assert len(runs(output, "closing")) == 3
 
 
-def test_a_store_that_cannot_be_reached_is_said_within_seconds_without_its_password():
+def test_a_store_that_cannot_be_reached_is_reported_within_seconds_without_its_password():
     start = time.monotonic()
     with pytest.raises(UserError) as refused:
         Tracker("http://me:s3cr:et@127.0.0.1:9", "tests", None)

@@ -38,7 +38,7 @@ def test_who_has_left_no_mark_is_named(marks: Storage, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("group")
-def test_when_all_were_there_nobody_is_blamed(marks: Storage) -> None:
+def test_no_rank_is_blamed_when_all_were_there(marks: Storage) -> None:
     with pytest.raises(MissingRanks, match="though none was missing"), naming_missing_ranks(marks):
         raise TIMED_OUT
 
@@ -51,6 +51,6 @@ def test_other_errors_pass_as_they_are(marks: Storage) -> None:
     assert marks.files() == {}
 
 
-def test_without_other_workers_nobody_can_be_absent(marks: Storage) -> None:
+def test_without_other_workers_no_rank_can_be_missing(marks: Storage) -> None:
     with pytest.raises(RuntimeError, match="gloo"), naming_missing_ranks(marks):
         raise TIMED_OUT

@@ -80,7 +80,7 @@ def test_what_is_tied_is_saved_once_and_tied_again(whole: TrialFolder) -> None:
     assert not torch.equal(models[0].embed.weight, models[1].embed.weight)
 
 
-def test_a_run_with_dropout_is_resumed_bit_for_bit_and_hangs_on_its_seed(
+def test_a_run_with_dropout_resumes_bit_for_bit_and_depends_on_its_seed(
     data: Prepared, whole: TrialFolder, tmp_path: Path
 ) -> None:
     torch.rand(7)  # whatever was drawn before

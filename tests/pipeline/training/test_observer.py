@@ -298,6 +298,6 @@ def test_two_workers_find_what_one_would_and_stop_together(modules: Path, tmp_pa
     assert weight == 2 * float(open_step(folder, "last").model.blocks[0].attention.q.mu_weight[0, 0].detach())
 
 
-def test_a_module_that_is_not_there_is_told() -> None:
+def test_a_module_that_is_not_there_is_reported() -> None:
     with pytest.raises(UserError, match=r"cannot be used \(ModuleNotFoundError.*name its folder in PYTHONPATH"):
         load_observer("no_such_module:watch")

@@ -94,7 +94,7 @@ def test_a_map_is_written_and_read_and_anything_else_is_refused(tmp_path: Path) 
         read_map(path)
 
 
-def test_a_notebook_draws_any_task_and_is_told_what_cannot_be() -> None:
+def test_a_notebook_draws_any_task_and_refuses_what_has_no_grid() -> None:
     experiment = small_experiment()
     model = TrainedModel(build_model(experiment), experiment, step=8)
     figure = api.routing_map(model, as_json(TASK), projection="v")

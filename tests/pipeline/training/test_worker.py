@@ -279,7 +279,9 @@ def test_tokens_per_second_count_the_time_that_batches_take(
 
 
 @pytest.mark.parametrize("has_goodness", [True, False])
-def test_what_came_to_nothing_in_a_step_is_nan_so_that_no_earlier_value_passes_for_the_last(has_goodness: bool) -> None:
+def test_a_measure_without_a_value_is_nan_so_that_no_earlier_value_is_taken_for_it(
+    has_goodness: bool,
+) -> None:
     weights = torch.zeros(3, 5)  # a layer whose tokens are all routed nowhere
     goodness = torch.rand(3, 5)
     health = routing_health(weights, goodness, (goodness,) * 3) if has_goodness else routing_health(weights)
