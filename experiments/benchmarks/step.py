@@ -4,7 +4,7 @@ from typing import Any
 
 from experiments.benchmarks.report import Progress, Result, mebibytes, milliseconds
 from experiments.benchmarks.step_times import measure
-from experiments.benchmarks.variants import DEFAULT, Size
+from experiments.benchmarks.variants import DEFAULT, DEFAULT_OF_LONG_RUNS, Size
 
 
 def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], progress: Progress) -> Result:
@@ -52,7 +52,9 @@ def run(sizes: list[Size], repeats: int, threads: int, names: tuple[str, ...], p
 
 
 def _with_default(cell: dict[str, Any]) -> dict[str, Any]:
-    """The measurements of a size, with those of the default once more as `default`, if it was among the variants."""
+    """The measurements of a size, and those of the default once more: as `default`, and `default_of_long_runs`, if
+    they were among the variants."""
     variants = cell["variants"]
-    again = {"default": {**variants[DEFAULT], "variant": DEFAULT}} if DEFAULT in variants else {}
+    names = {"default": DEFAULT, "default_of_long_runs": DEFAULT_OF_LONG_RUNS}
+    again = {title: {**variants[name], "variant": name} for title, name in names.items() if name in variants}
     return {**cell, "variants": {**variants, **again}}

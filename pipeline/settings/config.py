@@ -224,7 +224,9 @@ class TrainingConfig(Settings):
         "auto", description="auto: fused, a single backward pass, for all but costs of a whole layer; else hooks"
     )
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
-        "auto", description="by torch.compile; auto: elementwise where there is a compiler. blocks: faster, if compiled"
+        "auto",
+        description="by torch.compile; auto, where there is a compiler: elementwise, or from 2,000 steps on blocks, "
+        "which are faster and take half a minute to compile once; never blocks with a constant schedule",
     )
     log_every: Count = Field(10, description="steps between two log entries; evaluated and saved steps have one, too")
     evaluate_every: Count = Field(100, description="steps between two evaluations of the held-out tasks")

@@ -16,6 +16,7 @@ from tiny_onn.dynamics import EngineName, LearningDynamics
 from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
+LONG_RUN = 2000  # steps, after which compiled blocks have saved about what they took to compile
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 
@@ -95,7 +96,8 @@ def arm_of(training: TrainingConfig) -> Arm:
 
 def build_dynamics(model: nn.Module, training: TrainingConfig) -> LearningDynamics:
     """With two optimizers, one a stream; weight decay on the computation stream's matrices only."""
-    if compiling(training, next(model.parameters()).device) == "blocks":
+    compiled = compiling(training, next(model.parameters()).device, model)
+    if compiled == "blocks":
         if not isinstance(model, GridTransformer):
             raise UserError("training.compile: blocks needs the transformer of tiny_onn; use compile: auto")
         model.compile_blocks()
@@ -105,7 +107,7 @@ def build_dynamics(model: nn.Module, training: TrainingConfig) -> LearningDynami
         *optimizers(model, training),
         engine=engine_of(training),
         clip_norm=training.clip_norm,
-        use_compiler=compiling(training, next(model.parameters()).device) != "eager",
+        use_compiler=compiled != "eager",
     )
 
 
@@ -117,16 +119,28 @@ def engine_of(training: TrainingConfig) -> EngineName:
 
 
 def compiling(
-    training: TrainingConfig, device: torch.device | str = "cpu"
+    training: TrainingConfig, device: torch.device | str = "cpu", model: nn.Module | None = None
 ) -> Literal["eager", "elementwise", "blocks"]:
     """What `training.compile` comes to on this machine.
+
+    `auto` compiles the elementwise parts, and whole blocks where that pays: from `LONG_RUN` steps on. A run that is
+    resumed computes as before: with a constant schedule, where a run may get more steps later, `auto` never compiles
+    blocks.
+
+    Args:
+        model: the trial's, without DDP; None for the transformer of tiny_onn.
 
     Raises:
         UserError: compilation is asked for and cannot be.
     """
     problem = compiler_problem(device)
     if training.compile == "auto":
-        return "eager" if problem else "elementwise"
+        if problem:
+            return "eager"
+        is_long = training.steps >= LONG_RUN and training.schedule != "constant"
+        has_blocks = (model is None or isinstance(model, GridTransformer)) and engine_of(training) == "fused"
+        works = training.precision != "float64"  # with which compiled blocks fail in torch before 2.12
+        return "blocks" if is_long and has_blocks and works else "elementwise"
     if training.compile != "eager" and problem:
         raise UserError(f"training.compile: {training.compile} needs torch.compile, but {problem}; use compile: auto")
     return training.compile

@@ -83,7 +83,7 @@ class TrialWriter:
                 "seconds": time.monotonic() - trial.started,
                 "parameters": sum(p.numel() for p in trial.model.parameters()),
                 "engine": trial.dynamics.engine,
-                "compiled": compiling(trial.training, trial.device),
+                "compiled": compiling(trial.training, trial.device, trial.model),
                 "skipped_steps": trial.skipped.steps,
                 "environment": environment(trial.device),
                 "checkpoint_problems": [*trial.problems, *problem],

@@ -14,7 +14,7 @@ from experiments.benchmarks.cli import bench
 from experiments.benchmarks.report import Progress
 from experiments.benchmarks.variants import NAMES, Size, Step
 from pipeline.settings.config import TrainingConfig
-from pipeline.training.build import compiling, engine_of
+from pipeline.training.build import LONG_RUN, compiling, engine_of
 
 TINY = ["step", "--hidden", "16", "--layers", "1", "--seq", "24", "--repeats", "1", "--threads", "1", "--json"]
 
@@ -133,7 +133,7 @@ def test_every_variant_runs_compiled(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "experiments.benchmarks", *TINY, "--output", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set(json.loads(done.stdout)["variants"]) == {*NAMES, "default"}
+    assert set(json.loads(done.stdout)["variants"]) == {*NAMES, "default", "default_of_long_runs"}
 
 
 def test_it_needs_neither_ray_nor_mlflow_nor_the_pipeline() -> None:
@@ -156,13 +156,17 @@ def test_the_default_variant_is_that_of_the_default_settings(monkeypatch: pytest
     monkeypatch.setattr("pipeline.training.build.compiler_problem", lambda _: None)  # as where there is a compiler
     assert engine_of(training) == "fused"
     assert ways[compiling(training)] == variants.DEFAULT
+    long = TrainingConfig(steps=LONG_RUN)
+    assert ways[compiling(long)] == variants.DEFAULT_OF_LONG_RUNS
     base = {"seconds": 2.0, "x_base": 1.0, "peak_bytes": 2**20}
-    cell = {"variants": {"plain_compiled": base, variants.DEFAULT: {**base, "x_base": 1.1}}, "base": "plain_compiled"}
+    timed = {variants.DEFAULT: {**base, "x_base": 1.1}, variants.DEFAULT_OF_LONG_RUNS: {**base, "x_base": 1.03}}
+    cell = {"variants": {"plain_compiled": base, **timed}, "base": "plain_compiled"}
     monkeypatch.setattr(question, "measure", lambda *_: cell)
     told = question.run([Size(64, 1, 8)], 1, 1, NAMES, Progress(Console()))
     assert told.data["variants"]["default"]["x_base"] == 1.1
     assert told.data["variants"]["default"]["variant"] == "fused_elementwise"
+    assert told.data["variants"]["default_of_long_runs"]["x_base"] == 1.03
     assert told.data["sizes"][0]["variants"]["default"]["x_base"] == 1.1
-    assert len(told.rows) == 2  # once in the table
+    assert len(told.rows) == 3  # once in the table
     monkeypatch.setattr(question, "measure", lambda *_: {**cell, "variants": {"plain_compiled": base}})
     assert "default" not in question.run([Size(64, 1, 8)], 1, 1, NAMES, Progress(Console())).data["variants"]
