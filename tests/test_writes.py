@@ -29,6 +29,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/records/spool.py": {"os.truncate": APPENDS},
     "pipeline/training/checkpoint.py": {"write_text": ASIDE, "save_file": ASIDE},
     "pipeline/training/model_file.py": {"write_text": ASIDE},
+    "pipeline/training/afresh.py": {"write_text": "/proc/self/clear_refs, the process's own"},
     "pipeline/training/missing_ranks.py": {"write_bytes": STORAGE},
     "pipeline/data/shard_writer.py": {"ParquetWriter": ASIDE, "write_table": ASIDE},
     "pipeline/data/sources/packed.py": {"zipfile.ZipFile": "is read, as is a member of it", "open": "is read"},

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import write_whole
@@ -23,6 +24,7 @@ from pipeline.records.attempts import (
 )
 from pipeline.remote.index import has_ended
 from pipeline.remote.trial import Overtaken, RemoteTrial
+from pipeline.running.kept_workers import kept_workers, serve
 from pipeline.running.provenance import note_attempt
 from pipeline.running.trial_spec import TrialSpec
 from pipeline.storage.storage import StorageError, patiently
@@ -120,14 +122,35 @@ def _is_overtaken(remote: RemoteTrial, attempt: int) -> bool:
 
 
 def _fit(spec: TrialSpec) -> None:
-    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-
-    from pipeline.running.trainer import new_trainer  # seconds of imports, only where trials run
-    from pipeline.training.rendezvous import ProcessGroup
+    """Runs an attempt, on workers that the trial before has left where it may be."""
+    if spec.kept is not None:
+        kept_workers().train(spec, partial(_run_keeping, spec))
+        return
 
     def train(given: dict[str, TrialSpec]) -> None:
         module, _, name = given["spec"].train_fn.partition(":")
         getattr(importlib.import_module(module), name)(given["spec"])
+
+    _run_workers(spec, train, {"spec": spec}, held_by(spec.folder))
+
+
+def _run_keeping(spec: TrialSpec, orders: Path, held: Path) -> None:
+    def train(given: dict[str, Path]) -> None:
+        import ray.train
+
+        from pipeline.training.afresh import Afresh
+
+        serve(given["orders"], ray.train.get_context().get_world_rank(), Afresh().begin)
+
+    _run_workers(spec, train, {"orders": orders}, held)
+
+
+def _run_workers(spec: TrialSpec, train: Callable[[Any], None], given: dict[str, Any], held: Path) -> None:
+    """Starts workers as the trial asks for, in which `train` gets `given`; returns when they have ended."""
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+
+    from pipeline.running.trainer import new_trainer  # seconds of imports, only where trials run
+    from pipeline.training.rendezvous import ProcessGroup
 
     folder, workers = spec.folder, spec.experiment.workers
     on_gpu = workers.gpus > 0
@@ -135,8 +158,8 @@ def _fit(spec: TrialSpec) -> None:
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if on_gpu else {})
     new_trainer(
         train,
-        train_loop_config={"spec": spec},
-        held=held_by(folder),
+        train_loop_config=given,
+        held=held,
         backend_config=ProcessGroup(
             backend="nccl" if on_gpu and not share_a_gpu else "gloo",
             timeout_s=workers.timeout_s,

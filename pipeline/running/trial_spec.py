@@ -1,6 +1,7 @@
 """A trial as one value: what the sweep's driver hands to the trial's process, and that process to each worker."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.layout import TrialFolder
 from pipeline.remote.trial import RemoteTrial
@@ -22,6 +23,8 @@ class TrialSpec:
             where they lie in `folder` alone.
         verbose: whether Ray logs.
         attempt: its number; 0 until it has begun.
+        kept: a folder for what the trial's process writes to workers that it keeps for the next trial; None: the
+            trial's workers end with it. Of it, workers themselves know nothing.
     """
 
     key: str
@@ -34,6 +37,7 @@ class TrialSpec:
     trials: str | None = None
     verbose: bool = False
     attempt: int = 0
+    kept: Path | None = None
 
     @property
     def remote(self) -> RemoteTrial | None:

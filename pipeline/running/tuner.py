@@ -11,6 +11,7 @@ from pipeline.records.attempts import write_failure
 from pipeline.records.phases import noting_driver
 from pipeline.records.state import State, state_of
 from pipeline.running.driver import TrialFailed, explain, held_by, run_trial
+from pipeline.running.kept_workers import give_back_of_dead
 from pipeline.running.progress import TrialProgress
 from pipeline.running.trial_spec import TrialSpec
 from pipeline.settings.user_code import code_digest, user_code
@@ -34,6 +35,9 @@ class TunerJob:
     def spec(self, progress: TrialProgress) -> TrialSpec:
         """One of its trials, as the trial's process gets it."""
         trial = progress.trial
+        code = code_digest(user_code(trial.experiment))
+        # Elsewhere workers do not see what is written here at once. A user's own code may leave anything behind.
+        keeps = not self.spread and self.trials is None and not code
         return TrialSpec(
             key=trial.key,
             experiment=trial.experiment,
@@ -41,10 +45,16 @@ class TunerJob:
             data=self.data,
             train_fn=self.train_fn,
             session=self.session,
-            user_code=code_digest(user_code(trial.experiment)),
+            user_code=code,
             trials=self.trials,
             verbose=self.verbose,
+            kept=self.kept if keeps else None,
         )
+
+    @property
+    def kept(self) -> Path:
+        """See TrialSpec."""
+        return (self.folder / "ray" / self.session / "kept").resolve()
 
     @property
     def stop(self) -> Path:
@@ -63,7 +73,7 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
     from pipeline.running.trainer import give_back
 
     specs = {progress.trial.key: job.spec(progress) for progress in job.left}
-    stop, verbose = job.stop, job.verbose
+    stop, verbose, kept = job.stop, job.verbose, job.kept
 
     class NoReport(tune.ProgressReporter):
         """In a notebook Tune's own reporter clears the cell's output whatever its settings, and with it our table."""
@@ -81,6 +91,9 @@ def tune_trials(job: TunerJob, at_once: Callable[[], int], faults: list[BaseExce
             give_back(held_by(specs[trial.config["trial"]].folder))
 
         on_trial_error = on_trial_recover
+
+        def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+            give_back_of_dead(kept)
 
     survived = max(p.trial.experiment.workers.max_failures for p in job.left)
 
