@@ -77,8 +77,7 @@ class _Cached:
     def begin(self, tokens: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
         batch, length = tokens.shape
         self._cache = self._model.new_cache(batch, max(self._limit, length) + 1)
-        positions = torch.arange(length, device=tokens.device).expand_as(tokens)
-        found: Tensor = self._model(tokens, *coordinates, cache=self._cache, positions=positions)
+        found: Tensor = self._model(tokens, *coordinates, cache=self._cache)
         return found
 
     def go_on(self, token: Tensor, place: tuple[Tensor, ...], positions: Tensor) -> Tensor:

@@ -12,10 +12,18 @@ from tiny_onn.layers import SparseProtoLinear
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer's tokens so far, [batch, heads, length, width]; written in place."""
+    """Keys and values of one layer's tokens so far, [batch, heads, length, width]; written in place.
+
+    `empty`: the tokens that come now are the first of every row, and need not look at the cache.
+    """
 
     keys: Float[Tensor, "b h l d"]
     values: Float[Tensor, "b h l d"]
+    empty: bool = False
+
+    def up_to(self, length: int, empty: bool) -> "LayerCache":
+        """The part for the first `length` tokens, to be written in place, too."""
+        return LayerCache(self.keys[:, :, :length], self.values[:, :, :length], empty)
 
     def update(
         self, positions: Int[Tensor, "b s"], keys: Float[Tensor, "b h s d"], values: Float[Tensor, "b h s d"]
@@ -30,9 +38,8 @@ class KVCache:
     """A LayerCache for every layer, for decoding token by token."""
 
     def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
-        self.layers = [
-            LayerCache(*(like.new_zeros(batch, heads, length, width) for _ in range(2))) for _ in range(layers)
-        ]
+        shape = batch, heads, length, width
+        self.layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
 
 
 class Rotation(NamedTuple):
@@ -78,11 +85,12 @@ class SparseAttention(nn.Module):
         # RoPE before the transpose: its gradient then comes back contiguous, which the elementwise work below it
         # repays several times over.
         q, k, v = (t.transpose(1, 2) for t in (rotate(q, turn), rotate(k, turn), v))
-        if cache is None:
+        if cache is not None:
+            cache.update(positions, k, v)
+        if cache is None or cache.empty:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            cache.update(positions, k, v)
-            k, v = cache
+            k, v, _ = cache
             seen = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.o(mixed.transpose(1, 2).reshape(batch, length, hidden))
@@ -157,21 +165,24 @@ class GridTransformer(nn.Module):
         cache: KVCache | None = None,
         positions: Int[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b s v"]:
-        """Logits of each next token. With a cache, `positions` says where in the sequence each token stands.
+        """Logits of each next token. With a cache, `positions` says where in the sequence each token stands; without
+        them the cache is empty, and the tokens are the first of their sequences.
 
         Args:
             coordinates: one tensor for each axis, such as rows and columns.
         """
+        empty = positions is None
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         x = self.token_embedding(tokens)
         for name, ids in zip(self._axes, coordinates, strict=True):
             x = x + self.get_submodule(name)(ids)
         turn = rotation(positions, x.shape[-1] // self.heads, x.dtype)
+        filled = int(positions.max()) + 1 if cache else 0
         for layer, block in enumerate(self.blocks):
             if self._blocks_are_compiled:
                 any_size(x, positions, *turn)
-            x = block(x, positions, turn, cache.layers[layer] if cache else None)
+            x = block(x, positions, turn, cache.layers[layer].up_to(filled, empty) if cache else None)
         return self.head(self.norm(x))
 
     def compile_blocks(self) -> None:
