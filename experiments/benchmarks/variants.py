@@ -43,7 +43,7 @@ NAMES = (
 COMPILED = ("plain_compiled", "fused", "fused_elementwise", "fused_observed")
 _ELEMENTWISE = ("fused_elementwise", "fused_observed", "hooks", "hooks_observed")
 DEFAULT = "fused_elementwise"  # what `training.engine: auto` and `training.compile: auto` come to with a compiler,
-DEFAULT_OF_LONG_RUNS = "fused"  # and from 2,000 steps on
+DEFAULT_OF_LONG_RUNS = "fused"  # and from 5,000 steps on
 VOCABULARY = 16
 
 

@@ -225,7 +225,7 @@ class TrainingConfig(Settings):
     )
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto",
-        description="by torch.compile; auto, where there is a compiler: elementwise, or from 2,000 steps on blocks, "
+        description="by torch.compile; auto, where there is a compiler: elementwise, or from 5,000 steps on blocks, "
         "which are faster and take half a minute to compile once; never blocks with a constant schedule",
     )
     log_every: Count = Field(10, description="steps between two log entries; evaluated and saved steps have one, too")

@@ -16,7 +16,7 @@ from tiny_onn.dynamics import EngineName, LearningDynamics
 from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
-LONG_RUN = 2000  # steps, after which compiled blocks have saved about what they took to compile
+LONG_RUN = 5000  # steps, after which compiled blocks have saved what they took to compile, also for the first time
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 

@@ -1,23 +1,20 @@
 """What `training.compile: auto` comes to, and that whole blocks train as their elementwise parts do."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
-from pipeline.data.manifest import Prepared
-from pipeline.layout import TrialFolder
+from pipeline.layout import Output, TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.config import TrainingConfig
 from pipeline.training.build import LONG_RUN, build_dynamics, build_model, compiling
-from pipeline.training.worker import run_training
-from tests.pipeline.samples import small_data, small_experiment
+from tests.pipeline.samples import small_experiment
 
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return small_data(tmp_path_factory.mktemp("data"))
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -59,13 +56,25 @@ def test_the_model_of_a_long_run_has_compiled_blocks(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-def test_a_run_with_compiled_blocks_is_one_with_compiled_parts(data: Prepared, tmp_path: Path) -> None:
+def test_two_workers_with_compiled_blocks_train_as_with_compiled_parts(tmp_path: Path) -> None:
+    """In the command, as the type checks of this process cannot be compiled."""
     losses = {}
     for way in ("elementwise", "blocks"):
-        folder = TrialFolder(tmp_path / way)
-        run_training(
-            small_experiment(steps=12, precision="float32", compile=way), folder, data.folder, torch.device("cpu")
+        output = tmp_path / way
+        words = [
+            "train",
+            str(ROOT / "experiments/smoke.yaml"),
+            "--output",
+            str(output),
+            "--set",
+            f"training.compile={way}",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.cli", *words], capture_output=True, text=True, check=False, timeout=900
         )
-        losses[way] = [line.metrics["train/task_loss"] for line in read_spool(folder.spool)[0]]
+        assert done.returncode == 0, done.stdout + done.stderr
+        (folder,) = Output(output).sweep("smoke").glob("trials/*")
+        assert json.loads(TrialFolder(folder).result.read_text())["compiled"] == way
+        losses[way] = [line.metrics["train/task_loss"] for line in read_spool(TrialFolder(folder).spool)[0]]
+    assert len(losses["blocks"]) == 4
     assert losses["blocks"] == pytest.approx(losses["elementwise"], rel=1e-4)
-    assert len(losses["blocks"]) > 1
