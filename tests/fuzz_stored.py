@@ -25,10 +25,12 @@ from pipeline.records.pruned import prune_word, pruned_at
 from pipeline.records.result import read_reason, read_result
 from pipeline.records.spool import DamagedSpool, Spool, read_spool
 from pipeline.records.sweep_record import read_record, sweep_id
+from pipeline.remote.attempt import Changed
+from pipeline.remote.attempt_record import parse_attempt
 from pipeline.remote.index import Stored, parse_index, written
 from pipeline.remote.recalled import parse_claim, parse_tracked
 from pipeline.remote.sweep import take_in
-from pipeline.remote.trial import Changed, RemoteTrial, parse_attempt
+from pipeline.remote.trial import RemoteTrial
 from pipeline.reporting.artifacts import _drawn, _said
 from pipeline.reporting.columns import score_columns
 from pipeline.reporting.data_used import data_words, parse_data

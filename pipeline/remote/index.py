@@ -58,12 +58,14 @@ def parse_index(data: bytes, source: object) -> Index:
         DamagedJson: it is not; names `source`.
     """
     try:
-        found = parse_object(data, source, MOST_INDEX_BYTES)
-        if len(found) > MOST_FILES:
-            raise ValueError(f"it names {len(found):,} files, at most {MOST_FILES:,} are possible")
-        return {name: _stored(name, value) for name, value in found.items()}
+        entries = parse_object(data, source, MOST_INDEX_BYTES)
+        if len(entries) > MOST_FILES:
+            raise ValueError(f"it names {len(entries):,} files, at most {MOST_FILES:,} are possible")
+        return {name: _stored(name, value) for name, value in entries.items()}
     except (DamagedJson, ValueError) as error:
-        raise DamagedJson(f"{source}: is no index of a trial ({error}). Remove it to start anew.") from None
+        raise DamagedJson(
+            f"{source}: is not the index of a trial ({error}). Remove it to start this trial anew."
+        ) from None
 
 
 def written(index: Mapping[str, Stored]) -> bytes:
@@ -88,11 +90,11 @@ def segments_in(index: Mapping[str, Any]) -> list[str]:
 
 def checkpoints_in(index: Mapping[str, Any]) -> dict[str, list[str]]:
     """For each checkpoint, oldest first, the names of its files."""
-    found: dict[str, list[str]] = {}
+    by_step: dict[str, list[str]] = {}
     for name in index:
         if name.startswith(_CHECKPOINTS):
-            found.setdefault(name.split("/")[1], []).append(name)
-    return dict(sorted(found.items(), key=lambda each: (len(each[0]), each[0])))  # a longer number is a later step
+            by_step.setdefault(name.split("/")[1], []).append(name)
+    return dict(sorted(by_step.items(), key=lambda each: (len(each[0]), each[0])))  # a longer number is a later step
 
 
 def has_ended(index: Mapping[str, Any]) -> bool:
@@ -128,9 +130,9 @@ def to_seal(index: Index) -> list[str]:
     pieces: list[str] = []
     for kind in (_METRICS, "distributions/", "routing_maps/", "figures/"):
         pieces += sorted((name for name in index if name.startswith(kind)), key=lambda n: (len(n), n))[:-1]
-    for found in (pieces, segments_in(index)):
-        if len(found) >= SEALED_TOGETHER:
-            return found[:SEALED_TOGETHER]
+    for names in (pieces, segments_in(index)):
+        if len(names) >= SEALED_TOGETHER:
+            return names[:SEALED_TOGETHER]
     return []
 
 
@@ -146,7 +148,7 @@ def _most_bytes(name: str) -> int | None:
 def _stored(name: str, value: Any) -> Stored:
     most = _most_bytes(name)
     if most is None:
-        raise ValueError(f"{name[:80]!r} is no file of an attempt")
+        raise ValueError(f"{name[:80]!r} is not a file that an attempt writes")
     if not isinstance(value, list) or len(value) != 2:
         raise ValueError(f"{name}: expected [size, sha256]")
     size, sha256 = value

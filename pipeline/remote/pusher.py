@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipeline.layout import TrialFolder
+from pipeline.remote.attempt import RemoteAttempt
 from pipeline.remote.index import (
     Index,
     Stored,
@@ -21,7 +22,6 @@ from pipeline.remote.index import (
     to_seal,
     written,
 )
-from pipeline.remote.trial import RemoteAttempt
 from pipeline.storage.storage import StorageError
 from pipeline.training.checkpoint import checkpoints
 
@@ -36,7 +36,7 @@ class Pusher:
     """Keeps what an attempt has put up to date with a worker's folder, whose only writer this process is.
 
     The attempt has put nothing yet: the first push puts all that is in the folder, and removes what earlier attempts
-    have put. While the storage is away training goes on; what was not put goes with a later push. The word that the
+    have put. While the storage is away training goes on; what was not put goes with a later push. The request that the
     trial is to end early comes the other way, and so does that another attempt has begun.
 
     Args:
@@ -93,7 +93,7 @@ class Pusher:
                 if last:
                     return
         except BaseException as error:  # or training would go on, and nothing be put any more
-            self._error = StorageError(f"what puts files into the storage was ended by an error: {error!r}")
+            self._error = StorageError(f"uploads to the storage were ended by an error ({error!r})")
 
     def _round(self) -> bool:
         """Puts what is new; False when the storage is away."""
@@ -110,7 +110,7 @@ class Pusher:
             self._away_since = self._away_since or now
             away = now - self._away_since
             if away >= self._limit_s:
-                self._error = StorageError(f"nothing could be put into the storage for {away:.0f} s: {error}")
+                self._error = StorageError(f"no upload to the storage has succeeded for {away:.0f} s: {error}")
             return False
         except Exception as error:  # of the disk, or that this attempt is overtaken: raised in training by `push`
             self._error = error
@@ -203,8 +203,8 @@ def _put_metrics(remote: RemoteAttempt, folder: TrialFolder, index: Index) -> In
 
 
 def _version(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def files_to_put(folder: TrialFolder, sealed: Collection[str] = ()) -> list[Path]:
@@ -214,10 +214,10 @@ def files_to_put(folder: TrialFolder, sealed: Collection[str] = ()) -> list[Path
         sealed: names of files that change no more and are there already; they are not looked at again.
     """
     elsewhere = {path.name for path in (folder.spool, folder.prune, folder.evidence, folder.checkpoints)}
-    found = list(_below(folder.root, "", sealed, elsewhere))
+    paths = list(_below(folder.root, "", sealed, elsewhere))
     for checkpoint in checkpoints(folder.checkpoints):
-        found += _below(checkpoint, f"{folder.checkpoints.name}/{checkpoint.name}/", sealed)
-    return found
+        paths += _below(checkpoint, f"{folder.checkpoints.name}/{checkpoint.name}/", sealed)
+    return paths
 
 
 def _below(place: Path, before: str, sealed: Collection[str], elsewhere: Collection[str] = ()) -> Iterator[Path]:

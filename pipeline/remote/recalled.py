@@ -25,8 +25,8 @@ def parse_claim(text: str, source: object) -> str:
         UserError: it is none.
     """
     try:
-        found = parse_object(text, source, MOST_CLAIM_BYTES)
-        if not isinstance(found.get("experiment"), dict):
+        record = parse_object(text, source, MOST_CLAIM_BYTES)
+        if not isinstance(record.get("experiment"), dict):
             raise DamagedJson(f"{source}: has no `experiment`")
     except DamagedJson as error:
         raise UserError(
@@ -46,16 +46,16 @@ def parse_tracked(data: bytes, source: object, folder: Path, trials: Iterable[Tr
         older = place.delivery.with_name(OLDER_FILE)
         for path, reader in ((place.delivery, delivery_state), (older, older_shipped), (place.prune, prune_word)):
             readers[path.relative_to(folder).as_posix()] = reader
-    found: dict[Path, str] = {}
+    files: dict[Path, str] = {}
     try:
         for name, text in parse_object(data, source, MOST_TRACKED_BYTES).items():
             if name in readers:  # others are of trials that the sweep once had
                 if not isinstance(text, str):
-                    raise ValueError(f"{name} is no text")
+                    raise ValueError(f"{name}: expected text")
                 readers[name](parse_json(text, name, _MOST_MEMORY_BYTES))
-                found[inside(folder, name)] = text
+                files[inside(folder, name)] = text
     except (DamagedJson, ForeignName, ValueError) as error:
         raise UserError(
             f"{source}: is damaged ({error}). Remove it; the runs are then found by what MLflow has."
         ) from None
-    return found
+    return files

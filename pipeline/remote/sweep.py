@@ -18,9 +18,11 @@ from pipeline.layout import TrialFolder
 from pipeline.records.attempts import Attempt, last_attempt, noted_attempts, write_attempt
 from pipeline.records.delivery import OLDER_FILE
 from pipeline.records.sweep_record import RECORD, read_record
+from pipeline.remote.attempt import Changed, RemoteAttempt
+from pipeline.remote.attempt_record import key_of, last_attempts
 from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
 from pipeline.remote.recalled import MOST_CLAIM_BYTES, MOST_TRACKED_BYTES, SUMMARY, parse_claim, parse_tracked
-from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial, key_of, last_attempts
+from pipeline.remote.trial import RemoteTrial
 from pipeline.storage.lease import Lease
 from pipeline.storage.storage import PATIENCE_S, Storage, StorageError, Version, patiently
 from pipeline.tracking.mlflow_run import expect_run
@@ -68,7 +70,9 @@ class RemoteSweep:
                 self._fetch()
                 stack.pop_all()
         except StorageError as error:
-            raise UserError(f"--storage: {error}. Nothing was started.") from error
+            raise UserError(
+                f"--storage: {error}. Nothing was started. Give the command again when the storage is reachable."
+            ) from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -114,12 +118,12 @@ class RemoteSweep:
             StorageError: the storage is away.
         """
         paths = [self._folder / SUMMARY, *self._memories()]
-        found = {
+        texts = {
             path.relative_to(self._folder).as_posix(): path.read_text(encoding="utf-8")
             for path in paths
             if path.exists()
         }
-        now = json.dumps(found).encode()
+        now = json.dumps(texts).encode()
         if now != self._remembered:
             (self.storage / _TRACKED).write_bytes(now)
             self._remembered = now
@@ -206,20 +210,20 @@ class RemoteSweep:
             self._take_attempt(remote, place, last_attempt_there)
         return True
 
-    def _take_attempt(self, remote: RemoteTrial, place: TrialFolder, found: dict[str, Any]) -> None:
-        if self._session is not None and found["session"] != self._session:
+    def _take_attempt(self, remote: RemoteTrial, place: TrialFolder, attempt: dict[str, Any]) -> None:
+        if self._session is not None and attempt["session"] != self._session:
             return
         before = last_attempt(place)
         if self._session is not None and before is not None and before.session != self._session:
             before = None  # an earlier command's, whose number the storage may no longer have
         noted = max((each["attempt"] for each in noted_attempts(place) if type(each.get("attempt")) is int), default=0)
-        if noted < found["attempt"]:  # on another machine
+        if noted < attempt["attempt"]:  # on another machine
             with contextlib.suppress(FileNotFoundError):
                 write_whole(place.attempts, remote.attempts_file.read_text())
-        if before is None or before.number <= found["attempt"]:
-            write_attempt(place, Attempt(found["attempt"], found["session"]))
-            if found["failure"] is not None and not place.failure.exists():
-                write_whole(place.failure, found["failure"])
+        if before is None or before.number <= attempt["attempt"]:
+            write_attempt(place, Attempt(attempt["attempt"], attempt["session"]))
+            if attempt["failure"] is not None and not place.failure.exists():
+                write_whole(place.failure, attempt["failure"])
 
 
 def take_in(part: RemoteAttempt, place: TrialFolder, index: Index, have: Index) -> None:

@@ -9,12 +9,13 @@ from pipeline.errors import UserError
 from pipeline.files import write_whole
 from pipeline.layout import TrialFolder
 from pipeline.records.continued import open_again
-from pipeline.remote.index import Index, checkpoints_in, metrics_in, segments_in
+from pipeline.remote.attempt import Changed, Overtaken, RemoteAttempt
+from pipeline.remote.index import checkpoints_in, metrics_in, segments_in
 from pipeline.remote.pusher import Pusher
-from pipeline.remote.trial import Changed, Overtaken, RemoteAttempt, RemoteTrial
+from pipeline.remote.trial import RemoteTrial
 from pipeline.settings.config import Experiment
 from pipeline.storage.storage import Storage, StorageError, patiently
-from pipeline.training.checkpoint import DAMAGE, Digest, newest_whole
+from pipeline.training.checkpoint import DAMAGE, STATE, Digest, newest_whole, note_verified
 from pipeline.training.missing_ranks import naming_missing_ranks
 from pipeline.training.stopping import TrainingStopped
 
@@ -55,12 +56,15 @@ def train_remotely(
                 pusher.push()
         except OSError as error:
             raise TrainingStopped(
-                f"step {step}: {error}. Resume when it is back, and training goes on from there."
+                f"step {step}: {error}. Resume when the storage is reachable, and training continues from there."
             ) from error
         except (Overtaken, UserError) as error:
             raise TrainingStopped(f"step {step}: {error}") from error
         except Exception as error:  # all workers stop, rather than wait for this one
-            raise TrainingStopped(f"step {step}: nothing is put into the storage any more ({error!r})") from error
+            raise TrainingStopped(
+                f"step {step}: uploads to the storage have stopped ({error!r}). Resume, and training "
+                "continues from what the storage has."
+            ) from error
 
     try:
         with naming_missing_ranks(remote.marks):
@@ -94,7 +98,8 @@ def _remove_before(attempt: Path) -> None:
 def restore(remote: RemoteTrial, folder: TrialFolder, digest: Digest, everything: bool) -> None:
     """Makes `folder` anew with what a worker goes on from: metrics, distributions, checkpoints down to a whole one.
 
-    Every file is checked against the index. Of a damaged checkpoint a note is left, which `load_newest` passes on.
+    Every file is checked against the index while it is downloaded, and not hashed again. A damaged checkpoint gets a
+    note, which `load_newest` passes on.
 
     Args:
         everything: all that there is: for the worker that goes on writing it.
@@ -117,21 +122,16 @@ def restore(remote: RemoteTrial, folder: TrialFolder, digest: Digest, everything
     whole = False
     for step, names in reversed(checkpoints_in(index).items()):
         if not whole or everything:
-            damage = _get_checkpoint(part, index, names, folder)
-            if damage:
-                write_whole(folder.checkpoints / step / DAMAGE, damage)
+            checkpoint = folder.checkpoints / step
+            try:
+                for name in names:
+                    part.get(name, index[name], folder)
+                state = index.get(f"{folder.checkpoints.name}/{step}/{STATE}")
+                if state is not None:
+                    note_verified(checkpoint, state.sha256)
+            except Changed as error:
+                write_whole(checkpoint / DAMAGE, str(error))
             whole = whole or newest_whole(folder.checkpoints, digest) is not None
-
-
-def _get_checkpoint(part: RemoteAttempt, index: Index, names: list[str], folder: TrialFolder) -> str | None:
-    """Fetches a checkpoint's files, each checked against the index; returns what is wrong with one that is not it."""
-    damage: str | None = None
-    for name in names:
-        try:
-            part.get(name, index[name], folder)
-        except Changed as error:
-            damage = str(error)
-    return damage
 
 
 def _put_all(folder: Path, target: Storage) -> bool:

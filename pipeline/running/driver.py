@@ -22,8 +22,9 @@ from pipeline.records.attempts import (
     write_attempt,
     write_failure,
 )
+from pipeline.remote.attempt import Overtaken
 from pipeline.remote.index import has_ended
-from pipeline.remote.trial import Overtaken, RemoteTrial
+from pipeline.remote.trial import RemoteTrial
 from pipeline.running.kept_workers import kept_workers, serve
 from pipeline.running.provenance import note_attempt
 from pipeline.running.trial_spec import TrialSpec

@@ -7,24 +7,24 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.files import flush
+from pipeline.files import flush, write_whole
 from pipeline.foreign_json import DamagedJson, read_bounded, read_object_file
 from pipeline.training.tied import with_ties, without_ties
 from tiny_onn.dynamics import LearningDynamics
 
 SCHEMA_VERSION = 2
-_STATE, _MANIFEST = "state.safetensors", "manifest.json"
+STATE, _MANIFEST = "state.safetensors", "manifest.json"
 _BESIDE = "beside/"  # before the names of tensors that are of neither model nor optimizers
 _NAME = re.compile(r"step-[0-9]{6,12}")
 _MOST_MANIFEST_BYTES = 2**16
@@ -32,6 +32,8 @@ _LIKE_THE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buff
 Digest = str | tuple[str, ...]
 """Of the experiment that a checkpoint is to be of; or several, of which it may be any."""
 DAMAGE = "damage.txt"  # in a checkpoint that was damaged where it came from: what was wrong with it
+_VERIFIED = "verified.json"  # in a checkpoint whose state was hashed as it arrived; see `note_verified`
+_MOST_NOTE_BYTES = 1000
 
 
 def save_checkpoint(
@@ -65,15 +67,15 @@ def save_checkpoint(
     try:
         aside.mkdir()
         others = {f"{_BESIDE}{name}": tensor.contiguous() for name, tensor in beside.items()}
-        write_tensors(aside / _STATE, _flatten(dynamics) | others)
+        write_tensors(aside / STATE, _flatten(dynamics) | others)
         manifest = {
             "schema_version": SCHEMA_VERSION,
             "step": step,
             "experiment": digest,
-            "sha256": {_STATE: _sha256(aside / _STATE)},
+            "sha256": {STATE: _sha256(aside / STATE)},
         }
         (aside / _MANIFEST).write_text(json.dumps({**manifest, "manifest_sha256": _seal(manifest)}))
-        for path in (aside / _STATE, aside / _MANIFEST, aside):
+        for path in (aside / STATE, aside / _MANIFEST, aside):
             flush(path)
         if target.exists():
             target.rename(folder / f".{target.name}.replaced")
@@ -118,9 +120,19 @@ def checkpoints(folder: Path) -> list[Path]:
 def newest_whole(folder: Path, digest: Digest) -> int | None:
     """The step of the newest checkpoint that `load_newest` would read; None when there is none."""
     for path in reversed(checkpoints(folder)):
-        with contextlib.suppress(UserError):
-            return read_checkpoint(path, digest)[0]
+        with contextlib.suppress(UserError), _naming_damage(path):
+            step = _verify(path, digest)
+            with safe_open(path / STATE, "pt"):  # reads the header, which must fit the file's length
+                return step
     return None
+
+
+def note_verified(path: Path, sha256: str) -> None:
+    """Notes in a checkpoint the sha256 of its state, computed while it was downloaded, so that it is not hashed again.
+
+    The note holds for this very file: another inode, size or time of change, and the state is hashed.
+    """
+    write_whole(path / _VERIFIED, json.dumps({"sha256": sha256, **_identity(path / STATE)}))
 
 
 def load_newest(
@@ -137,9 +149,9 @@ def load_newest(
     Raises:
         UserError: there are checkpoints, but none is good: never a silent restart from 0.
     """
-    found = checkpoints(folder)
+    paths = checkpoints(folder)
     problems: list[str] = []
-    for path in reversed(found):
+    for path in reversed(paths):
         try:
             step, state = read_checkpoint(path, digest)
             _restore(dynamics, state)
@@ -148,7 +160,7 @@ def load_newest(
             problems.append(str(error))
         else:
             return step, problems
-    if found:
+    if paths:
         raise UserError(
             "no checkpoint can be used:\n  " + "\n  ".join(problems) + f"\nRemove {folder} to start this trial anew."
         )
@@ -161,25 +173,51 @@ def read_checkpoint(path: Path, digest: Digest | None = None) -> tuple[int, dict
     Raises:
         UserError: it is truncated, altered, of another schema or of another experiment.
     """
+    with _naming_damage(path):
+        return _verify(path, digest), load_file(path / STATE)
+
+
+def _verify(path: Path, digest: Digest | None) -> int:
+    """The step of a checkpoint whose manifest is in order and whose state has the manifest's sha256."""
+    if (path / DAMAGE).exists():
+        raise UserError(f"{path}: damaged: {read_bounded(path / DAMAGE, 500).decode('utf-8', 'replace')}")
+    manifest = read_object_file(path / _MANIFEST, _MOST_MANIFEST_BYTES)
+    version, step, expected = manifest["schema_version"], manifest["step"], manifest["sha256"][STATE]
+    experiment, sealed = manifest["experiment"], manifest.pop("manifest_sha256", None)
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}")
+    if sealed != _seal(manifest):
+        raise UserError(f"{path}/{_MANIFEST}: does not match its own sha256; it has been altered")
+    if step != _step_of(path):
+        raise UserError(f"{path}: its manifest says step {step}; the folder must have been renamed or copied")
+    expected_of = (digest,) if isinstance(digest, str) else digest
+    if expected_of is not None and experiment not in expected_of:
+        raise UserError(f"{path}: belongs to experiment {experiment}, expected {expected_of[0]}")
+    actual = _noted_sha256(path) or _sha256(path / STATE)
+    if actual != expected:
+        raise UserError(f"{path}/{STATE}: sha256 {actual[:12]}, expected {expected[:12]}")
+    return int(step)
+
+
+def _noted_sha256(path: Path) -> str | None:
+    """What `note_verified` wrote of the file that is there now."""
+    if not (path / _VERIFIED).exists():
+        return None
+    note = read_object_file(path / _VERIFIED, _MOST_NOTE_BYTES)
+    sha256 = note.pop("sha256", None)
+    return sha256 if isinstance(sha256, str) and note == _identity(path / STATE) else None
+
+
+def _identity(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"inode": status.st_ino, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Raises what reading a damaged checkpoint raises as a UserError that names it."""
     try:
-        if (path / DAMAGE).exists():
-            raise UserError(f"{path}: damaged: {read_bounded(path / DAMAGE, 500).decode('utf-8', 'replace')}")
-        manifest = read_object_file(path / _MANIFEST, _MOST_MANIFEST_BYTES)
-        version, step, expected = manifest["schema_version"], manifest["step"], manifest["sha256"][_STATE]
-        experiment, sealed = manifest["experiment"], manifest.pop("manifest_sha256", None)
-        if version != SCHEMA_VERSION:
-            raise UserError(f"{path}: schema version {version!r}, expected {SCHEMA_VERSION}")
-        if sealed != _seal(manifest):
-            raise UserError(f"{path}/{_MANIFEST}: has been altered, by its own sha256")
-        if step != _step_of(path):
-            raise UserError(f"{path}: its manifest says step {step}; the folder must have been renamed or copied")
-        expected_of = (digest,) if isinstance(digest, str) else digest
-        if expected_of is not None and experiment not in expected_of:
-            raise UserError(f"{path}: belongs to experiment {experiment}, expected {expected_of[0]}")
-        actual = _sha256(path / _STATE)
-        if actual != expected:
-            raise UserError(f"{path}/{_STATE}: sha256 {actual[:12]}, expected {expected[:12]}")
-        return step, load_file(path / _STATE)
+        yield
     except (OSError, DamagedJson, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"{path}: damaged ({type(error).__name__}: {error})") from error
 

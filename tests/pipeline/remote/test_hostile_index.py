@@ -10,10 +10,10 @@ from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import index as names
 from pipeline.remote import pusher
+from pipeline.remote.attempt import Changed, RemoteAttempt
 from pipeline.remote.index import Stored, is_allowed, metrics_in, parse_index, segments_in, to_seal, written
 from pipeline.remote.pusher import files_to_put, push_once
 from pipeline.remote.sweep import take_in
-from pipeline.remote.trial import Changed, RemoteAttempt
 from pipeline.remote.worker import restore
 from pipeline.storage.storage import Storage
 from pipeline.training.checkpoint import load_newest
@@ -55,9 +55,9 @@ def test_a_name_that_no_attempt_writes_is_refused_by_driver_and_worker(remote, t
     asked = []
     monkeypatch.setattr(Storage, "download", lambda self, *arguments: asked.append(str(self)))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="no index of a trial"):
+    with pytest.raises(UserError, match="is not the index of a trial"):
         taken_in(remote, TrialFolder(home / "out" / "driver"))
-    with pytest.raises(UserError, match="no index of a trial"):
+    with pytest.raises(UserError, match="is not the index of a trial"):
         restore(remote, TrialFolder(home / "out" / "worker"), "digest", everything=True)
     assert asked == []
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == [home / "out" / "worker"]
@@ -79,7 +79,7 @@ def test_a_name_that_no_attempt_writes_is_refused_by_driver_and_worker(remote, t
     ],
 )
 def test_sizes_hashes_and_counts_are_bounded(value):
-    with pytest.raises(UserError, match="here: is no index of a trial"):
+    with pytest.raises(UserError, match="here: is not the index of a trial"):
         parse_index(json.dumps(value).encode(), "here")
 
 
@@ -87,7 +87,7 @@ def test_sizes_hashes_and_counts_are_bounded(value):
     "raw", [b"[" * 100_000, b'{"result.json": [1e999, "0"]}', b"{" + b" " * names.MOST_INDEX_BYTES]
 )
 def test_hostile_json_is_refused_in_our_own_words(raw):
-    with pytest.raises(UserError, match="here: is no index of a trial"):
+    with pytest.raises(UserError, match="here: is not the index of a trial"):
         parse_index(raw, "here")
 
 
@@ -131,9 +131,9 @@ def test_an_attempts_number_costs_no_request_each(remote, monkeypatch):
         said = json.dumps({"attempt": number, "session": "x", "failure": None}).encode()
         for file in (remote.attempt_file(9_000), remote.attempt_file(0)):
             file.write_bytes(said)
-        with pytest.raises(UserError, match=r"~attempt-9000\.json: is no record of an attempt"):
+        with pytest.raises(UserError, match=r"~attempt-9000\.json: is not the record of an attempt"):
             remote.attempt()
-        with pytest.raises(UserError, match=r"~attempt\.json: is no record of an attempt"):
+        with pytest.raises(UserError, match=r"~attempt\.json: is not the record of an attempt"):
             remote.attempt(0)
 
 
@@ -245,5 +245,5 @@ def test_segments_go_round_in_no_circle_and_name_nothing_twice(remote, tmp_path,
     raw = json.dumps({inner: [1, "0" * 64]}).encode()
     (part.files / "segments/000001.json").write_bytes(raw)
     part.put_index({"segments/000001.json": of(raw), "metrics/000000000000000.jsonl": of(b"")})
-    with pytest.raises(UserError, match="is no index of a trial"):
+    with pytest.raises(UserError, match="is not the index of a trial"):
         restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)

@@ -8,9 +8,11 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.attempts import noted_attempts as attempts
+from pipeline.remote.attempt import Overtaken, RemoteAttempt
+from pipeline.remote.attempt_record import MOST_ATTEMPTS
 from pipeline.remote.index import Stored, checkpoints_in, has_ended
 from pipeline.remote.pusher import push_once
-from pipeline.remote.trial import MOST_ATTEMPTS, Overtaken, RemoteAttempt, RemoteTrial
+from pipeline.remote.trial import RemoteTrial
 from pipeline.running.driver import TrialFailed, run_trial
 from pipeline.running.trial_spec import TrialSpec
 from pipeline.storage.creating import NoConditionalPut

@@ -11,11 +11,13 @@ from pipeline.errors import UserError
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import Spool, read_spool
 from pipeline.remote import pusher
+from pipeline.remote.attempt import Changed, RemoteAttempt
 from pipeline.remote.index import Stored, checkpoints_in, has_ended, piece_name
 from pipeline.remote.pusher import Pusher, cut_in_pieces, push_once
-from pipeline.remote.trial import Changed, RemoteAttempt, RemoteTrial
+from pipeline.remote.trial import RemoteTrial
 from pipeline.remote.worker import restore
 from pipeline.storage.storage import StorageError
+from pipeline.training import checkpoint
 from pipeline.training.build import build_dynamics, build_model
 from pipeline.training.checkpoint import load_newest, save_checkpoint
 from pipeline.training.stopping import TrainingStopped
@@ -99,6 +101,22 @@ def test_the_newest_checkpoint_is_that_of_the_last_step_however_many_digits_it_h
         assert load_newest(place.checkpoints, dynamics, experiment.digest()) == (1_000_000, [])
 
 
+def test_a_checkpoint_is_hashed_once_on_its_way_from_the_storage(remote, data, tmp_path, monkeypatch):
+    """While it is downloaded: neither the choice of the newest whole one nor its loading reads it for a hash."""
+    with pytest.raises(KeyboardInterrupt):
+        run_attempt(remote, TrialFolder(tmp_path / "one"), data, die_at(6, remote))
+    seen, hashed, sha256 = [], [], checkpoint._sha256
+
+    def counted(path):
+        if not path.parent.name.startswith("."):  # which is being saved
+            hashed.append(path.parent.name)
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", counted)
+    run_attempt(remote, TrialFolder(tmp_path / "other"), data, seen.append, attempt=2)
+    assert (seen, hashed) == ([8], [])
+
+
 def test_the_word_that_a_trial_is_to_end_reaches_its_workers(remote, data, tmp_path):
     def report(step):
         if step == 2:
@@ -175,7 +193,7 @@ def test_training_stops_when_the_storage_is_away_for_too_long(data, tmp_path, mo
             if step == 4:
                 until_it_gives_up()
 
-        with pytest.raises(TrainingStopped, match=r"step \d: nothing could be put into the storage for \d+ s: s3://"):
+        with pytest.raises(TrainingStopped, match=r"step \d: no upload to the storage has succeeded for \d+ s: s3://"):
             run_attempt(remote, TrialFolder(tmp_path / "one"), data, report)
 
 
@@ -240,12 +258,12 @@ def test_an_index_that_is_none_is_named(remote, tmp_path):
     part = remote.part(2)
     remote.put_attempt(2, "now")
     part.index_file.write_bytes(b"[1]")
-    with pytest.raises(UserError, match=r"per_token-s0~002\.json: is no index"):
+    with pytest.raises(UserError, match=r"per_token-s0~002\.json: is not the index"):
         remote.index()
     part.put_index({piece_name(0): Stored(3, "0" * 64)})
     (part.files / piece_name(0)).write_bytes(b"abc")
     with pytest.raises(UserError, match=r"000\.jsonl: is not what the index says: it is damaged"):
         restore(remote, TrialFolder(tmp_path / "x"), "digest", everything=True)
     remote.attempt_file(2).write_bytes(b'{"attempt": "x"}')
-    with pytest.raises(UserError, match=r"per_token-s0~attempt-002\.json: is no record of an attempt"):
+    with pytest.raises(UserError, match=r"per_token-s0~attempt-002\.json: is not the record of an attempt"):
         remote.index()

@@ -20,7 +20,14 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.training import checkpoint
 from pipeline.training.build import build_dynamics, build_model
-from pipeline.training.checkpoint import checkpoints, load_newest, newest_whole, read_checkpoint, save_checkpoint
+from pipeline.training.checkpoint import (
+    checkpoints,
+    load_newest,
+    newest_whole,
+    note_verified,
+    read_checkpoint,
+    save_checkpoint,
+)
 from tests.pipeline.samples import small_experiment
 from tests.pipeline.save_for_ever import dynamics_at
 from tiny_onn.dynamics import LearningDynamics
@@ -272,3 +279,29 @@ def test_what_a_kill_left_half_written_is_never_read_and_goes_with_the_next(fold
     assert load_newest(folder, fresh(), DIGEST) == (6, [])
     save_checkpoint(folder, 8, dynamics_at(8), DIGEST, keep=2)
     assert sorted(path.name for path in folder.iterdir()) == ["step-000006", "step-000008"]
+
+
+def test_what_was_hashed_as_it_arrived_is_not_hashed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, hashed = folder / "step-000008", []
+    sha256 = checkpoint._sha256
+    monkeypatch.setattr(checkpoint, "_sha256", lambda path: hashed.append(path.parent.name) or sha256(path))
+    note_verified(target, sha256(target / "state.safetensors"))
+    assert newest_whole(folder, DIGEST) == 8
+    assert load_newest(folder, fresh(), DIGEST) == (8, [])
+    assert hashed == []
+    state = bytearray((target / "state.safetensors").read_bytes())
+    state[-1] ^= 1
+    (target / "state.safetensors").write_bytes(state)  # a later change of the file: the note no longer holds
+    assert newest_whole(folder, DIGEST) == load_newest(folder, fresh(), DIGEST)[0] == 6
+    assert hashed == ["step-000008", "step-000006"] * 2
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"sha256": null}', '{"sha256": "0"}', "x" * 5000])
+def test_a_note_of_another_hash_or_a_damaged_one_vouches_for_nothing(folder: Path, note: str) -> None:
+    note_verified(folder / "step-000008", "0" * 64)
+    step, problems = load_newest(folder, fresh(), DIGEST)
+    assert (step, "sha256 000000000000" in problems[0]) == (6, True)
+    state = folder / "step-000008" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    (folder / "step-000008" / "verified.json").write_text(note)
+    assert load_newest(folder, fresh(), DIGEST)[0] == newest_whole(folder, DIGEST) == 6
