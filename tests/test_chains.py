@@ -16,8 +16,9 @@ from pipeline import api
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.state import State
+from pipeline.remote.attempt import RemoteAttempt
 from pipeline.remote.sweep import RemoteSweep
-from pipeline.remote.trial import RemoteAttempt, RemoteTrial
+from pipeline.remote.trial import RemoteTrial
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
 from pipeline.storage.opening import open_storage
@@ -86,8 +87,8 @@ def test_a_chain_that_is_not_so_is_found() -> None:
     hops = CHAINS[POINT]
     renamed = [dataclasses.replace(hop, name="no_such") if hop.name == "deliver" else hop for hop in hops]
     assert "delivery.py has no no_such" in problems(renamed)
-    shorter = [hop for hop in hops if hop.name != "Tracker._advance"]
-    assert "Tracker.ship does not name deliver" in problems(shorter)
+    shorter = [hop for hop in hops if hop.name != "Tracker.ship"]
+    assert "Courier._ship does not name deliver" in problems(shorter)
     swapped = [hops[1], hops[0], *hops[2:]]
     assert "run_training is named in none of the functions before it" in problems(swapped)
 
@@ -152,7 +153,7 @@ def test_a_storage_is_reached_and_read_this_way(tmp_path: Path, monkeypatch: pyt
         wait_for(lambda: got.seen and fetched.seen)
         sweep._left.set()
         sweep._thread.join()
-    assert [*got.seen[0], ("trial.py", "RemoteAttempt.get_metrics")] == part(
+    assert [*got.seen[0], ("attempt.py", "RemoteAttempt.get_metrics")] == part(
         STORED_POINT, "RemoteSweep._take", "RemoteAttempt.get_metrics"
     )
     assert [*fetched.seen[-1], ("sweep.py", "RemoteSweep._fetch")] == part(

@@ -23,11 +23,12 @@ from pipeline.records.state import State
 from pipeline.settings.config import Experiment, SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.store import open_experiment, open_store
 from pipeline.tracking.tracker import Tracker
 
 _EXTRA = {"data_name": "none", "data_hash": "0" * 64, "data_counts": "{}", "mlflow.source.git.commit": "0" * 40}
-_LOOK_S = 0.25
+_POLL_S = 0.25
 
 
 class TimedTracker(Tracker):
@@ -38,14 +39,13 @@ class TimedTracker(Tracker):
         self.lags: list[float] = []
         self.watching = False
 
-    def ship(self, folder: TrialFolder) -> int:
-        """As it is, but that it looks what of the spool went."""
-        state = self._runs[folder.delivery].state
-        before = state.offset if self.watching else 0
-        sent = super().ship(folder)
-        if self.watching and sent:
-            now, after = time.time(), state.offset
-            lines = [line for line in read_spool(folder.spool, before)[0] if line.end <= after]
+    def ship(self, run: Delivery) -> int:
+        """As the tracker does; of the lines that were sent, it notes the age."""
+        before = run.state.offset
+        sent = super().ship(run)
+        if self.watching and sent and run.folder is not None:
+            now, after = time.time(), run.state.offset
+            lines = [line for line in read_spool(run.folder.spool, before)[0] if line.end <= after]
             self.lags.extend([now - line.time_ms / 1000 for line in lines])
         return sent
 
@@ -200,7 +200,7 @@ def _cpu_of_others() -> float:
 
 def _wait(until: Callable[[], bool]) -> None:
     while not until():
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 @contextmanager

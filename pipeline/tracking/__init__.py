@@ -1,1 +1,1 @@
-"""What MLflow is told, whatever becomes of it meanwhile."""
+"""Delivery to MLflow, which may be unreachable for a time."""

@@ -29,8 +29,8 @@ class StoreClient(MlflowClient):
 
     def artifact_uri(self, run: Run) -> str:
         """Where the files of a run are, or are to be: beside the store, unless they lie only where the run says."""
-        said = str(run.info.artifact_uri)
-        return said if self._database is None else beside(self._database, said)
+        uri = str(run.info.artifact_uri)
+        return uri if self._database is None else beside(self._database, uri)
 
     def log_batch(self, run_id: str, *arguments: Any, **options: Any) -> None:
         """As MLflow's, and delivered when it returns."""
@@ -62,8 +62,8 @@ class StoreClient(MlflowClient):
 
     def _files(self, run_id: str) -> Any:
         # MLflow's own way remembers by run id alone: of two copies of a store it would take the first's files.
-        found = artifact_repository(self.artifact_uri(self.get_run(run_id)), self._uri)
-        return _FilesByRun(self._uri, run_id) if found is None else found
+        repository = artifact_repository(self.artifact_uri(self.get_run(run_id)), self._uri)
+        return _FilesByRun(self._uri, run_id) if repository is None else repository
 
 
 class _FilesByRun:

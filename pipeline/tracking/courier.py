@@ -1,8 +1,8 @@
-"""Ships trials to the tracker from threads of its own, so that a slow tracker holds up nothing."""
+"""Ships trials to the tracker from threads of its own, so that a slow tracker delays nothing else."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +15,12 @@ from pipeline.records.state import State
 from pipeline.secrecy import mask
 from pipeline.settings.config import Experiment
 from pipeline.settings.trials import Trial
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.pool import CallPool
 from pipeline.tracking.store import StoreUnreachable
 
 _EVERY_S = 3.0
+_BUSY_S = 0.05  # between tries to make the last call for a trial whose call before is still under way
 _STUCK_S = 120.0  # for one trial to be shipped; a tracker that takes longer is given up
 _HURRY_S = 5.0  # to come to an end when the user will not wait
 STATUS = {State.FINISHED: "FINISHED", State.PRUNED: "FINISHED", State.FAILED: "FAILED", State.STOPPED: "KILLED"}
@@ -38,17 +40,14 @@ class TrackingTarget(Protocol):
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
-    ) -> str:
-        """Opens the trial's run, or goes on in the one that it has; returns its id. `ending`: as what it has ended."""
+    ) -> Delivery:
+        """Opens the trial's run, or continues the one that it has, and ships. `ending`: its final status, if any."""
 
-    def ship(self, folder: TrialFolder) -> int:
-        """Sends what is new in the folder or still outstanding; returns how much."""
+    def ship(self, run: Delivery) -> int:
+        """Sends what is new in the trial's folder or still outstanding; returns how much."""
 
-    def end_trial(self, folder: TrialFolder, status: str) -> None:
-        """Ends the trial's run as FINISHED, FAILED or KILLED."""
-
-    def lacks(self, folder: TrialFolder) -> bool:
-        """Whether something of a started trial is still outstanding, its end included."""
+    def end_trial(self, run: Delivery, status: str) -> None:
+        """Ships the rest and ends the trial's run as FINISHED, FAILED or KILLED."""
 
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         """Opens the summary run of a sweep; returns its id."""
@@ -62,15 +61,16 @@ class TrackingTarget(Protocol):
 
 @dataclass
 class _Parcel:
-    """A trial in the courier's hands. Its own thread makes it `busy`, only ever one that is not, and gives it away; the
-    thread that has it makes it not `busy` as its last deed, and is the only one to touch the rest until then."""
+    """A trial that is not delivered whole. How far its delivery is, `run` alone says.
+
+    The courier's thread sets `busy` before it submits a call. The thread of that call resets it when it ends; until
+    then, no other thread touches the rest.
+    """
 
     trial: Trial
     folder: TrialFolder
+    run: Delivery | None = None  # once it is started
     busy: bool = False
-    started: bool = False
-    ended: bool = False
-    over: bool = False  # ended, and delivered: of 10,000 trials most are, and going around them all would take a round
 
 
 class Courier:
@@ -91,14 +91,13 @@ class Courier:
         extra: Mapping[str, str],
     ) -> None:
         self._tracker, self._sweep, self._folder, self._experiment = tracker, sweep, folder, experiment
-        self._parcels = {trial.key: _Parcel(trial, place) for trial, place in trials}
+        self._parcels = {trial.key: _Parcel(trial, place) for trial, place in trials}  # those not delivered whole
         self._pool = CallPool(tracker.at_once, "courier-pool")
         self._extra = dict(extra)
         self._states: dict[str, State] = {}
         self._summary_open = experiment.sweep is None  # one run alone has no summary
-        self._problems: dict[str, str] = {}  # shared by all threads
-        self._away: set[str] = set()  # of these, those whose cause is that the store does not answer
-        self._lock = threading.Lock()  # guards both
+        self._problems: dict[str, str] = {}  # errors outside of deliveries, by what failed; shared by all threads
+        self._lock = threading.Lock()  # guards it
         self._moved = time.monotonic()
         self._closing = threading.Event()
         self._let_go = False
@@ -125,7 +124,7 @@ class Courier:
         wait_s: float | None,
         hurry: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        """Ships the rest, files the report, ends every run, and returns what went wrong, in words.
+        """Ships the rest, uploads the report, ends every run, and returns a message for each problem.
 
         Args:
             status: of the summary run.
@@ -143,7 +142,7 @@ class Courier:
             now = time.monotonic()
             left = min(self._moved + _STUCK_S, end or float("inf")) - now
             if left <= 0:
-                self._note("wait", f"the tracker was still busy after {wait_s or now - began:.3g} s")
+                self._note("wait", f"delivery to MLflow was still under way after {wait_s or now - began:.3g} s")
                 break
             self._thread.join(min(left, 0.5))
         with self._lock:
@@ -152,34 +151,44 @@ class Courier:
     def _work(self) -> None:
         try:
             while not self._closing.wait(_EVERY_S):
-                self._round()
+                self._round(self._states)
             if not self._let_go:
                 self._end()
         except BaseException as error:  # or nobody would know that nothing is delivered any more
-            self._note("courier", mask(f"what delivers to the tracker was ended by an error: {error!r}"))
+            self._note(
+                "courier",
+                mask(
+                    f"delivery to the tracker was ended by an error ({error!r}). Run `tiny-onn sync` to "
+                    "deliver the rest."
+                ),
+            )
 
     def _end(self) -> None:
-        while self._round():  # who was passed over has not had a last call
-            self._pool_done()
+        waiting: Collection[str] = self._states
+        while waiting := self._round(waiting):  # those that were busy have not had their last call
+            time.sleep(_BUSY_S)
         self._pool_done()
+        unreachable: StoreUnreachable | None = None
         if self._experiment.sweep is not None and self._summary_open:
             files: list[Path] = []
             if self._make_report is not None:
                 with self._noting("report"):
-                    files = self._make_report()
+                    try:
+                        files = self._make_report()
+                    except StoreUnreachable as error:
+                        unreachable = error
             with self._noting("summary"):
                 self._tracker.end_summary(self._status, files)
         undelivered: dict[Path, str] = {}
         with self._noting("close"):
             undelivered = self._tracker.close(self._status)
-        if undelivered:
-            with self._lock:  # one word of a store that does not answer is enough
-                self._problems = {what: problem for what, problem in self._problems.items() if what not in self._away}
         for why in dict.fromkeys(undelivered.values()):
             names = ", ".join(folder.name for folder, reason in undelivered.items() if reason == why)
-            self._note(f"close {why}", f"the tracker has not taken all of {names}" + (f" ({why})" if why else ""))
-        if undelivered and "report" in self._away:
-            self._note("report", "the report, which is made of what the tracker has, comes with the rest")
+            self._note(f"close {why}", f"MLflow has not received all of {names}" + (f" ({why})" if why else ""))
+        if unreachable and undelivered:  # the cause stands above
+            self._note("report", "the report, which is made from MLflow, follows with the rest")
+        elif unreachable:
+            self._note("report", mask(f"report: {unreachable}"))
 
     def _pool_done(self) -> None:
         """Waits for all calls under way. What one raises in spite of `_noting` keeps no other trial from its end."""
@@ -188,49 +197,52 @@ class Courier:
         except BaseException as error:
             self._note("pool", mask(f"a call to the tracker was ended by an error: {error!r}"))
 
-    def _round(self) -> bool:
-        """Submits every idle trial; True if any was busy."""
+    def _round(self, keys: Collection[str]) -> list[str]:
+        """Submits those of the trials that are idle; returns those that were busy."""
         if self._states and not self._summary_open:  # before any is known, all may still be refused
             with self._noting("summary"):
                 self._tracker.start_summary(self._folder, self._experiment)
                 self._summary_open = True
-        passed_over = False
-        for key, state in self._states.items():
-            parcel = self._parcels[key]
+        busy = []
+        for key in keys:
+            parcel, state = self._parcels.get(key), self._states.get(key, State.WAITING)
+            if parcel is None or (parcel.run is None and state is State.WAITING):
+                continue
             if parcel.busy:
-                passed_over = True
-            elif not parcel.over and (parcel.ended or state is not State.WAITING):
+                busy.append(key)
+            else:
                 parcel.busy = True
-                self._pool.submit(partial(self._ship, parcel, state))
-        return passed_over
+                self._pool.submit(partial(self._ship, parcel, STATUS.get(state)))
+        return busy
 
-    def _ship(self, parcel: _Parcel, state: State) -> None:
+    def _ship(self, parcel: _Parcel, ending: str | None) -> None:
+        """Starts, ships or ends a trial's run; `ending` is its final status, None while it runs."""
+        key = parcel.trial.key
         try:
-            with self._noting(parcel.trial.key):
-                if not parcel.started:
-                    self._tracker.start_trial(parcel.folder, parcel.trial, self._sweep, self._extra, STATUS.get(state))
-                    parcel.started = True
-                self._tracker.ship(parcel.folder)
-                if state in STATUS and not parcel.ended:
-                    self._tracker.end_trial(parcel.folder, STATUS[state])
-                    parcel.ended = True
-                parcel.over = parcel.ended and not self._tracker.lacks(parcel.folder)
+            with self._noting(key):
+                if parcel.run is None:
+                    parcel.run = self._tracker.start_trial(
+                        parcel.folder, parcel.trial, self._sweep, self._extra, ending
+                    )
+                elif ending is not None and parcel.run.ending is None:
+                    self._tracker.end_trial(parcel.run, ending)
+                else:
+                    self._tracker.ship(parcel.run)
+                if parcel.run.over:
+                    del self._parcels[key]
         finally:
-            parcel.busy = False  # or the end would be waited for for ever
+            parcel.busy = False  # or finish would wait for it for ever
 
     @contextmanager
     def _noting(self, what: str) -> Iterator[None]:
-        """An error of what is done within is kept for the end of the sweep: no tracker may stop a training run."""
+        """Keeps an error raised inside for the end of the sweep: no tracker may stop a training run."""
         try:
             yield
         except Exception as error:
             self._note(what, mask(f"{what}: {error}" if isinstance(error, UserError) else f"{what}: {error!r}"))
-            with self._lock:
-                (self._away.add if isinstance(error, StoreUnreachable) else self._away.discard)(what)
         else:
             with self._lock:
                 self._problems.pop(what, None)
-                self._away.discard(what)
         finally:
             self._moved = time.monotonic()
 

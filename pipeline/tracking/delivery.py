@@ -1,4 +1,4 @@
-"""The delivery of one run to MLflow: what is wanted of it, and what of that has been done.
+"""The delivery of one run to MLflow: what it should have, and what of that it has.
 
 A Delivery owns its run's state, in memory and in the file: it reads the file when it is made, and writes it whenever
 the store has taken something. Nothing else writes it while the Delivery is open.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Delivery:
-    """For one thread at a time. What is wanted is set at once; what is done follows when the server lets it.
+    """For one thread at a time. Callers set what the run should have; `deliver` follows when the server allows it.
 
     `path` is the state's file; `folder` is None for the summary of a sweep.
     """
@@ -67,20 +67,20 @@ def deliver(client: "StoreClient", experiment_id: str, run: Delivery) -> bool:
     """
     folder, news = run.folder, not run.run_id
     if not run.run_id:
-        found = None if run.is_new else find_run(client, experiment_id, run.state)
-        if found is not None:
-            _note_sweep(client, found, run.description)
-        if found is not None and folder is not None and run.ending is not None:
-            run_id, status = found.info.run_id, found.info.status
+        existing = None if run.is_new else find_run(client, experiment_id, run.state)
+        if existing is not None:
+            _note_sweep(client, existing, run.description)
+        if existing is not None and folder is not None and run.ending is not None:
+            run_id, status = existing.info.run_id, existing.info.status
             whole = status == run.ending and run.state.run_id == run_id and has_all(folder, run.state, run.ending)
             if whole and not (run.recount and lacks(client, run_id, folder)):
                 run.run_id, run.over = run_id, True
                 return True
         run.note()  # the key by which the run is found, should this process or the answer be lost
         run.is_new = False
-        run.run_id = begin_run(client, experiment_id, run.state, run.description, found)
-        run.unsure = found is not None
-        run.was_damaged = found is not None and DAMAGED in found.data.tags
+        run.run_id = begin_run(client, experiment_id, run.state, run.description, existing)
+        run.unsure = existing is not None
+        run.was_damaged = existing is not None and DAMAGED in existing.data.tags
         run.state.belongs_to(run.run_id)
         run.note(ended=None)
     if folder is not None:
@@ -98,11 +98,11 @@ def deliver(client: "StoreClient", experiment_id: str, run: Delivery) -> bool:
     return news or run.over
 
 
-def _note_sweep(client: "StoreClient", found: "Run", description: Description) -> None:
+def _note_sweep(client: "StoreClient", run: "Run", description: Description) -> None:
     """A run that the sweep's folder remembers is the sweep's, also where its record was lost and has another id now."""
     known = description.tags.get(SWEEP_ID)
-    if known and found.data.tags.get(SWEEP_ID) != known:
-        client.set_tag(found.info.run_id, SWEEP_ID, known)
+    if known and run.data.tags.get(SWEEP_ID) != known:
+        client.set_tag(run.info.run_id, SWEEP_ID, known)
 
 
 def _end(client: "StoreClient", experiment_id: str, run: Delivery, status: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 SWEEP, ROLE, ARM, SEED, TRIAL = "sweep", "role", "arm", "seed", "trial"  # the tags by which runs are found
-SWEEP_ID = "sweep_id"  # the tag that tells a sweep from another of the same name; sweeps from before it have none
+SWEEP_ID = "sweep_id"  # the tag that distinguishes sweeps with one name; older sweeps have none
 USER_CODE = "user_code"  # the tag: the digest of the user's own code; of several, in the order of the attempts
 RESUMED_WORKERS = "resumed_workers"  # the tag: of a trial that was resumed with another, all workers.count in order
 COMMIT_SENT = "TINY_ONN_GIT_COMMIT"
@@ -53,13 +53,13 @@ def describe_trial(trial: Trial, sweep: str, extra: dict[str, str]) -> Descripti
 
 
 def params_of(run: "Run") -> dict[str, str]:
-    """A run's settings: its params, and what has been said of them since."""
-    found = {current_setting(name): value for name, value in run.data.params.items()}
-    if STEPS in found:
-        found[STEPS] = run.data.tags.get(CONTINUED, found[STEPS])
+    """A run's settings: its params, with the number of steps to which it was continued."""
+    params = {current_setting(name): value for name, value in run.data.params.items()}
+    if STEPS in params:
+        params[STEPS] = run.data.tags.get(CONTINUED, params[STEPS])
         for name, value in BEFORE.items():  # of runs from before there was another
-            found.setdefault(name, str(value))
-    return found
+            params.setdefault(name, str(value))
+    return params
 
 
 def describe_summary(experiment: Experiment, sweep_id: str | None = None, grown: str = "") -> Description:
@@ -81,10 +81,10 @@ def describe_summary(experiment: Experiment, sweep_id: str | None = None, grown:
 
 def _settings(experiment: Experiment, without: set[str]) -> dict[str, Any]:
     """The settings that are in use: of another task than ARC, not those that are ARC's alone."""
-    found = experiment.model_dump(mode="json", exclude=without)
+    settings = experiment.model_dump(mode="json", exclude=without)
     if experiment.data.task != "arc":
-        found["data"] = {name: value for name, value in found["data"].items() if name not in OF_ARC}
-    return found
+        settings["data"] = {name: value for name, value in settings["data"].items() if name not in OF_ARC}
+    return settings
 
 
 def _study_note(experiment: Experiment) -> str:
@@ -97,7 +97,7 @@ def _study_note(experiment: Experiment) -> str:
 def git_commit(folder: Path = Path(__file__).parent) -> str:
     """The commit of the code that runs, with `-dirty` when files differ from it; "unknown" without git.
 
-    A job on a cluster, whose code comes without git, is told by its environment.
+    A job on a cluster has code without git; its environment names the commit.
     """
     if COMMIT_SENT in os.environ:
         return os.environ[COMMIT_SENT]
@@ -105,21 +105,21 @@ def git_commit(folder: Path = Path(__file__).parent) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 5, "check": True, "env": environment}
     try:
-        found = [
+        outputs = [
             subprocess.run(["git", "-C", str(folder), *words], **options)
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return found[0].stdout.strip() + ("-dirty" if found[1].stdout.strip() else "")
+    return outputs[0].stdout.strip() + ("-dirty" if outputs[1].stdout.strip() else "")
 
 
 def _trial_name(trial: Trial) -> str:
     training = trial.experiment.training
     head = f"s{training.seed}"
-    _, found, cell = trial.key.partition(f"-{head}-")
+    _, separator, cell = trial.key.partition(f"-{head}-")
     arm = training.arm.rpartition(":")[2]
-    return " · ".join([arm, head, *([cell.replace("_", " ")] if found else [])])
+    return " · ".join([arm, head, *([cell.replace("_", " ")] if separator else [])])
 
 
 def _trial_note(experiment: Experiment, sweep: str) -> str:

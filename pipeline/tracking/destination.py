@@ -38,7 +38,7 @@ class Destination:
         return uri, Path(unquote(database)).with_name(ARTIFACTS) if beside else output.artifacts
 
     def options(self) -> list[str]:
-        """The words by which a command is told of it; a password is masked, or left out."""
+        """The options that name it on a command line; a password is masked, or left out."""
         words = [] if self.uri is None else ["--tracking-uri", public(self.uri)]
         return words + ([] if self.experiment == EXPERIMENT else ["--experiment", self.experiment])
 
@@ -73,8 +73,8 @@ def _wherever_we_stand(uri: str | None, output: Output) -> str | None:
 
 def remembered_id(sweep_folder: Path) -> str | None:
     """The sweep's id among the tags that `remember` wrote; "" where they have none, None where nothing is written."""
-    found = read_json(sweep_folder / "tracking.json")
-    tags = found.get("tags") if isinstance(found, dict) else None
+    record = read_json(sweep_folder / "tracking.json")
+    tags = record.get("tags") if isinstance(record, dict) else None
     return str(tags.get(SWEEP_ID, "")) if isinstance(tags, dict) else None
 
 
@@ -107,8 +107,8 @@ def _read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is something else.
     """
-    found = read_json(path)
-    kept = found if isinstance(found, dict) else {}
+    record = read_json(path)
+    kept = record if isinstance(record, dict) else {}
     try:
         tags = kept.get("tags", {})
         if not isinstance(tags, dict) or not isinstance(kept.get("needs_password", False), bool):

@@ -35,10 +35,10 @@ def file_report_on_summary(
         experiment_id = find_experiment(client, experiment_name)
         mine = f"tags.{ROLE} = 'summary' and tags.{SWEEP} = '{sweep}'"
         there = client.search_runs([experiment_id], mine, order_by=["attributes.start_time DESC"])
-        found = runs_of_sweep(there, sweep, sweep_id)
-        if not found:
+        runs = runs_of_sweep(there, sweep, sweep_id)
+        if not runs:
             return None
-        run_id = str(found[0].info.run_id)
+        run_id = str(runs[0].info.run_id)
         log_files(client, run_id, paths)
         return run_id
 

@@ -24,11 +24,11 @@ def recorded_id(output: Output, uri: str, sweep: str) -> str | None:
 
     None where neither has a record; "" where it is from before there were ids.
     """
-    found = sweep_id(output.sweep(sweep))
+    recorded = sweep_id(output.sweep(sweep))
     database = sqlite_file(uri)
-    if found is None and database is not None:
-        found = sweep_id(Output(database.parent).sweep(sweep))
-    return found
+    if recorded is None and database is not None:
+        recorded = sweep_id(Output(database.parent).sweep(sweep))
+    return recorded
 
 
 def find_sweep(uri: str, experiment_name: str, word: str, sweep_id: str | None = None) -> tuple[str, str | None]:
@@ -56,15 +56,15 @@ def find_sweep(uri: str, experiment_name: str, word: str, sweep_id: str | None =
         name, begin, of_name = "", word, runs
     wanted = "" if begin == WITHOUT_ID else begin
     known = {(run.data.tags[SWEEP], run.data.tags.get(SWEEP_ID, "")): None for run in of_name}
-    found = [each for each in known if each[1] == wanted]
-    found = found or [each for each in known if len(wanted) >= 4 and each[1].startswith(wanted)]
-    if len(found) == 1:
-        return found[0]
-    listed = _listed(of_name, dict.fromkeys(each for _, each in found or known), with_names=not name)
+    matching = [each for each in known if each[1] == wanted]
+    matching = matching or [each for each in known if len(wanted) >= 4 and each[1].startswith(wanted)]
+    if len(matching) == 1:
+        return matching[0]
+    listed = _listed(of_name, dict.fromkeys(each for _, each in matching or known), with_names=not name)
     whose = f"{name!r} " if name else ""
-    if found:
+    if matching:
         raise UserError(
-            f"the id {begin} begins those of {len(found)} sweeps {whose}in MLflow:\n{listed}\nGive more of it."
+            f"the id {begin} begins those of {len(matching)} sweeps {whose}in MLflow:\n{listed}\nGive more of it."
         )
     if len(wanted) < 4 and wanted:
         raise UserError(f"the id {begin!r} is too short; give four of its digits or more. There are:\n{listed}")

@@ -45,15 +45,15 @@ class RunImage:
 
 def run_images(folder: TrialFolder) -> list[RunImage]:
     """All images of a trial so far, by kind and step."""
-    found = [_of(path, folder.prototypes, "", FIGURE, render_prototypes) for path in _steps(folder.prototypes)]
+    images = [_of(path, folder.prototypes, "", FIGURE, render_prototypes) for path in _steps(folder.prototypes)]
     for place in _folders(folder.routing_maps):
         if place.name.isdecimal():
             key, name = f"{ROUTING_MAP}_{place.name}", f"{folder.routing_maps.name}/{place.name}/"
-            found += [_of(path, place, name, key, render_routing) for path in _steps(place)]
+            images += [_of(path, place, name, key, render_routing) for path in _steps(place)]
     for place in _folders(folder.figures):
         name = f"{folder.figures.name}/{place.name}/"
-        found += [_of(path, place, name, place.name, open_figure) for path in _steps(place)]
-    return found
+        images += [_of(path, place, name, place.name, open_figure) for path in _steps(place)]
+    return images
 
 
 def last_images(folder: TrialFolder) -> dict[str, RunImage]:
@@ -98,14 +98,14 @@ def open_figure(path: Path) -> "Image":
 
 
 def _of(path: Path, folder: Path, name: str, key: str, make: "Callable[[Path], Image]") -> RunImage:
-    found = _STEP.fullmatch(path.name)
-    assert found is not None
-    return RunImage(f"{name}{path.name}", key, int(found[1]), folder / path.name, make)
+    match = _STEP.fullmatch(path.name)
+    assert match is not None
+    return RunImage(f"{name}{path.name}", key, int(match[1]), folder / path.name, make)
 
 
 def _steps(folder: Path) -> list[Path]:
     there = ((_STEP.fullmatch(path.name), path) for path in folder.glob("step-*"))
-    return [path for _, path in sorted((int(found[1]), path) for found, path in there if found)]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in there if match)]
 
 
 def _folders(root: Path) -> Iterator[Path]:

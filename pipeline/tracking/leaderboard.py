@@ -116,10 +116,10 @@ def prototype_pages(runs: "Sequence[Run]") -> list[PrototypePage]:
 
 def report_links(client: "MlflowClient", address: str, experiment_id: str) -> dict[str, str]:
     """The addresses of the sweeps' reports, in their summary runs, or of a summary without one yet; the newest of each
-    sweep. Of sweeps of one name the ids are told too."""
+    sweep. Sweeps with one name are listed with their ids."""
     runs = client.search_runs([experiment_id], "tags.role = 'summary'", order_by=["attributes.start_time ASC"])
     page = f"{address.rstrip('/')}/#/experiments/{experiment_id}/runs"
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    links: dict[tuple[str, str], dict[str, str]] = {}
     ids: dict[str, set[str]] = {}
     for run in runs:
         ids.setdefault(run.data.tags.get(SWEEP, "?"), set()).add(run.data.tags.get(SWEEP_ID, ""))
@@ -128,10 +128,10 @@ def report_links(client: "MlflowClient", address: str, experiment_id: str) -> di
         place = f"{run.info.run_id}/artifacts/report.html" if there else run.info.run_id
         sweep, known = run.data.tags.get(SWEEP, "?"), run.data.tags.get(SWEEP_ID, "")
         name = sweep if len(ids[sweep]) == 1 else f"{sweep} ({known or 'without an id'})"
-        found[sweep, known] = {
+        links[sweep, known] = {
             f"{'report' if there else 'summary'} of {name}": f"{page}/{place}?workflowType=machine_learning"
         }
-    return {name: link for links_of in found.values() for name, link in links_of.items()}
+    return {name: link for links_of in links.values() for name, link in links_of.items()}
 
 
 def view_state(
@@ -237,19 +237,19 @@ def prototypes_view(arms: dict[str, Any], page: PrototypePage) -> dict[str, Any]
 
 def leaderboard_metrics(layers: list[int], recorded: Collection[str] = ()) -> list[str]:
     """The few metrics of the leaderboard, for a model with these layers and runs with these metrics."""
-    found: list[str] = []
+    names: list[str] = []
     for metric in measures.METRICS:
         if metric.leaderboard == "always":
-            found.append(metric.name)
+            names.append(metric.name)
         elif metric.leaderboard == "recorded":
-            found += _scored(metric.name, recorded)
+            names += _scored(metric.name, recorded)
         elif metric.leaderboard == "middle":
-            found.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
+            names.append(measures.by_layer(metric.name, layers[len(layers) // 2]))
         elif metric.leaderboard == "places":
-            found += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
+            names += [measures.by_layer(metric.name, layer) for layer in _places(layers)]
         if metric.name == measures.EVALUATION_TOKEN_ACCURACY:
-            found += [name for name in _of_examples("evaluation") if name in recorded]
-    return [*found, *_task_scores(recorded), *observed(recorded)]
+            names += [name for name in _of_examples("evaluation") if name in recorded]
+    return [*names, *_task_scores(recorded), *observed(recorded)]
 
 
 def _task_scores(recorded: Collection[str]) -> list[str]:

@@ -51,8 +51,8 @@ def load_model(
         ]
     except UserError as error:  # a trial that has not finished has checkpoints all the same
         problem = error
-    if (found := chosen(ended, step)) is not None:
-        return found
+    if (loaded := chosen(ended, step)) is not None:
+        return loaded
     database = sqlite_file(tracking_uri)
     root = Path(output) if output is not None else database.parent if database else None
     folder = None if root is None or step == "last" else _folder(client, run_id, root)
@@ -79,7 +79,7 @@ def _logged(
         except (MlflowException, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(
-                f"run {run_id}: has no model that can be had ({reason}). Expected a finished trial; its id is in "
+                f"run {run_id}: its model cannot be loaded ({reason}). Expected a finished trial; its id is in "
                 "results.json of the report and in the address of its page."
             ) from None
         return open_model(folder, device, own_code=own_code)

@@ -104,15 +104,15 @@ def allowed_hosts(host: str, port: int, names: Sequence[str] = ()) -> list[str]:
     Raises:
         UserError: a name has a wildcard, or is none.
     """
-    found = []
+    allowed = []
     for name in (*own_names(host), *names):
         if not _NAME.fullmatch(name):
             raise UserError(f"--allowed-hosts {name}: expected a name or address, or NAME:PORT, without wildcards.")
         with_port = (
             name.rpartition(":")[2].isdigit() and not name.endswith("]") and (name.count(":") == 1 or "]" in name)
         )
-        found += [name] if with_port else [name, f"{name}:{port}"]
-    return list(dict.fromkeys(found))
+        allowed += [name] if with_port else [name, f"{name}:{port}"]
+    return list(dict.fromkeys(allowed))
 
 
 def own_names(host: str) -> list[str]:
@@ -128,14 +128,14 @@ def own_names(host: str) -> list[str]:
 
 def addresses_here() -> list[str]:
     """The addresses that this machine's name has, and those by which it reaches others."""
-    found: list[str] = []
+    addresses: list[str] = []
     with suppress(OSError):
-        found += [str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(socket.gethostname(), None)]
+        addresses += [str(each[4][0]).partition("%")[0] for each in socket.getaddrinfo(socket.gethostname(), None)]
     for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
         with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect((elsewhere, 9))  # sends nothing
-            found.append(str(probe.getsockname()[0]))
-    return list(dict.fromkeys(found))
+            addresses.append(str(probe.getsockname()[0]))
+    return list(dict.fromkeys(addresses))
 
 
 def address_of(host: str, port: int) -> str:
@@ -176,7 +176,10 @@ def _wait_until_up(server: "subprocess.Popen[bytes]", address: str, command: str
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise UserError(f"MLflow's server did not answer at {address} within {START_LIMIT_S:.0f} s.")
+    raise UserError(
+        f"MLflow's server did not answer at {address} within {START_LIMIT_S:.0f} s, and was stopped. To see "
+        f"why, run: {command}"
+    )
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:

@@ -1,4 +1,4 @@
-"""One MLflow run, created once and for all: what it is called and described by, and how it is found again."""
+"""One MLflow run, created exactly once: its name and description, and the key by which a later command finds it."""
 
 import json
 from dataclasses import dataclass, field
@@ -59,21 +59,21 @@ def find_run(client: "MlflowClient", experiment_id: str, known: DeliveryState) -
 
 
 def begin_run(
-    client: "MlflowClient", experiment_id: str, known: DeliveryState, description: Description, found: "Run | None"
+    client: "MlflowClient", experiment_id: str, known: DeliveryState, description: Description, existing: "Run | None"
 ) -> str:
-    """The id of `found`, which is of `find_run`, set to RUNNING, or of a new run; described either way.
+    """The id of `existing`, which is of `find_run`, set to RUNNING, or of a new run; described either way.
 
     A kill or a lost answer at any point leads neither to a second run nor to half a description, where `known` is in
     its file already, and gets the id when this returns.
     """
-    if found is None:
+    if existing is None:
         tags = {**description.tags, _CREATION: known.creation_key}
         run_id = str(client.create_run(experiment_id, tags=tags, run_name=description.name).info.run_id)
     else:
-        run_id = str(found.info.run_id)
+        run_id = str(existing.info.run_id)
         client.update_run(run_id, status="RUNNING")
-        _note_new_commit(client, found, description)
-        _note_growth(client, found, description)
+        _note_new_commit(client, existing, description)
+        _note_growth(client, existing, description)
     if known.run_id != run_id:
         _describe(client, run_id, description)
     return run_id

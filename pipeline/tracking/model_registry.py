@@ -59,8 +59,8 @@ def _delete_twins(client: "StoreClient", run_id: str, name: str) -> None:
 
     Versions that are not ours, which have no such tag, are left alone.
     """
-    found = client.search_model_versions(f"run_id = '{run_id}'")
-    ours = [version for version in found if version.name == name and TRIAL in version.tags]
+    versions = client.search_model_versions(f"run_id = '{run_id}'")
+    ours = [version for version in versions if version.name == name and TRIAL in version.tags]
     for twin in sorted(ours, key=lambda version: int(version.version))[1:]:
         client.delete_model_version(name, twin.version)
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 class CallPool:
     """At most `size` calls at a time, each in a thread of its own; with a size of 1 in the thread that gives them.
 
-    The threads are daemons: one that is stuck in a call keeps no command from its end, as one of concurrent.futures
-    would. All methods are called from one thread.
+    The threads are daemons: unlike one of concurrent.futures, a thread that is stuck in a call does not keep the
+    command from ending. All methods are called from one thread.
     """
 
     def __init__(self, size: int, name: str) -> None:
@@ -17,7 +17,7 @@ class CallPool:
         self._errors: list[BaseException] = []  # appended to by all threads, which lists allow
 
     def submit(self, call: Callable[[], object]) -> None:
-        """Has `call` carried out; returns when a thread has been free to take it up."""
+        """Starts `call`; returns as soon as a thread was free for it."""
         self._free.acquire()
         if self._size == 1:
             self._do(call)
@@ -28,7 +28,7 @@ class CallPool:
             self._do(call)
 
     def wait(self) -> None:
-        """Returns when all that was given has been carried out.
+        """Returns when all calls have ended.
 
         Raises:
             BaseException: the first that a call raised; all others were carried out nevertheless.

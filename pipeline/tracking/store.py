@@ -72,7 +72,7 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "4")
     from pipeline.tracking.client import StoreClient  # seconds of imports, which only a command that tracks pays for
 
-    # It tells of every table that it makes, and of an error on a hundred lines; errors are told where they are handled.
+    # Alembic logs each table that it creates, and an error on a hundred lines; we report errors where we handle them.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     no_proxy_for(uri)
     with store_errors(uri, named_by), _alone(uri, create):
@@ -101,7 +101,7 @@ def _knock(uri: str) -> None:
 
 @contextmanager
 def store_errors(uri: str, named_by: str = "tracking URI") -> Iterator[None]:
-    """What MLflow, its database or the network raise comes out as an error to read, as `open_store` tells."""
+    """Turns what MLflow, its database or the network raise into the errors that `open_store` lists."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
@@ -139,23 +139,23 @@ def open_experiment(client: "MlflowClient", name: str, artifacts: Path | None) -
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             location = None if artifacts is None else artifacts.resolve().as_uri()
             try:
                 return str(client.create_experiment(name, artifact_location=location, tags=_KIND))
             except MlflowException:  # another process was quicker
-                found = client.get_experiment_by_name(name)
-                if found is None:
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
     except MlflowException as error:
         raise UserError(f"MLflow experiment {name!r}: cannot be created ({in_a_line(error)}).") from None
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise UserError(
             f"MLflow experiment {name!r}: was deleted, and its name is still taken. Restore it with "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}`, or use another name."
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or use another name."
         )
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def find_experiment(client: "MlflowClient", name: str) -> str:
@@ -164,11 +164,11 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
     Raises:
         UserError: there is none; names those that there are.
     """
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    named = client.get_experiment_by_name(name)
+    if named is None:
         known = ", ".join(sorted(experiment.name for experiment in client.search_experiments())) or "none"
-        raise UserError(f"MLflow has no experiment {name!r}; there are: {known}.")
-    return str(found.experiment_id)
+        raise UserError(f"MLflow has no experiment {name!r}; there are: {known}. Name one of them with --experiment.")
+    return str(named.experiment_id)
 
 
 @contextmanager
@@ -190,7 +190,9 @@ def _alone(uri: str, create: bool) -> Iterator[None]:
         try:
             held.enter_context(file_lock(lock_file, _CREATION_LIMIT_S))
         except TimeoutError:
-            raise TimeoutError(f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s") from None
+            raise TimeoutError(
+                f"another process has been opening it for {_CREATION_LIMIT_S:.0f} s; try again when that has ended"
+            ) from None
         yield
 
 

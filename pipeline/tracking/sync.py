@@ -160,15 +160,18 @@ def _settings(folder: Path) -> Experiment:
     if not path.exists():
         known = ", ".join(sweeps_of(Output(folder.parents[1]))) or "none"
         raise UserError(f"--output {folder.parents[1]}: holds no sweep {folder.name!r}; there are: {known}.")
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("experiment"), dict):
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("experiment"), dict):
         raise UserError(
             f"{path}: is damaged, not the record of a sweep. Remove this file alone, and give the sweep's command once "
             "more with --resume: it writes the file anew, and keeps what the trials have finished."
         )
-    settings = validate_experiment(found["experiment"], str(path))
+    settings = validate_experiment(record["experiment"], str(path))
     if settings.name != folder.name:
-        raise UserError(f"{path}: is of a sweep {settings.name!r}, but lies in the folder of {folder.name!r}.")
+        raise UserError(
+            f"{path}: is of a sweep {settings.name!r}, but lies in the folder of {folder.name!r}. Rename the "
+            f"folder to {settings.name!r}."
+        )
     return settings
 
 

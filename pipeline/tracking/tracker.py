@@ -1,4 +1,4 @@
-"""Delivers to MLflow, one run a trial and one a sweep, whatever becomes of the server meanwhile."""
+"""Delivers to MLflow, one run for each trial and one for the sweep; the server may be unreachable for a time."""
 
 import threading
 import time
@@ -35,8 +35,8 @@ class Tracker:
     do nothing for 1, 2, 4, ... at most 60 s. `sent` counts the points that went out, `ended` has the folders of the
     runs that were ended.
 
-    Several trials may be delivered at a time, each by one thread at a time; the store takes `at_once` of them. What is
-    one run's alone is in its Delivery; what threads share is behind the lock, or in the Outage, which has its own.
+    Several trials may be delivered at a time, each by one thread at a time; the store takes `at_once` of them. The
+    state of one run is in its Delivery; what threads share is behind the lock, or in the Outage, which has its own.
     """
 
     def __init__(
@@ -59,9 +59,8 @@ class Tracker:
         self.experiment_id = ""
         self.sent = 0
         self.ended: list[Path] = []
-        self._runs: dict[Path, Delivery] = {}
-        self._damaged: dict[Path, str] = {}
-        self._summary: Path | None = None
+        self._runs: dict[Path, Delivery] = {}  # those not delivered whole
+        self._summary: Delivery | None = None
         try:
             self._open()
         except StoreUnreachable as error:
@@ -83,112 +82,22 @@ class Tracker:
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
-    ) -> str:
-        """Begins the trial's run, or goes on in the one that its folder remembers; returns its id, "" if still to come.
+    ) -> Delivery:
+        """Begins the trial's run, or goes on in the one that its folder remembers, and ships what the folder has.
 
         Args:
             extra: `data_name`, `data_hash` and `data_counts` (JSON text) make the data set input; all others are tags.
-            ending: as what the trial has ended already: all of it is sent, and a run that has it is not touched.
+            ending: the trial's final status, if it has ended: all of it is sent, and a run that has all is not touched.
         """
         return self._start(
             Delivery(folder.delivery, describe_trial(trial, sweep, extra), folder, ending, recount=self._recount)
         )
 
-    def ship(self, folder: TrialFolder) -> int:
-        """Sends what is new or outstanding of a started trial; returns the number of points sent."""
-        run = self._run(folder.delivery)
-        return self._advance(run) if run else 0
-
-    def end_trial(self, folder: TrialFolder, status: str) -> None:
-        """Sends the rest, files what the trial leaves, and ends its run as FINISHED, FAILED or KILLED."""
-        if run := self._run(folder.delivery):
-            run.ending = status
-            self._advance(run)
-
-    def lacks(self, folder: TrialFolder) -> bool:
-        """Whether something of a started trial is still outstanding, its end included."""
-        return self._run(folder.delivery) is not None
-
-    def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
-        """Begins, or takes up, the sweep's summary run; returns its id, "" if still to come."""
-        self._summary = _summary_file(sweep_folder)
-        description = describe_summary(experiment, sweep_id(sweep_folder), grown(sweep_folder))
-        return self._start(Delivery(self._summary, description, None))
-
-    def end_summary(self, status: str, artifacts: Sequence[Path]) -> None:
-        """Files the report's `artifacts` on the summary run and ends it; `report.md` becomes its description too."""
-        assert self._summary is not None, "end_summary without start_summary"
-        run = self._run(self._summary)
-        assert run is not None, "end_summary twice"
-        run.ending, run.artifacts = status, list(artifacts)
-        self._advance(run)
-
-    def has_summary(self, sweep_folder: Path, status: str, with_report: bool) -> bool:
-        """Whether the sweep's summary run has been ended as `status`, and has a report if it should."""
+    def ship(self, run: Delivery) -> int:
+        """Does what is outstanding for a run, as far as the server allows; returns the number of points sent."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            client, known = self._open(), read_delivery(_summary_file(sweep_folder))
-            found = find_run(client, self.experiment_id, known) if known else None
-            if found is None or found.info.status != status:
-                return False
-            files = {file.path for file in client.list_artifacts(found.info.run_id)}
-            return not with_report or "report.md" in files
-        except (MlflowException, OSError, UserError):
-            return False
-
-    def close(self, status: str, wait_s: float = 10.0) -> dict[Path, str]:
-        """Ends every open run, those still under way as `status`; tries again until `wait_s` after the last has ended.
-
-        No other call may be under way. Returns the folders of what could not be delivered, and why; starting and ending
-        those trials again delivers it.
-        """
-        pool = CallPool(self.at_once, "tracker")
-        deadline = time.monotonic() + wait_s
-        while runs := list(self._runs.values()):
-            self._server.end_pause()
-            for run in runs:
-                run.ending = run.ending or status
-                run.pause.until = 0.0
-                pool.submit(partial(self._advance, run))
-            pool.wait()
-            if len(self._runs) < len(runs):
-                deadline = time.monotonic() + wait_s
-            elif time.monotonic() >= deadline:
-                break
-            if self._runs:
-                time.sleep(min(1.0, wait_s))
-        left = {run.path.parent: run.problem or self.problem or "" for run in self._runs.values()}
-        return {**self._damaged, **left}
-
-    def _open(self) -> "StoreClient":
-        from pipeline.tracking.moved import correct_paths
-
-        with self._lock:
-            if self._client is None:
-                client = open_store(self._uri)
-                if database := sqlite_file(self._uri):
-                    correct_paths(database)
-                self.experiment_id = open_experiment(client, self._experiment, self._artifacts)
-                self._client = client
-            return self._client
-
-    def _run(self, path: Path) -> Delivery | None:
-        with self._lock:
-            return self._runs.get(path)
-
-    def _start(self, run: Delivery) -> str:
-        with self._lock:
-            self._runs[run.path] = run
-            self._damaged.pop(run.path.parent, None)
-        self._advance(run)
-        return run.run_id
-
-    def _advance(self, run: Delivery) -> int:
-        """Does what is outstanding for a run, as far as the server lets it; returns the number of points sent."""
-        from mlflow.exceptions import MlflowException
-
-        if run.pause.lasts or (entered := self._server.enter()) is None:
+        if run.over or run.pause.lasts or (entered := self._server.enter()) is None:
             return 0
         before, answered, problem = run.sent, None, ""
         try:
@@ -209,14 +118,94 @@ class Tracker:
             self._count(run, run.sent - before)
         return run.sent - before
 
+    def end_trial(self, run: Delivery, status: str) -> None:
+        """Ships the rest and the files of a trial's end, and ends its run as FINISHED, FAILED or KILLED."""
+        run.ending = status
+        self.ship(run)
+
+    def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
+        """Begins, or takes up, the sweep's summary run; returns its id, "" if still to come."""
+        description = describe_summary(experiment, sweep_id(sweep_folder), grown(sweep_folder))
+        self._summary = self._start(Delivery(_summary_file(sweep_folder), description, None))
+        return self._summary.run_id
+
+    def end_summary(self, status: str, artifacts: Sequence[Path]) -> None:
+        """Files the report's `artifacts` on the summary run and ends it; `report.md` becomes its description too."""
+        run = self._summary
+        assert run is not None, "end_summary without start_summary"
+        assert not run.over, "end_summary twice"
+        run.ending, run.artifacts = status, list(artifacts)
+        self.ship(run)
+
+    def has_summary(self, sweep_folder: Path, status: str, with_report: bool) -> bool:
+        """Whether the sweep's summary run has been ended as `status`, and has a report if it should."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client, known = self._open(), read_delivery(_summary_file(sweep_folder))
+            run = find_run(client, self.experiment_id, known) if known else None
+            if run is None or run.info.status != status:
+                return False
+            files = {file.path for file in client.list_artifacts(run.info.run_id)}
+            return not with_report or "report.md" in files
+        except (MlflowException, OSError, UserError):
+            return False
+
+    def close(self, status: str, wait_s: float = 10.0) -> dict[Path, str]:
+        """Ends every open run, those still under way as `status`; tries again until `wait_s` after the last has ended.
+
+        No other call may be under way. Returns the folders of what could not be delivered, and why; starting and ending
+        those trials again delivers it.
+        """
+        pool = CallPool(self.at_once, "tracker")
+        deadline = time.monotonic() + wait_s
+        while runs := self._outstanding():
+            self._server.end_pause()
+            for run in runs:
+                run.ending = run.ending or status
+                run.pause.until = 0.0
+                pool.submit(partial(self.ship, run))
+            pool.wait()
+            left = self._outstanding()
+            if len(left) < len(runs):
+                deadline = time.monotonic() + wait_s
+            elif time.monotonic() >= deadline:
+                break
+            if left:
+                time.sleep(min(1.0, wait_s))
+        return {
+            run.path.parent: run.damage if run.over else run.problem or self.problem or ""
+            for run in self._runs.values()
+        }
+
+    def _open(self) -> "StoreClient":
+        from pipeline.tracking.moved import correct_paths
+
+        with self._lock:
+            if self._client is None:
+                client = open_store(self._uri)
+                if database := sqlite_file(self._uri):
+                    correct_paths(database)
+                self.experiment_id = open_experiment(client, self._experiment, self._artifacts)
+                self._client = client
+            return self._client
+
+    def _start(self, run: Delivery) -> Delivery:
+        with self._lock:
+            self._runs[run.path] = run
+        self.ship(run)
+        return run
+
+    def _outstanding(self) -> list[Delivery]:
+        with self._lock:
+            return [run for run in self._runs.values() if not run.over]
+
     def _count(self, run: Delivery, sent: int) -> None:
         with self._lock:
             self.sent += sent
-            if run.damage and run.over:
-                self._damaged[run.path.parent] = run.damage
             if run.ended:
                 self.ended.append(run.path.parent)
-            if run.over:
+            if run.over and not run.damage:
                 del self._runs[run.path]
 
 

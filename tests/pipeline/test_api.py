@@ -68,8 +68,8 @@ def test_results_are_a_row_for_each_trial(tmp_path: Path) -> None:
     sample = sweep_samples.experiment("frames", arms=("per_token", "task_only"), grid={"model.gain": (0.5, 1.0)})
     for trial, folder in sweep_samples.trials(output, sample):
         sweep_samples.write_spool(trial, folder)
-        tracker.start_trial(folder, trial, sample.name, sweep_samples.EXTRA)
-        tracker.end_trial(folder, "FAILED" if trial.key == "task_only-s2-gain_1.0" else "FINISHED")
+        delivery = tracker.start_trial(folder, trial, sample.name, sweep_samples.EXTRA)
+        tracker.end_trial(delivery, "FAILED" if trial.key == "task_only-s2-gain_1.0" else "FINISHED")
     outcome = Outcome("frames", tmp_path, sweep.SweepOutcome(11, 12), trials_of(sample), None, "tests")
     frame = outcome.results()
     assert frame.equals(results_frame(read_results(output.tracking_uri, "tests", "frames")))

@@ -35,8 +35,8 @@ def output(tmp_path_factory):
         write_spool(trial, folder)
         for step in (0, 20):
             write_snapshot(folder, step)
-        tracker.start_trial(folder, trial, "sample", EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, "sample", EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     report = make_report(output.tracking_uri, "tests", "sample")
     tracker.end_summary("FINISHED", write_report(report, output.sweep("sample") / "report"))
     assert not tracker.close("FINISHED")

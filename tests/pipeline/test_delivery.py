@@ -49,7 +49,7 @@ def test_a_tracker_down_from_the_start_to_the_end_gets_everything_by_sync(tmp_pa
     problems = courier.finish("FAILED", None, None)
     assert time.monotonic() - began < 60
     (problem,) = problems
-    left = problem.partition("has not taken all of ")[2].partition(" (")[0]
+    left = problem.partition("has not received all of ")[2].partition(" (")[0]
     assert set(left.split(", ")) == {"start", first.key, second.key}, problem
     failed = sync(output, "start")
     assert failed.exit_code == 2
@@ -79,19 +79,19 @@ def test_a_fault_in_mid_run_delays_and_neither_loses_nor_doubles(tmp_path, proxy
     proxy.be("pass")
     tracker = Tracker(proxy.uri, "mid", None)
     (trial, folder), *_ = begin(output, name, Destination(proxy.uri, "mid"), **ARMS)
-    tracker.start_trial(folder, trial, name, EXTRA)
+    delivery = tracker.start_trial(folder, trial, name, EXTRA)
     write_spool(trial, folder, STEPS[:1])
     write_snapshot(folder, 0)
-    assert tracker.ship(folder) > 0
+    assert tracker.ship(delivery) > 0
     proxy.be(fault)
     for steps in (STEPS[:2], STEPS):
         write_spool(trial, folder, steps)
         began = time.monotonic()
-        tracker.ship(folder)
+        tracker.ship(delivery)
         assert time.monotonic() - began < 15
     assert tracker.problem
     proxy.be("pass")
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert tracker.close("KILLED") == {}
     run_id = assert_whole(store, trial, folder, "FINISHED")
     assert (
@@ -107,11 +107,11 @@ def test_a_fault_at_the_end_ends_the_command_and_sync_does_the_rest(tmp_path, pr
     tracker = Tracker(proxy.uri, "end", None)
     (trial, folder), (other, second) = begin(output, name, destination, **ARMS)
     tracker.start_summary(output.sweep(name), experiment(name, **ARMS))
-    tracker.start_trial(folder, trial, name, EXTRA)
+    delivery = tracker.start_trial(folder, trial, name, EXTRA)
     leave(trial, folder, "FINISHED")
     leave(other, second, "KILLED", STEPS[:2])
     proxy.be(fault)
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     began = time.monotonic()
     left = tracker.close("KILLED", wait_s=1.0)
     assert time.monotonic() - began < 20
@@ -131,10 +131,11 @@ def test_a_creation_whose_answers_are_lost_makes_one_run(tmp_path, proxy, store)
     tracker = Tracker(proxy.uri, "twins", None)
     (trial, folder), *_ = begin(output, "twins", Destination(proxy.uri, "twins"), **ARMS)
     proxy.be("lose")  # MLflow's client asks again by itself: two runs come of it
-    assert tracker.start_trial(folder, trial, "twins", EXTRA) == ""
+    delivery = tracker.start_trial(folder, trial, "twins", EXTRA)
+    assert delivery.run_id == ""
     proxy.be("pass")
     leave(trial, folder, "FINISHED")
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert tracker.close("KILLED") == {}
     assert_whole(store, trial, folder, "FINISHED")
     assert statuses(store, "twins") == Counter({"FINISHED": 1})

@@ -29,15 +29,16 @@ class Watched(Tracker):
         self.under_way: list[str] = []
         self.most = 0
 
-    def ship(self, folder):
-        """As it is."""
-        self.under_way.append(folder.root.name)
+    def ship(self, run):
+        """As the tracker does."""
+        name = run.path.parent.name
+        self.under_way.append(name)
         self.most = max(self.most, len(self.under_way))
-        assert self.under_way.count(folder.root.name) == 1
+        assert self.under_way.count(name) == 1
         try:
-            return super().ship(folder)
+            return super().ship(run)
         finally:
-            self.under_way.remove(folder.root.name)
+            self.under_way.remove(name)
 
 
 @pytest.mark.parametrize("fault", ["down", "stall", "error", "lose"])

@@ -64,7 +64,7 @@ def test_a_clock_that_steps_back_changes_no_order(output, tracker, monkeypatch):
         back.setattr(time, "time_ns", lambda: 1_000_000 * next(clock))
         write_spool(trial, folder)
     leave(trial, folder, "FINISHED")
-    run_id = tracker.start_trial(folder, trial, "clock", EXTRA, "FINISHED")
+    run_id = tracker.start_trial(folder, trial, "clock", EXTRA, "FINISHED").run_id
     assert_whole(output, trial, folder, "FINISHED")
     client = open_store(output.tracking_uri)
     assert client.get_run(run_id).data.metrics["train/task_loss"] == 2.0  # of the last step, not of the latest time
@@ -81,10 +81,11 @@ def test_a_store_full_of_markup_is_shown_as_text(output, tracker, tmp_path):
     client = open_store(output.tracking_uri)
     for each, place in ((trial, folder), (other, second)):
         leave(each, place, "FINISHED")
-    run_id = tracker.start_trial(folder, trial, "markup", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "markup", EXTRA)
+    run_id = delivery.run_id
     client.set_tag(run_id, "arm", HOSTILE)
     client.log_param(run_id, "model.note", f"{HOSTILE}\n# heading\x1b[31m")
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     tracker.start_trial(second, other, "markup", EXTRA, "FINISHED")
     report = make_report(output.tracking_uri, "tests", "markup")
     files = {path.suffix: path for path in write_report(report, tmp_path)}

@@ -62,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         for trial, place in trials(output, sample):
             write_spool(trial, place)
-            tracker.start_trial(place, trial, sample.name, EXTRA)
-            tracker.end_trial(place, "FINISHED")
+            delivery = tracker.start_trial(place, trial, sample.name, EXTRA)
+            tracker.end_trial(delivery, "FINISHED")
     assert tracker.close("KILLED") == {}
     return folder
 

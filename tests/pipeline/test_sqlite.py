@@ -104,12 +104,12 @@ def test_a_short_lock_is_waited_for(tmp_path: Path, with_store: WithStore) -> No
     output = with_store(tmp_path)
     trial, folder = trials(output, experiment("short"))[0]
     tracker = tracker_of(output)
-    tracker.start_trial(folder, trial, "short", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "short", EXTRA)
     write_spool(trial, folder)
     _, thread = locked(output, 1.0)
-    assert tracker.ship(folder) > 0
+    assert tracker.ship(delivery) > 0
     thread.join()
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert_whole(output, trial, folder, "FINISHED")
 
 
@@ -118,12 +118,12 @@ def test_a_lock_that_stays_delays_delivery_and_a_start_is_refused(tmp_path: Path
     output = with_store(tmp_path)
     trial, folder = trials(output, experiment("long"))[0]
     tracker = tracker_of(output)
-    tracker.start_trial(folder, trial, "long", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "long", EXTRA)
     release, thread = locked(output, 300.0)
     try:
         write_spool(trial, folder, STEPS[:2])
         began = time.monotonic()
-        assert tracker.ship(folder) == 0
+        assert tracker.ship(delivery) == 0
         assert 15 < time.monotonic() - began < 60  # SQLite's patience, as MLflow sets it
         assert tracker.problem is not None
         assert "database is locked" in tracker.problem
@@ -134,5 +134,5 @@ def test_a_lock_that_stays_delays_delivery_and_a_start_is_refused(tmp_path: Path
         release.set()
         thread.join()
     time.sleep(1.1)
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert_whole(output, trial, folder, "FINISHED")

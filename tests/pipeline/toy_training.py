@@ -17,6 +17,8 @@ from pipeline.records.spool import Spool
 from pipeline.running.trial_spec import TrialSpec
 from pipeline.settings.config import DataConfig, Experiment, ModelConfig, SweepConfig, TrainingConfig, WorkersConfig
 from pipeline.settings.trials import Trial
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.mlflow_run import Description
 
 
 def toy_train(spec: TrialSpec) -> None:
@@ -114,19 +116,20 @@ class RecordingTracker:
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
-    ) -> str:
+    ) -> Delivery:
         self._note("start", trial.key, sweep, extra["data_name"])
-        return trial.key
+        run = Delivery(folder.delivery, Description(trial.key, {}, {}), folder)
+        if ending is not None:
+            self.end_trial(run, ending)
+        return run
 
-    def ship(self, folder: TrialFolder) -> int:
-        self._note("ship", folder.root.name)
+    def ship(self, run: Delivery) -> int:
+        self._note("ship", run.path.parent.name)
         return 0
 
-    def end_trial(self, folder: TrialFolder, status: str) -> None:
-        self._note("end", folder.root.name, status)
-
-    def lacks(self, folder: TrialFolder) -> bool:
-        return False
+    def end_trial(self, run: Delivery, status: str) -> None:
+        self._note("end", run.path.parent.name, status)
+        run.ending, run.over = status, True
 
     def start_summary(self, sweep_folder: Path, experiment: Experiment) -> str:
         self._note("start_summary", experiment.name)

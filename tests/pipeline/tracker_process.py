@@ -49,9 +49,9 @@ def fill_the_disk(root: Path) -> tuple[str, dict[Path, str]]:
     output = Output(root)
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
     trial, folder = trials(output, experiment("full"))[0]
-    tracker.start_trial(folder, trial, "full", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "full", EXTRA)
     size = (root / "mlflow.db").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     leave(trial, folder, "FINISHED")
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     return str(tracker.problem), tracker.close("KILLED", wait_s=0)

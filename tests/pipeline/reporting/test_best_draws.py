@@ -55,8 +55,8 @@ def file(output: Output, searched: Experiment, factor: dict[str, float] | None =
         folder = output.trial(searched.name, trial.key)
         values = {} if loss is None else {"held_out/loss": loss * (factor or {}).get(str(training.warmup_steps), 1.0)}
         Spool(folder.spool).write(20, {**values, "held_out/density": 0.25})
-        tracker.start_trial(folder, trial, searched.name, EXTRA)
-        tracker.end_trial(folder, "FAILED" if loss is None else "FINISHED")
+        delivery = tracker.start_trial(folder, trial, searched.name, EXTRA)
+        tracker.end_trial(delivery, "FAILED" if loss is None else "FINISHED")
     console = Console(file=io.StringIO(), width=200)
     made, files = file_report(output.tracking_uri, "tests", searched.name, output.root, console)
     return made, files, console.file.getvalue()

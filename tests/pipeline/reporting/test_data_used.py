@@ -47,8 +47,8 @@ def report(root: Path) -> Report:
         line = {"step": 20, "time_ms": 1, "metrics": {"held_out/loss": 1.0, **SCORES, **OF_EVALUATION}}
         with folder.spool.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        tracker.start_trial(folder, trial, sample.name, data_tags(prepared))
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, sample.name, data_tags(prepared))
+        tracker.end_trial(delivery, "FINISHED")
     tracker.close("FINISHED")
     return make_report(output.tracking_uri, "tests", sample.name)
 

@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tracker.start_summary(output.sweep(name), sample)
         for trial, place in trials(output, sample):
             write_spool(trial, place)
-            tracker.start_trial(place, trial, name, EXTRA)
-            tracker.end_trial(place, "FINISHED")
+            delivery = tracker.start_trial(place, trial, name, EXTRA)
+            tracker.end_trial(delivery, "FINISHED")
         tracker.end_summary("FINISHED", [])
     return folder
 

@@ -73,8 +73,8 @@ def test_it_is_read_from_the_sweeps_folder_or_else_from_its_summary_run(where: s
     tracker.start_summary(output.sweep(sample.name), sample)
     for each, folder in trials(output, sample):
         write_spool(each, folder)
-        tracker.start_trial(folder, each, sample.name, EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, each, sample.name, EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     tracker.end_summary("FINISHED", [path] if where in ("store", "damaged") else [])
     given = path if where == "folder" else None
     found = make_report(output.tracking_uri, "tests", sample.name, phases=given).filed.phases

@@ -38,8 +38,8 @@ def tracker(output):
 def _run(output, tracker, sample, unfinished=()):
     for trial, folder in trials(output, sample):
         write_spool(trial, folder)
-        tracker.start_trial(folder, trial, sample.name, EXTRA)
-        tracker.end_trial(folder, "FAILED" if trial.key in unfinished else "FINISHED")
+        delivery = tracker.start_trial(folder, trial, sample.name, EXTRA)
+        tracker.end_trial(delivery, "FAILED" if trial.key in unfinished else "FINISHED")
     return make_report(output.tracking_uri, "tests", sample.name)
 
 
@@ -60,8 +60,8 @@ def test_a_sweep_recorded_under_older_names_has_the_same_report(output, tracker,
         for old, new in RENAMED.items():
             text = text.replace(f'"{new}"', f'"{old}"')
         folder.spool.write_text(text)
-        tracker.start_trial(folder, trial, sample.name, EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, sample.name, EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     older = make_report(output.tracking_uri, "tests", sample.name)
     of_both = [
         [(row.arm, row.trials[0].metrics, row.trials[0].curves) for row in r.results.rows] for r in (older, whole)

@@ -62,8 +62,8 @@ def _report(output, sample, leave):
         write_spool(trial, folder)
         if leave:
             _leave_files(trial, folder)
-        tracker.start_trial(folder, trial, sample.name, EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, sample.name, EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     tracker.end_summary("FINISHED", [])
     return make_report(output.tracking_uri, "tests", sample.name)
 

@@ -74,8 +74,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
             sample = experiment(name, arms=("per_token", "aggregated"))
             for trial, folder in trials(output, sample):
                 write_spool(trial, folder)
-                tracker.start_trial(folder, trial, name, EXTRA)
-                tracker.end_trial(folder, "FINISHED")
+                delivery = tracker.start_trial(folder, trial, name, EXTRA)
+                tracker.end_trial(delivery, "FINISHED")
     return output
 
 

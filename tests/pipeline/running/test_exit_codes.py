@@ -28,7 +28,7 @@ class Away(RecordingTracker):
 class Refuses(RecordingTracker):
     """Refuses each trial, for example because the model cannot be registered where the environment says."""
 
-    def end_trial(self, folder, status) -> None:
+    def end_trial(self, run, status) -> None:
         raise ConnectionError("no registry")
 
 

@@ -198,8 +198,8 @@ def test_mlflow_goes_on_in_the_same_runs_and_the_report_has_one_setting_of_steps
         tracker.start_summary(folder, sample)
         for trial, place in trials(output, sample):
             write_spool(trial, place, steps)
-            tracker.start_trial(place, trial, "sample", extra)
-            tracker.end_trial(place, "FINISHED")
+            delivery = tracker.start_trial(place, trial, "sample", extra)
+            tracker.end_trial(delivery, "FINISHED")
         tracker.end_summary("FINISHED", [])
         assert tracker.close("KILLED") == {}
         client = open_store(output.tracking_uri)

@@ -205,8 +205,8 @@ def test_a_pruned_run_is_finished_and_tagged_and_in_no_mean(tmp_path: Path) -> N
         sweep_samples.write_spool(trial, folder, (0, 10) if early else (0, 10, 20))
         if early:
             write_pruned(folder, 10)
-        tracker.start_trial(folder, trial, "pruned", sweep_samples.EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, "pruned", sweep_samples.EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     report = make_report(output.tracking_uri, "tests", "pruned")
     assert report.results.varying == ["model.gain"]
     assert [(row.arm, row.cell[0][1]) for row in report.results.rows] == [

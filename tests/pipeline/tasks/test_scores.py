@@ -149,8 +149,8 @@ def test_a_study_concludes_from_it_and_draws_are_ranked_by_it(tmp_path: Path) ->
         training, folder = trial.experiment.training, output.trial(searched.name, trial.key)
         hits = training.learning_rate + 0.05 * (training.arm == "top_k") + 0.01 * training.seed
         Spool(folder.spool).write(40, {"held_out/loss": hits, "held_out/density": 0.25, "held_out/hits": hits})
-        tracker.start_trial(folder, trial, searched.name, extra)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, searched.name, extra)
+        tracker.end_trial(delivery, "FINISHED")
     console = Console(file=io.StringIO(), width=200)
     report, files = file_report(output.tracking_uri, "tests", searched.name, output.root, console)
     for ranking in report.draws:
@@ -179,8 +179,8 @@ def test_the_primary_comparison_is_of_the_score(tmp_path: Path) -> None:
         training, folder = trial.experiment.training, output.trial(plain.name, trial.key)
         hits = 0.5 + 0.1 * (training.arm == "top_k") + 0.01 * training.seed
         Spool(folder.spool).write(40, {"held_out/loss": 1.0, "held_out/density": 0.25, "held_out/hits": hits})
-        tracker.start_trial(folder, trial, plain.name, extra)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, plain.name, extra)
+        tracker.end_trial(delivery, "FINISHED")
     report, _ = file_report(
         output.tracking_uri, "tests", plain.name, output.root, Console(file=io.StringIO(), width=200)
     )

@@ -12,6 +12,7 @@ from pipeline.records.state import State
 from pipeline.settings.config import SweepConfig
 from pipeline.settings.trials import Trial, trials_of
 from pipeline.tracking.courier import Courier
+from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.store import StoreUnreachable
 from tests.pipeline.mlflow_server import wait_for
 from tests.pipeline.toy_training import RecordingTracker, toy_experiment
@@ -22,7 +23,7 @@ class BrokenTracker(RecordingTracker):
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
-    ) -> str:
+    ) -> Delivery:
         if trial.key == "aggregated-s0":
             raise ConnectionError("the server is away")
         return super().start_trial(folder, trial, sweep, extra, ending)
@@ -35,7 +36,7 @@ class StuckTracker(RecordingTracker):
         super().__init__()
         self.release = threading.Event()
 
-    def ship(self, folder: TrialFolder) -> int:
+    def ship(self, run: Delivery) -> int:
         self.release.wait(20)
         return 0
 
@@ -50,7 +51,7 @@ class DeafTracker(RecordingTracker):
 
 
 class WatchedTracker(RecordingTracker):
-    """Takes three trials at a time, and notes how many it was told of together, in all and of one trial."""
+    """Takes three trials at a time, and notes the most calls under way together, in all and for one trial."""
 
     def __init__(self) -> None:
         super().__init__(at_once=3)
@@ -70,19 +71,19 @@ class WatchedTracker(RecordingTracker):
 
     def start_trial(
         self, folder: TrialFolder, trial: Trial, sweep: str, extra: dict[str, str], ending: str | None = None
-    ) -> str:
+    ) -> Delivery:
         self._call(trial.key)
         return super().start_trial(folder, trial, sweep, extra, ending)
 
-    def ship(self, folder: TrialFolder) -> int:
-        self._call(folder.root.name)
-        if folder.root.name == "per_token-s0":
+    def ship(self, run: Delivery) -> int:
+        self._call(run.path.parent.name)
+        if run.path.parent.name == "per_token-s0":
             self.held.wait(20)
-        return super().ship(folder)
+        return super().ship(run)
 
-    def end_trial(self, folder: TrialFolder, status: str) -> None:
-        self._call(folder.root.name)
-        super().end_trial(folder, status)
+    def end_trial(self, run: Delivery, status: str) -> None:
+        self._call(run.path.parent.name)
+        super().end_trial(run, status)
 
 
 def courier_of(tracker: RecordingTracker, folder: Path, seeds: int = 1) -> Courier:
@@ -112,14 +113,19 @@ def test_each_trial_ends_once_with_its_own_status(tmp_path: Path, monkeypatch: p
 
 
 class AwayTracker(RecordingTracker):
-    """Takes the end of a trial, and delivers it when it is back."""
+    """Receives the end of a trial, and delivers it when it is reachable again."""
 
     def __init__(self) -> None:
         super().__init__()
         self.away = True
 
-    def lacks(self, folder: TrialFolder) -> bool:
-        return self.away
+    def ship(self, run: Delivery) -> int:
+        run.over = run.ending is not None and not self.away
+        return super().ship(run)
+
+    def end_trial(self, run: Delivery, status: str) -> None:
+        super().end_trial(run, status)
+        run.over = not self.away
 
 
 def test_delivered_trials_are_not_delivered_again_and_the_others_are(
@@ -132,6 +138,7 @@ def test_delivered_trials_are_not_delivered_again_and_the_others_are(
     wait_for(lambda: tracker.calls.count(("ship", "per_token-s0")) >= 3)
     tracker.away = False
     wait_for(lambda: tracker.calls.count(("ship", "task_only-s0")) >= tracker.calls.count(("ship", "per_token-s0")) + 3)
+    assert courier._parcels.keys() == {"aggregated-s0", "task_only-s0"}
     assert courier.finish("FINISHED", None, None) == []
     assert tracker.calls.count(("end", "per_token-s0", "FINISHED")) == 1
 
@@ -152,14 +159,16 @@ def test_a_tracker_that_fails_is_reported_and_stops_nothing(tmp_path: Path) -> N
     assert ("end_summary", "FINISHED") in tracker.calls
 
 
-def test_a_stuck_tracker_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_a_stuck_tracker_does_not_hold_up_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.tracking.courier, "_EVERY_S", 0.01)
     tracker = StuckTracker()
     courier = courier_of(tracker, tmp_path)
-    courier.see({"per_token-s0": State.STOPPED})
+    courier.see({"per_token-s0": State.RUNNING})
+    wait_for(lambda: tracker.calls.count(("start", "per_token-s0", "toy", "toy")) == 1)
     began = time.monotonic()
     problems = courier.finish("KILLED", None, 0.2)
     assert time.monotonic() - began < 5
-    assert problems == ["the tracker was still busy after 0.2 s"]
+    assert problems == ["delivery to MLflow was still under way after 0.2 s"]
     tracker.release.set()
 
 
@@ -176,10 +185,7 @@ def test_trials_are_delivered_together_and_each_in_order(tmp_path: Path, monkeyp
     assert (tracker.most, tracker.most_of_one) == (3, 1)
     for key in keys:
         mine = [call[0] for call in tracker.calls if call[1] == key]
-        ended = mine.index("end")
-        assert mine[0] == "start"
-        assert mine[1:ended] == ["ship"] * (ended - 1)
-        assert set(mine[ended + 1 :]) <= {"ship"}
+        assert mine == ["start", *["ship"] * (len(mine) - 2), "end"]
     assert tracker.calls[-2:] == [("end_summary", "FINISHED"), ("close", "FINISHED")]
 
 
@@ -201,7 +207,7 @@ def test_one_slow_trial_holds_up_no_other_and_is_ended_too(tmp_path: Path, monke
     ending.join(20)
     assert problems == []
     assert tracker.ended() == dict.fromkeys(["per_token-s0", *others], "FINISHED")
-    assert [call for call in tracker.calls if call[1] == "per_token-s0"].count(("ship", "per_token-s0")) >= 2
+    assert [call for call in tracker.calls if call[1] == "per_token-s0"].count(("ship", "per_token-s0")) >= 1
 
 
 @pytest.mark.parametrize("away", [True, False])
@@ -219,8 +225,8 @@ def test_that_the_store_does_not_answer_is_reported_once(tmp_path: Path, away: b
     problems = courier.finish("FINISHED", report, None)
     if away:
         assert problems == [
-            "the tracker has not taken all of toy, task_only-s0 (http://host: refused)",
-            "the report, which is made of what the tracker has, comes with the rest",
+            "MLflow has not received all of toy, task_only-s0 (http://host: refused)",
+            "the report, which is made from MLflow, follows with the rest",
         ]
     else:  # it was back when the rest was delivered
         assert problems == ["report: http://host: refused. Check the address."]
@@ -236,14 +242,14 @@ def test_an_error_that_ends_a_courier_thread_is_reported_and_the_command_ends(
     tracker = RecordingTracker()
     tracker.at_once = at_once
     courier = courier_of(tracker, tmp_path)
-    ship = tracker.ship
+    end_trial = tracker.end_trial
 
-    def breaks_for_one(folder: TrialFolder) -> int:
-        if folder.root.name == "per_token-s0":
+    def breaks_for_one(run: Delivery, status: str) -> None:
+        if run.path.parent.name == "per_token-s0":
             raise error
-        return ship(folder)
+        end_trial(run, status)
 
-    monkeypatch.setattr(tracker, "ship", breaks_for_one)
+    monkeypatch.setattr(tracker, "end_trial", breaks_for_one)
     courier.see({"per_token-s0": State.FINISHED, "task_only-s0": State.FINISHED})
     problems = courier.finish("FINISHED", None, None)
     assert any(str(error) in problem for problem in problems)
@@ -252,8 +258,8 @@ def test_an_error_that_ends_a_courier_thread_is_reported_and_the_command_ends(
         assert tracker.calls[-1] == ("close", "FINISHED")
 
     courier = courier_of(RecordingTracker(), tmp_path)
-    monkeypatch.setattr(courier, "_round", lambda: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(courier, "_round", lambda _: (_ for _ in ()).throw(error))
     wait_for(lambda: not courier._thread.is_alive())
     (problem,) = courier.finish("FINISHED", None, None)
-    assert "what delivers to the tracker was ended by an error" in problem
+    assert "delivery to the tracker was ended by an error" in problem
     assert str(error) in problem

@@ -59,7 +59,7 @@ def test_images_are_found_by_kind_and_step_and_may_go_to_a_storage(tmp_path: Pat
 @pytest.mark.parametrize("name", ["../x/step-000001.png", "figures/../step-000001.png", "figures/.x/step-000001.png"])
 def test_a_name_that_leads_elsewhere_is_none(name: str) -> None:
     assert not is_allowed(name)
-    with pytest.raises(ValueError, match="is no snapshot"):
+    with pytest.raises(ValueError, match="is not the file name of an image"):
         delivery_state({**STATE, "figures": [name]})
 
 
@@ -82,8 +82,9 @@ def test_a_run_gets_each_step_of_each_kind_once_and_the_report_shows_the_last(tm
     damaged = folder.routing_maps / "2" / "step-000020.safetensors"
     damaged.parent.mkdir()
     damaged.write_bytes(b"damaged")
-    run_id = tracker.start_trial(folder, trial, "images", EXTRA)
-    tracker.end_trial(folder, "FINISHED")
+    delivery = tracker.start_trial(folder, trial, "images", EXTRA)
+    run_id = delivery.run_id
+    tracker.end_trial(delivery, "FINISHED")
     assert not tracker.close("FINISHED")
     client = open_store(output.tracking_uri)
 

@@ -50,8 +50,9 @@ def trained(tmp_path_factory):
     run_training(experiment, folder, data.folder, torch.device("cpu"))
     predictions = json.loads(folder.predictions.read_text())
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
-    run_id = tracker.start_trial(folder, Trial(key="aggregated-s0", experiment=experiment), "easy", EXTRA)
-    tracker.end_trial(folder, "FINISHED")
+    delivery = tracker.start_trial(folder, Trial(key="aggregated-s0", experiment=experiment), "easy", EXTRA)
+    run_id = delivery.run_id
+    tracker.end_trial(delivery, "FINISHED")
     assert not tracker.close("FINISHED")
     shutil.rmtree(output.sweep("easy"))
     tasks = {task.task_id: task for task in load_corpus(experiment.data).train}
@@ -132,7 +133,7 @@ def test_distributions_and_memory_are_tracked(trained):
 
 def test_what_is_no_model_is_refused(trained, tmp_path):
     output, _, _, tasks = trained
-    with pytest.raises(UserError, match="run nosuch: has no model"):
+    with pytest.raises(UserError, match="run nosuch: its model cannot be loaded"):
         load_model("nosuch", output.tracking_uri)
     experiment = small_experiment(arm="elsewhere.costs:MINE")
     save_model(tmp_path / "model", build_model(small_experiment()), experiment)

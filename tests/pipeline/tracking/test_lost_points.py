@@ -69,9 +69,10 @@ def test_delivery_is_synchronous_whatever_the_environment_says(output, monkeypat
     write_snapshot(folder, 20)
     before = set(threading.enumerate())
     tracker = Tracker(output.tracking_uri, HERE.experiment, output.artifacts)
-    run_id = tracker.start_trial(folder, trial, "async", EXTRA)
-    tracker.ship(folder)
+    delivery = tracker.start_trial(folder, trial, "async", EXTRA)
+    run_id = delivery.run_id
+    tracker.ship(delivery)
     assert len(points(output, run_id)) == tracker.sent > 0
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert not tracker.close("KILLED")
     assert set(threading.enumerate()) == before  # asynchronous logging starts threads of its own

@@ -14,7 +14,7 @@ def test_a_delivery_that_an_older_version_began_goes_on_in_its_run(tmp_path: Pat
     trial, folder = trial_of(output, "older")
     write_spool(trial, folder, (0, 10))
     first = tracker_of(output)
-    run_id = first.start_trial(folder, trial, "older", EXTRA)
+    run_id = first.start_trial(folder, trial, "older", EXTRA).run_id
     known = read_delivery(folder.delivery)
     assert known is not None
     older = folder.delivery.with_name(OLDER_FILE)
@@ -22,8 +22,9 @@ def test_a_delivery_that_an_older_version_began_goes_on_in_its_run(tmp_path: Pat
     older.write_text(json.dumps({"run_id": run_id, "offset": known.offset, "figures": [], "ended": None}))
     write_spool(trial, folder, (0, 10, 20))
     again = tracker_of(output)
-    assert again.start_trial(folder, trial, "older", EXTRA) == run_id
-    again.end_trial(folder, "FINISHED")
+    delivery = again.start_trial(folder, trial, "older", EXTRA)
+    assert delivery.run_id == run_id
+    again.end_trial(delivery, "FINISHED")
     assert [step for step, _ in points(output, run_id, "train/task_loss")] == [0, 10, 20]
     assert len(runs(output, "older")) == 1
     assert not older.exists()

@@ -51,8 +51,8 @@ def test_a_killed_command_leaves_runs_running_and_sync_ends_them_then_resume_goe
     leave(trial, folder, "KILLED", STEPS[:2])
     tracker = tracker_of(output)
     tracker.start_summary(output.sweep("killed"), trial.experiment)
-    tracker.start_trial(folder, trial, "killed", EXTRA)
-    tracker.ship(folder)
+    delivery = tracker.start_trial(folder, trial, "killed", EXTRA)
+    tracker.ship(delivery)
     with folder.spool.open("ab") as spool:
         spool.write(b'{"step": 20, "ti')  # where the kill cut it off; the tracker and its thread die here
     del tracker
@@ -94,15 +94,15 @@ def test_a_summary_without_report_gets_it(output):
 def test_one_run_that_the_store_refuses_keeps_no_other_from_going_out(output):
     (trial, folder), (other, second) = begin(output, "refused", HERE, **ARMS)
     tracker = tracker_of(output)
-    run_id = tracker.start_trial(folder, trial, "refused", EXTRA)
-    tracker.start_trial(second, other, "refused", EXTRA)
-    open_store(output.tracking_uri).delete_run(run_id)  # by somebody, in the page
+    delivery = tracker.start_trial(folder, trial, "refused", EXTRA)
+    second_delivery = tracker.start_trial(second, other, "refused", EXTRA)
+    open_store(output.tracking_uri).delete_run(delivery.run_id)  # by somebody, in the page
     for done in (STEPS[:1], STEPS[:2], STEPS):
-        for each, place in ((trial, folder), (other, second)):
+        for each, place, run in ((trial, folder, delivery), (other, second, second_delivery)):
             write_spool(each, place, done)
-            tracker.ship(place)
+            tracker.ship(run)
     assert tracker.problem is None
-    tracker.end_trial(second, "FINISHED")
+    tracker.end_trial(second_delivery, "FINISHED")
     assert_whole(output, other, second, "FINISHED")
     left = tracker.close("KILLED", wait_s=0)
     assert set(left) == {folder.root}
@@ -110,7 +110,7 @@ def test_one_run_that_the_store_refuses_keeps_no_other_from_going_out(output):
     leave(trial, folder, "FINISHED")
     leave(other, second, "FINISHED")
     sync(output, "refused")  # it goes to a new run, whole
-    assert assert_whole(output, trial, folder, "FINISHED") != run_id
+    assert assert_whole(output, trial, folder, "FINISHED") != delivery.run_id
 
 
 def test_a_damaged_spool_is_named_and_its_run_is_ended(output):

@@ -28,13 +28,14 @@ def tracker(output):
 
 def test_a_run_says_what_it_is(output, tracker):
     trial, folder = trial_of(output, "says")
-    run_id = tracker.start_trial(folder, trial, "says", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "says", EXTRA)
+    run_id = delivery.run_id
     write_spool(trial, folder)
     folder.result.write_text('{"ok": 1}')
     # at steps 0, 10 and 20 two metrics and seven of each of three layers, and three more at the last
-    assert tracker.ship(folder) == 3 * (2 + 3 * 7) + 3
-    assert tracker.ship(folder) == 0
-    tracker.end_trial(folder, "FINISHED")
+    assert tracker.ship(delivery) == 3 * (2 + 3 * 7) + 3
+    assert tracker.ship(delivery) == 0
+    tracker.end_trial(delivery, "FINISHED")
     assert shipping.has_all(folder, read_delivery(folder.delivery), "FINISHED")
     run = open_store(output.tracking_uri).get_run(run_id)
     assert run.info.status == "FINISHED"
@@ -58,13 +59,14 @@ def test_a_clock_that_steps_back_neither_loses_nor_doubles_nor_makes_an_old_valu
     output, tracker, monkeypatch
 ):
     trial, folder = trial_of(output, "clock")
-    run_id = tracker.start_trial(folder, trial, "clock", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "clock", EXTRA)
+    run_id = delivery.run_id
     for step, seconds in ((0, 2000), (10, 3000), (20, 1000)):
         monkeypatch.setattr(time, "time_ns", lambda seconds=seconds: seconds * 10**9)
         spool = Spool(folder.spool)  # taken up again: what was written under a later time is not written twice
         for each in range(0, step + 1, 10):
             spool.write(each, {"train/task_loss": 10.0 + each})
-        tracker.ship(folder)
+        tracker.ship(delivery)
     monkeypatch.undo()
     assert sorted(points(output, run_id, "train/task_loss")) == [(0, 10.0), (10, 20.0), (20, 30.0)]
     assert open_store(output.tracking_uri).get_run(run_id).data.metrics["train/task_loss"] == 30.0
@@ -72,12 +74,12 @@ def test_a_clock_that_steps_back_neither_loses_nor_doubles_nor_makes_an_old_valu
 
 def test_a_run_taken_up_with_other_code_says_so(output, tracker, monkeypatch):
     trial, folder = trial_of(output, "code")
-    run_id = tracker.start_trial(folder, trial, "code", {**EXTRA, "mlflow.source.git.commit": "first"})
+    run_id = tracker.start_trial(folder, trial, "code", {**EXTRA, "mlflow.source.git.commit": "first"}).run_id
     tags = open_store(output.tracking_uri).get_run(run_id).data.tags
     assert "resumed_at_git_commit" not in tags
     again = tracker_of(output).start_trial(folder, trial, "code", {**EXTRA, "mlflow.source.git.commit": "second"})
     tags = open_store(output.tracking_uri).get_run(run_id).data.tags
-    assert again == run_id
+    assert again.run_id == run_id
     assert (tags["mlflow.source.git.commit"], tags["resumed_at_git_commit"]) == ("first", "second")
 
 
@@ -89,8 +91,9 @@ def test_nan_is_kept_and_infinity_is_the_largest_number(output, tracker):
         '{"step": 1, "time_ms": 1, "metrics": {"held_out/loss": 0.5}}\n'
         '{"step": 2, "time_ms": 2, "metrics": {"held_out/loss": "NaN", "a": "inf", "b": "-inf"}}\n'
     )
-    run_id = tracker.start_trial(folder, trial, "odd", EXTRA)
-    tracker.end_trial(folder, "FAILED")
+    delivery = tracker.start_trial(folder, trial, "odd", EXTRA)
+    run_id = delivery.run_id
+    tracker.end_trial(delivery, "FAILED")
     metrics = open_store(output.tracking_uri).get_run(run_id).data.metrics
     assert math.isnan(metrics["held_out/loss"])
     assert (metrics["a"], metrics["b"]) == (sys.float_info.max, -sys.float_info.max)
@@ -103,23 +106,25 @@ def test_a_step_of_more_points_than_a_call_takes_arrives_whole(output, tracker):
     folder.spool.write_text(
         "".join(json.dumps({"step": step, "time_ms": step, "metrics": metrics}) + "\n" for step in (1, 2))
     )
-    run_id = tracker.start_trial(folder, trial, "wide", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "wide", EXTRA)
+    run_id = delivery.run_id
     assert tracker._client.get_run(run_id).data.metrics == metrics
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert [step for step, _ in points(output, run_id, "m/1202")] == [1, 2]
 
 
 def test_each_snapshot_is_drawn_once_and_a_damaged_one_is_named(output, tracker):
     trial, folder = trial_of(output, "drawn")
     write_snapshot(folder, 0)
-    run_id = tracker.start_trial(folder, trial, "drawn", EXTRA)
-    tracker.ship(folder)
+    delivery = tracker.start_trial(folder, trial, "drawn", EXTRA)
+    run_id = delivery.run_id
+    tracker.ship(delivery)
     forget_what_was_sent(folder)
     write_snapshot(folder, 10)
     (folder.prototypes / "step-000020.safetensors").write_bytes(b"torn")
     again = tracker_of(output)
-    again.start_trial(folder, trial, "drawn", EXTRA)
-    again.end_trial(folder, "FINISHED")
+    delivery = again.start_trial(folder, trial, "drawn", EXTRA)
+    again.end_trial(delivery, "FINISHED")
     client = open_store(output.tracking_uri)
     images = [file.path for file in client.list_artifacts(run_id, "images") if file.path.endswith(".png")]
     assert sorted(int(path.split("+step+")[1].split("+")[0]) for path in images) == [0, 10]

@@ -30,13 +30,15 @@ def tracker(output):
 def test_no_point_twice_after_a_kill_between_sending_and_remembering(output, tracker):
     trial, folder = trial_of(output, "killed")
     write_spool(trial, folder, (0, 10))
-    run_id = tracker.start_trial(folder, trial, "killed", EXTRA)
-    tracker.ship(folder)
+    delivery = tracker.start_trial(folder, trial, "killed", EXTRA)
+    run_id = delivery.run_id
+    tracker.ship(delivery)
     forget_what_was_sent(folder)
     write_spool(trial, folder, (0, 10, 20))
     again = tracker_of(output)
-    assert again.start_trial(folder, trial, "killed", EXTRA) == run_id
-    again.end_trial(folder, "FINISHED")
+    delivery = again.start_trial(folder, trial, "killed", EXTRA)
+    assert delivery.run_id == run_id
+    again.end_trial(delivery, "FINISHED")
     assert [step for step, _ in points(output, run_id, "train/task_loss")] == [0, 10, 20]
     assert len(runs(output, "killed")) == 1
 
@@ -45,7 +47,7 @@ def test_of_a_run_that_has_all_each_metric_is_asked_for_once(output, tracker, mo
     """And not once for every thousand points, which of a long run would be all of it, hundreds of times."""
     trial, folder = trial_of(output, "asked")
     write_spool(trial, folder, (0, 10, 20))
-    run_id = tracker.start_trial(folder, trial, "asked", EXTRA)
+    run_id = tracker.start_trial(folder, trial, "asked", EXTRA).run_id
     forget_what_was_sent(folder)
     write_spool(trial, folder, (0, 10, 20, 30))
     monkeypatch.setattr(shipping, "_POINTS_PER_CALL", 30)  # a step in each
@@ -57,12 +59,13 @@ def test_of_a_run_that_has_all_each_metric_is_asked_for_once(output, tracker, mo
         return history(run_id, name)
 
     monkeypatch.setattr(again._client, "get_metric_history", counted)
-    assert again.start_trial(folder, trial, "asked", EXTRA) == run_id
+    delivery = again.start_trial(folder, trial, "asked", EXTRA)
+    assert delivery.run_id == run_id
     assert sorted(asked) == sorted(set(asked))
     assert [step for step, _ in points(output, run_id, "train/task_loss")] == [0, 10, 20, 30]
-    assert again.lacks(folder)
-    again.end_trial(folder, "FINISHED")
-    assert not again.lacks(folder)
+    assert not delivery.over
+    again.end_trial(delivery, "FINISHED")
+    assert delivery.over
 
 
 def test_a_lost_answer_to_the_creation_makes_no_second_run(output, tracker, monkeypatch):
@@ -74,19 +77,22 @@ def test_a_lost_answer_to_the_creation_makes_no_second_run(output, tracker, monk
         down()
 
     monkeypatch.setattr(tracker._client, "create_run", lose_the_answer)
-    assert tracker.start_trial(folder, trial, "lost", EXTRA) == ""
+    delivery = tracker.start_trial(folder, trial, "lost", EXTRA)
+    assert delivery.run_id == ""
     assert "away" in tracker.problem
     again = tracker_of(output)
-    run_id = again.start_trial(folder, trial, "lost", EXTRA)
+    delivery = again.start_trial(folder, trial, "lost", EXTRA)
+    run_id = delivery.run_id
     assert run_id
     assert [run.info.run_id for run in runs(output, "lost")] == [run_id]
     assert open_store(output.tracking_uri).get_run(run_id).data.params["seed"] == "0"
-    again.end_trial(folder, "KILLED")
+    again.end_trial(delivery, "KILLED")
 
 
 def test_a_lost_answer_makes_no_second_version_of_a_model(output, tracker, monkeypatch):
     trial, folder = trial_of(output, "twice")
-    run_id = tracker.start_trial(folder, trial, "twice", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "twice", EXTRA)
+    run_id = delivery.run_id
     create = tracker._client.create_model_version
 
     def obeyed_twice(name, source, run_id, **more):
@@ -98,7 +104,7 @@ def test_a_lost_answer_makes_no_second_version_of_a_model(output, tracker, monke
     folder.model.mkdir()
     (folder.model / "config.json").write_text("{}")
     folder.result.write_text("{}")
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert tracker.problem is None
     versions = open_store(output.tracking_uri).search_model_versions(f"run_id = '{run_id}'")
     found = sorted((int(version.version), TRIAL in version.tags) for version in versions)
@@ -107,7 +113,8 @@ def test_a_lost_answer_makes_no_second_version_of_a_model(output, tracker, monke
 
 def test_a_server_that_is_away_for_a_while_gets_everything_later(output, tracker, monkeypatch):
     trial, folder = trial_of(output, "away")
-    run_id = tracker.start_trial(folder, trial, "away", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "away", EXTRA)
+    run_id = delivery.run_id
     write_spool(trial, folder, (0, 10))
     send, clock = tracker._client.log_batch, [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -120,18 +127,18 @@ def test_a_server_that_is_away_for_a_while_gets_everything_later(output, tracker
 
     monkeypatch.setattr(tracker._client, "log_batch", half)
     for _ in range(100):
-        assert tracker.ship(folder) == 0
+        assert tracker.ship(delivery) == 0
         clock[0] += 0.1
     assert len(tries) == 1  # then all points are there, and later calls find nothing to send
     monkeypatch.setattr(tracker._client, "log_batch", down)
     write_spool(trial, folder, (0, 10, 20))
     for _ in range(300):
-        tracker.ship(folder)
+        tracker.ship(delivery)
         clock[0] += 1.0
     assert tracker.problem == "the server is away"
     monkeypatch.setattr(tracker._client, "log_batch", send)
     clock[0] += 60.0
-    tracker.end_trial(folder, "FINISHED")
+    tracker.end_trial(delivery, "FINISHED")
     assert tracker.problem is None
     assert [step for step, _ in points(output, run_id, "train/task_loss")] == [0, 10, 20]
 
@@ -147,9 +154,9 @@ def test_tries_grow_rarer_up_to_a_minute(output, tracker, monkeypatch):
 
     monkeypatch.setattr(tracker._client, "create_run", refuse)
     monkeypatch.setattr(tracker._client, "search_runs", refuse)
-    tracker.start_trial(folder, trial, "rarer", EXTRA)
+    delivery = tracker.start_trial(folder, trial, "rarer", EXTRA)
     while clock[0] < 300:
-        tracker.ship(folder)
+        tracker.ship(delivery)
         clock[0] += 1.0
     gaps = [b - a for a, b in itertools.pairwise(tries)]
     assert gaps == [1, 2, 4, 8, 16, 32, 60, 60, 60]

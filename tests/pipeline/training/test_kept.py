@@ -48,8 +48,9 @@ def trained(data: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[O
     folder.config.write_text(experiment.model_dump_json())
     run_training(experiment, folder, data.folder, CPU)
     tracker = Tracker(output.tracking_uri, "tests", output.artifacts)
-    run_id = tracker.start_trial(folder, Trial(key="task_only-s0", experiment=experiment), "kept", EXTRA)
-    tracker.end_trial(folder, "FINISHED")
+    delivery = tracker.start_trial(folder, Trial(key="task_only-s0", experiment=experiment), "kept", EXTRA)
+    run_id = delivery.run_id
+    tracker.end_trial(delivery, "FINISHED")
     assert not tracker.close("FINISHED")
     return output, folder, run_id
 

@@ -136,8 +136,8 @@ def test_the_report_keeps_its_rows_and_names_the_trials_that_were_resumed(tmp_pa
         for number, count in enumerate(counts[trial.experiment.training.seed], start=1):
             note_attempt(folder, number, "session", with_workers(count, trial.experiment))
         begun = with_workers(counts[trial.experiment.training.seed][0], trial.experiment)
-        tracker.start_trial(folder, trial.model_copy(update={"experiment": begun}), sample.name, EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial.model_copy(update={"experiment": begun}), sample.name, EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     made = make_report(output.tracking_uri, "tests", "sample")
     assert [sorted(row.trials) for row in made.results.rows] == [[0, 1, 2], [0, 1, 2]]
     text = " ".join(made.findings)
@@ -146,8 +146,8 @@ def test_the_report_keeps_its_rows_and_names_the_trials_that_were_resumed(tmp_pa
     grid = roomy(experiment("grid", arms=("per_token",), seeds=(0,), grid={"workers.count": (1, 2)}))
     for trial, folder in trials(output, grid):
         write_spool(trial, folder)
-        tracker.start_trial(folder, trial, "grid", EXTRA)
-        tracker.end_trial(folder, "FINISHED")
+        delivery = tracker.start_trial(folder, trial, "grid", EXTRA)
+        tracker.end_trial(delivery, "FINISHED")
     made = make_report(output.tracking_uri, "tests", "grid")
     assert made.results.varying == ["workers.count"]
     assert "Resumed with" not in " ".join(made.findings)
