@@ -1,5 +1,5 @@
-"""`python -m tests.chains`: how many functions a metric point, a trial and a checkpoint pass through, and how large the
-rooms of the pipeline are.
+"""`python -m tests.chains`: how many functions a metric point, a trial and a checkpoint pass through, how large the
+rooms of the pipeline are, and how many private names of libraries each file uses.
 
 The chains stand in docs/architecture.md, function by function; an arrow counts as one hop.
 """
@@ -117,6 +117,18 @@ def rooms() -> dict[str, list[Path]]:
     return files
 
 
+def private_names_by_file() -> dict[str, set[str]]:
+    """The private names of libraries that each file of the packages uses; files without any are left out."""
+    from tests.test_source import PACKAGES, private_names
+
+    names: dict[str, set[str]] = {}
+    for file in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        of_file = {each.partition(": ")[2] for each in private_names(file.read_text(encoding="utf-8"))}
+        if of_file:
+            names[file.relative_to(ROOT).as_posix()] = of_file
+    return names
+
+
 def main() -> None:
     """Prints the counts."""
     for title, hops in chains(PAGE.read_text(encoding="utf-8")).items():
@@ -125,6 +137,8 @@ def main() -> None:
     for room, files in rooms().items():
         lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
         print(f"{room}: {len(files)} files, {lines} lines")
+    for file, names in private_names_by_file().items():
+        print(f"{file}: {len(names)} private names of libraries")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What does not fit is told of and let go of; what is measured is measured on the device that is named."""
+"""Variants that do not fit are reported and released; measurements use the device that is named."""
 
 import contextlib
 import gc
