@@ -65,10 +65,10 @@ class _Group(click.Group):
         return sorted({*super().list_commands(ctx), *_entry_points()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = super().get_command(ctx, cmd_name)
-        if found is None and cmd_name in _entry_points():
-            found = _entry_points()[cmd_name].load()
-        return found
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in _entry_points():
+            command = _entry_points()[cmd_name].load()
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         open_standard_streams()
@@ -210,9 +210,11 @@ def plan(config: Path, changes: tuple[str, ...], as_json: bool, no_calibration: 
 
     console = Console(stderr=as_json)
     calibrate = not no_calibration
-    found = api.plan(config, parse_changes(changes), calibrate=calibrate, console=console, show=not as_json, **options)
+    forecast = api.plan(
+        config, parse_changes(changes), calibrate=calibrate, console=console, show=not as_json, **options
+    )
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=1))
+        click.echo(json.dumps(forecast.as_json(), indent=1))
 
 
 @main.command(short_help="Rebuild the report of a sweep from MLflow, or compare two sweeps.")

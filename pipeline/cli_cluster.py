@@ -237,7 +237,9 @@ def logs(name: str, address: str, no_follow: bool) -> None:
     try:
         click.echo(server.poll(job)[1], nl=False)
     except Unreachable as error:
-        raise UserError(f"{server.url}: the logs of {name} cannot be read ({error}).") from error
+        raise UserError(
+            f"{server.url}: the logs of {name} cannot be read ({error}). Try again when the cluster answers."
+        ) from error
 
 
 @jobs.command(short_help="Stop the job NAME; `submit --resume` continues it.")
@@ -294,20 +296,20 @@ def _server(address: str) -> Any:
     return JobServer(url, token)
 
 
-def _show(found: list[Any], as_json: bool, nothing: str = "") -> None:
+def _show(jobs: list[Any], as_json: bool, nothing: str = "") -> None:
     import json
     import time
 
     if as_json:
-        click.echo(json.dumps([job.as_json() for job in found], indent=1))
+        click.echo(json.dumps([job.as_json() for job in jobs], indent=1))
         return
     show: Callable[[int | None], str] = lambda ms: (  # noqa: E731
         time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
     )
-    names, states = (max((len(getattr(job, field)) for job in found), default=0) for field in ("name", "status"))
-    for job in found:
+    names, states = (max((len(getattr(job, field)) for job in jobs), default=0) for field in ("name", "status"))
+    for job in jobs:
         code = "" if job.exit_code is None else f"  exit code {job.exit_code}"
         when = f"from {show(job.began_ms)}  to {show(job.ended_ms):19}"
         click.echo(f"{job.name:{names}}  {job.status:{states}}  {when}  ({job.id}){code}")
-    if not found and nothing:
+    if not jobs and nothing:
         click.echo(nothing)

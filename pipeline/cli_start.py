@@ -49,8 +49,8 @@ def experiments() -> None:
     table = Table("name", "question", box=None, pad_edge=False)
     shipped = shipped_experiments()
     for name, path in shipped.items():
-        found = read_experiment(path)
-        table.add_row(name, found.study.question if found.study else found.description)
+        experiment = read_experiment(path)
+        table.add_row(name, experiment.study.question if experiment.study else experiment.description)
     if not shipped:
         raise UserError(
             "no experiments are installed. Install the package anew: pip install --force-reinstall 'tiny-onn[pipeline]'"
@@ -110,18 +110,18 @@ def settings(word: str | None, markdown: bool) -> None:
 
     from pipeline.settings.listing import as_markdown, every_setting, find_settings
 
-    found, elsewhere = every_setting(), None
+    shown, elsewhere = every_setting(), None
     if markdown:
-        click.echo(as_markdown(found), nl=False)
+        click.echo(as_markdown(shown), nl=False)
         return
     if word is not None:
-        found, elsewhere = find_settings(word, found)
-        if not found and elsewhere is None:
+        shown, elsewhere = find_settings(word, shown)
+        if not shown and elsewhere is None:
             raise UserError(f"{word}: no setting is about that. `tiny-onn settings` lists them all.")
     console = Console(highlight=False)
     if elsewhere is not None:
         console.print(f"{escape(word or '')}, here: {escape(elsewhere)}.\n", soft_wrap=True)
-    for each in found:
+    for each in shown:
         default = f"default: {each.default}" if each.default else "to be given"
         unit = f"; unit: {each.unit}" if each.unit else ""
         console.print(f"[bold]{escape(each.name)}[/bold]  ({escape(default + unit)})", soft_wrap=True)

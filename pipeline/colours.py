@@ -1,4 +1,4 @@
-"""One colour for each arm, the same in figures and on the MLflow page; told apart by colour-blind readers too."""
+"""One colour for each arm, the same in figures and on the MLflow page, also for colour-blind readers."""
 
 import zlib
 

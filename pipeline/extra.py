@@ -26,7 +26,7 @@ def requirements_here() -> list[str]:
 
 def missing_packages() -> list[str]:
     """The distributions among `requirements_here` that are not installed."""
-    names = [found.group() for each in requirements_here() if (found := _NAME.match(each))]
+    names = [match.group() for each in requirements_here() if (match := _NAME.match(each))]
     return [name for name in names if not _is_installed(name)]
 
 

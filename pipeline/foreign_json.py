@@ -90,7 +90,7 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         OSError: it cannot be read.
     """
     if path.exists() and not path.is_file():
-        raise DamagedJson(f"{path}: is no regular file")
+        raise DamagedJson(f"{path}: is not a regular file. Remove it.")
     with path.open("rb") as file:
         return file.read(most_bytes + 1)
 
@@ -118,12 +118,12 @@ def text(value: Any, most_characters: int = 10_000) -> str:
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) != len(items):
+    mapping = dict(items)
+    if len(mapping) != len(items):
         seen: set[str] = set()
         twice = next(name for name, _ in items if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice[:60]!r} stands twice in one object")
-    return found
+    return mapping
 
 
 def _float(digits: str) -> float:
@@ -141,7 +141,7 @@ def _integer(digits: str) -> int:
 
 
 def _constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_float, parse_int=_integer, parse_constant=_constant)

@@ -34,7 +34,7 @@ def checked_name(name: object) -> str:
     try:
         longest = max(len(part.encode("utf-8")) for part in parts)
     except UnicodeEncodeError:
-        raise ForeignName(f"file name {shown}: is no UTF-8") from None
+        raise ForeignName(f"file name {shown}: is not UTF-8") from None
     if longest > _LONGEST_PART or len(parts) > _DEEPEST:
         raise ForeignName(f"file name {shown}: is too long, or has too many folders in it")
     return name
@@ -62,5 +62,5 @@ def inside(folder: Path, name: object) -> Path:
             raise ForeignName(f"{path}: is a link, which is not followed. Remove it.")
         wanted = stat.S_ISREG if place == len(parts) - 1 else stat.S_ISDIR
         if not wanted(mode):
-            raise ForeignName(f"{path}: is no {'file' if place == len(parts) - 1 else 'folder'}. Remove it.")
+            raise ForeignName(f"{path}: is not a {'file' if place == len(parts) - 1 else 'folder'}. Remove it.")
     return path

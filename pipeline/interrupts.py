@@ -11,7 +11,7 @@ class Interrupts:
 
     A SIGHUP that is ignored, as under nohup, stays so.
 
-    Only the main thread is told of signals: in any other this does nothing, and they go where they went before.
+    Python delivers signals to the main thread alone: in any other thread this does nothing, and handlers are kept.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
             self._before = {
                 number: handler
-                for number, handler in found.items()
+                for number, handler in handlers.items()
                 if number != signal.SIGHUP or handler != signal.SIG_IGN
             }
             self.hold()

@@ -42,7 +42,7 @@ class TrialFolder:
 
     @property
     def prune(self) -> Path:
-        """The driver's word that the trial is to end early; its workers obey at the next logged step."""
+        """The driver's request that the trial ends early; its workers do so at the next logged step."""
         return self.root / "prune.json"
 
     @property

@@ -76,12 +76,12 @@ class Evaluated:
     right: float
     labelled: float
     routed: "RoutingPatterns"
-    patterns: bool  # whether tasks were told apart, as at the end of training
+    patterns: bool  # whether tasks were compared, as at the end of training
 
 
-def _of_patterns(found: Evaluated, measure: Callable[[], float]) -> float | None:
-    """What tells tasks apart: None where it was not counted, or cannot be, as the distance of one task to another."""
-    value = measure() if found.patterns else math.nan
+def _of_patterns(evaluated: Evaluated, measure: Callable[[], float]) -> float | None:
+    """A measure that compares tasks: None if it was not counted, or is undefined, as with a single task."""
+    value = measure() if evaluated.patterns else math.nan
     return None if math.isnan(value) else value
 
 
@@ -141,19 +141,19 @@ METRICS: tuple[Metric, ...] = (
     Metric(GRADIENT_NORM, of_step=lambda step: float(step.gradient_norm)),
     Metric(
         HELD_OUT_LOSS,
-        of_split=lambda found: found.loss / found.labelled,
+        of_split=lambda evaluated: evaluated.loss / evaluated.labelled,
         shown=(Shown("held_out_loss", "held-out loss", "nats", 1, 4, "lowest", of_density=True, primary=True),),
         leaderboard="always",
     ),
     Metric(
         DENSITY,
-        of_split=lambda found: found.routed.density(),
+        of_split=lambda evaluated: evaluated.routed.density(),
         shown=(Shown("density", "active, held-out", "%", 100, 2, primary=True),),
         leaderboard="recorded",
     ),
     Metric(
         HELD_OUT_TOKEN_ACCURACY,
-        of_split=lambda found: found.right / found.labelled,
+        of_split=lambda evaluated: evaluated.right / evaluated.labelled,
         shown=(Shown("token_accuracy", "token accuracy", "%", 100, 2, "highest", of_density=True, primary=True),),
         leaderboard="always",
     ),
@@ -221,22 +221,22 @@ METRICS: tuple[Metric, ...] = (
     Metric(RANK_CORRELATION_COST, by_layer=True, of_goodness=True),
     Metric(
         TASK_INFORMATION,
-        of_split=lambda found: _of_patterns(found, found.routed.task_information),
+        of_split=lambda evaluated: _of_patterns(evaluated, evaluated.routed.task_information),
         shown=(Shown("task_information", "RMI", "nats", 1, 4, primary=True),),
     ),
     Metric(
         TASK_DISTANCE,
-        of_split=lambda found: _of_patterns(found, found.routed.task_distance),
+        of_split=lambda evaluated: _of_patterns(evaluated, evaluated.routed.task_distance),
         shown=(Shown("task_distance", "ITJD", "", 1, 3, primary=True),),
     ),
     Metric(
         UNION_OF_CHUNK,
-        of_split=lambda found: _of_patterns(found, found.routed.union_of_chunk),
+        of_split=lambda evaluated: _of_patterns(evaluated, evaluated.routed.union_of_chunk),
         shown=(Shown("union_of_8", "union of 8 tokens", "%", 100, 2, primary=True),),
     ),
     Metric(
         DEAD_EXPERTS,
-        of_split=lambda found: found.routed.dead_experts(),
+        of_split=lambda evaluated: evaluated.routed.dead_experts(),
         shown=(Shown("dead_experts", "dead experts", "%", 100, 2, primary=True),),
     ),
     Metric(
@@ -253,12 +253,12 @@ OF_GOODNESS = tuple(metric.name for metric in METRICS if metric.of_goodness)
 
 def primary_metrics() -> dict[str, str]:
     """What a study's `primary_metric` may name, and the key of the report's column for it."""
-    found = {EXCESS: EXCESS}
+    names = {EXCESS: EXCESS}
     for metric in METRICS:
         for shown in metric.shown:
             if shown.primary:
-                found[shown.key if metric.name in HEALTH else metric.name] = shown.key
-    return found
+                names[shown.key if metric.name in HEALTH else metric.name] = shown.key
+    return names
 
 
 def score_of(metric: str) -> str:

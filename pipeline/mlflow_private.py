@@ -33,17 +33,17 @@ def missing() -> list[str]:
         ),
         "UnsupportedModelRegistryStoreURIException": (
             _probe_registry,
-            "a store without a model registry is told by the text of its error",
+            "a store without a model registry is recognised by the text of its error",
         ),
     }
-    found = []
+    problems = []
     for name, (probe, without) in uses.items():
         try:
             probe()
         except Exception as error:
             problem = f"{type(error).__name__}: {error!s:.200}"
-            found.append(f"MLflow {mlflow.__version__} lacks {name} ({problem}): {without}.")
-    return found
+            problems.append(f"MLflow {mlflow.__version__} lacks {name} ({problem}): {without}.")
+    return problems
 
 
 def artifact_repository(uri: str, tracking_uri: str) -> Any | None:
@@ -73,8 +73,8 @@ def image_steps(paths: Sequence[str], key: str) -> set[int]:
     nothing.
     """
     start = f"{_IMAGES}/{key}+step+"
-    found = (path.replace("%", "+") for path in paths)
-    steps = (path.removeprefix(start).split("+")[0] for path in found if path.startswith(start))
+    decoded = (path.replace("%", "+") for path in paths)
+    steps = (path.removeprefix(start).split("+")[0] for path in decoded if path.startswith(start))
     return {int(step) for step in steps if step.isascii() and step.isdecimal()}
 
 

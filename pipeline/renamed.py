@@ -88,7 +88,7 @@ def current_settings(values: Any, source: str | None = None, place: str = "") ->
     """
     if not isinstance(values, Mapping):
         return values
-    found: dict[str, Any] = {}
+    current: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{place}.{name}" if place else str(name)
         new = name
@@ -101,5 +101,5 @@ def current_settings(values: Any, source: str | None = None, place: str = "") ->
                 raise UserError(f"{source or 'settings'}: {path} and {new} are one setting; expected {new} alone")
             if source is not None:
                 warn_renamed(path, SETTINGS.get(path, str(new)), source)
-        found[new] = current_settings(value, source, "" if path.startswith(_WITH_SETTINGS_IN_THEM) else path)
-    return found
+        current[new] = current_settings(value, source, "" if path.startswith(_WITH_SETTINGS_IN_THEM) else path)
+    return current

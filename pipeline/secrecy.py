@@ -38,7 +38,7 @@ def mask(text: str, uri: str = "") -> str:
     text = re.sub(r"(://[^/:@\s]*):(?:[^/\s]+|[^@\s]+)@", rf"\1:{_MASKED}@", text)
     text = re.sub(r"(https?://)[^/:@\s]+@", rf"\1{_MASKED}@", text)  # a user alone may be a token
     text = _VALUE.sub(
-        lambda found: found[0] if _is_public(found) else f"{found['before']}{found['name']}={_MASKED}", text
+        lambda match: match[0] if _is_public(match) else f"{match['before']}{match['name']}={_MASKED}", text
     )
     return _KEY_WORD.sub(rf"\g<name>\g<is>{_MASKED}", text)
 
@@ -68,18 +68,18 @@ def environment_words(uri: str) -> list[str]:
     return [f"MLFLOW_TRACKING_USERNAME={quote(unquote(user))}", f"MLFLOW_TRACKING_PASSWORD={_MASKED}"]
 
 
-def _is_public(found: re.Match[str]) -> bool:
-    return found["name"].lower() in PUBLIC_NAMES or found["value"] in ("", _MASKED)
+def _is_public(match: re.Match[str]) -> bool:
+    return match["name"].lower() in PUBLIC_NAMES or match["value"] in ("", _MASKED)
 
 
 def _secret_shapes(uri: str) -> list[str]:
     """The password and the values of `uri` that may be secret, as they can stand in an error: the longest first."""
     _, password = _user_and_password(uri)
     shapes = {each for each in _shapes(password) if len(each) >= _SHORTEST}
-    for found in _VALUE.finditer(uri):
-        if not _is_public(found):
-            shapes |= {each for each in _shapes(found["value"]) if len(each) >= _SHORTEST_VALUE}
-            inner = _KEY_WORD.finditer(unquote_plus(found["value"]))  # an ODBC string, in a value
+    for match in _VALUE.finditer(uri):
+        if not _is_public(match):
+            shapes |= {each for each in _shapes(match["value"]) if len(each) >= _SHORTEST_VALUE}
+            inner = _KEY_WORD.finditer(unquote_plus(match["value"]))  # an ODBC string, in a value
             shapes |= {each["value"] for each in inner if len(each["value"]) >= _SHORTEST}
     return sorted(shapes, key=len, reverse=True)
 

@@ -28,9 +28,9 @@ class Attempt:
 
 def last_attempt(folder: TrialFolder) -> Attempt | None:
     """None when the trial has never been taken up, or what says so is damaged."""
-    found = read_json(folder.ray / "attempt.json")
+    record = read_json(folder.ray / "attempt.json")
     try:
-        return Attempt(integer(found["attempt"]), text(found["session"], 100))
+        return Attempt(integer(record["attempt"]), text(record["session"], 100))
     except (TypeError, KeyError, ValueError):
         return None
 
@@ -45,11 +45,11 @@ def noted_attempts(folder: TrialFolder) -> list[dict[str, Any]]:
 
 def parsed_attempts(lines: str) -> list[dict[str, Any]]:
     """The lines of `TrialFolder.attempts` that are whole."""
-    found = []
+    records = []
     for line in lines.splitlines():
         with suppress(DamagedJson):
-            found.append(parse_object(line, "attempts.jsonl", _LONGEST_LINE))
-    return found
+            records.append(parse_object(line, "attempts.jsonl", _LONGEST_LINE))
+    return records
 
 
 def write_failure(folder: TrialFolder, session: str, reason: str) -> None:
@@ -73,7 +73,7 @@ def take_attempt(folder: TrialFolder, session: str, after: int | None = None) ->
     """
     make_private(folder.ray)
     before = last_attempt(folder)
-    taken = [int(found[1]) for path in folder.ray.glob("taken-*") if (found := _TAKEN.fullmatch(path.name))]
+    taken = [int(match[1]) for path in folder.ray.glob("taken-*") if (match := _TAKEN.fullmatch(path.name))]
     attempt = Attempt(1 + (max([before.number if before else 0, *taken]) if after is None else after), session)
     if not create_mark(folder.ray / f"taken-{attempt.number:03d}"):
         raise AttemptTaken(f"attempt {attempt.number} was begun by another process at the same moment; it continues")

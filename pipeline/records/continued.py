@@ -11,8 +11,8 @@ def is_left(folder: TrialFolder, steps: int) -> bool:
 
 def goes_on(folder: TrialFolder, steps: int) -> bool:
     """Whether the trial has finished, after fewer than so many steps."""
-    found = read_json(folder.result)
-    done = found.get("steps") if isinstance(found, dict) else None
+    result = read_json(folder.result)
+    done = result.get("steps") if isinstance(result, dict) else None
     return type(done) is int and done < steps
 
 

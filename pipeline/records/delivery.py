@@ -1,5 +1,5 @@
-"""How far a run's delivery to the tracker has come: one file, in the shape that is written and no other. It may come
-back from a storage, and what it says goes into requests to the tracker."""
+"""The state of a run's delivery to the tracker: one file, which is read only in the form in which it is written. It may
+come from a storage, and its values go into requests to the tracker."""
 
 import json
 import re
@@ -44,13 +44,13 @@ class DeliveryState:
 
 def read_delivery(path: Path) -> DeliveryState | None:
     """What `write_delivery`, or an older version, wrote; None where there is no such file, or it is damaged."""
-    found = read_json(path)
+    record = read_json(path)
     try:
-        state = delivery_state(found)
+        state = delivery_state(record)
     except ValueError:
         return None
     older = path.with_name(OLDER_FILE)
-    if found.keys().isdisjoint(_SHIPPED) and older.exists():
+    if record.keys().isdisjoint(_SHIPPED) and older.exists():
         try:
             shipped = older_shipped(read_json(older))
         except ValueError:
@@ -98,17 +98,17 @@ def older_shipped(value: Any) -> dict[str, Any]:
     return {"run_id": value["run_id"], **_checked_shipped({name: value[name] for name in _SHIPPED})}
 
 
-def _checked_shipped(found: dict[str, Any]) -> dict[str, Any]:
-    integer(found.get("offset", 0))
-    figures = found.get("figures", [])
+def _checked_shipped(shipped: dict[str, Any]) -> dict[str, Any]:
+    integer(shipped.get("offset", 0))
+    figures = shipped.get("figures", [])
     if not isinstance(figures, list) or len(figures) > _MOST_FIGURES:
-        raise ValueError("figures is no list of file names")
+        raise ValueError("figures: expected a list of file names")
     for figure in figures:
         if not _FIGURE.fullmatch(text(figure, 100)):
-            raise ValueError(f"{figure!r} is no snapshot")
-    if found.get("ended") not in (None, *_STATUSES):
-        raise ValueError("ended is no final status")
-    return found
+            raise ValueError(f"{figure!r} is not the file name of an image")
+    if shipped.get("ended") not in (None, *_STATUSES):
+        raise ValueError("ended: expected FINISHED, FAILED, KILLED or null")
+    return shipped
 
 
 def _hex(name: str, value: Any) -> None:

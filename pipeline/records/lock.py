@@ -36,8 +36,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         try:
             held.enter_context(file_lock(path, timeout_s=0))
         except TimeoutError as error:
-            found = read_json(path)
-            owner = found if isinstance(found, dict) else {}
+            content = read_json(path)
+            owner = content if isinstance(content, dict) else {}
             raise UserError(
                 f"{folder}: in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}. "
                 "Wait until it ends, stop it with Ctrl-C, or use another --output."

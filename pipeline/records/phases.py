@@ -222,10 +222,10 @@ def parse_phases(stored: Any) -> SweepPhases | None:
     try:
         trials = tuple(_trial(str(key), each) for key, each in stored["trials"].items())
         spans = _spans(stored["command"]["spans"])
-        found = SweepPhases(str(stored["sweep"]), str(stored["session"]), float(stored["cores"]), spans, trials)
+        phases = SweepPhases(str(stored["sweep"]), str(stored["session"]), float(stored["cores"]), spans, trials)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    return found if trials and spans and found.cores > 0 else None
+    return phases if trials and spans and phases.cores > 0 else None
 
 
 def _trial(key: str, stored: dict[str, Any]) -> TrialPhases:

@@ -21,8 +21,8 @@ class Result:
 
 def read_result(folder: TrialFolder) -> Result:
     """What of the trial's result is of the shape that is written; nothing where there is none, or it is damaged."""
-    found = read_json(folder.result)
-    known = found if isinstance(found, dict) else {}
+    content = read_json(folder.result)
+    known = content if isinstance(content, dict) else {}
     environment, problems = known.get("environment"), known.get("checkpoint_problems")
     return Result(
         {

@@ -177,7 +177,7 @@ def _parse(raw: bytes, end: int, path: Path) -> Line | None:
 @lru_cache(10_000)  # a run has few names, and says each of them at every step
 def _metric_name(name: str) -> str:
     if not _METRIC_NAME.fullmatch(name) or name.startswith("/") or name != os.path.normpath(name):
-        raise ValueError(f"{name!r} is no metric name: use letters, digits and _-. / (at most 250)")
+        raise ValueError(f"{name!r} is not a metric name; use letters, digits and _-. / (at most 250)")
     return name
 
 

@@ -10,18 +10,18 @@ RECORD = "sweep.json"
 
 def read_record(folder: Path) -> dict[str, Any]:
     """The record in a sweep's folder; empty where there is none, or it is damaged."""
-    found = read_json(folder / RECORD)
-    return found if isinstance(found, dict) and isinstance(found.get("experiment"), dict) else {}
+    record = read_json(folder / RECORD)
+    return record if isinstance(record, dict) and isinstance(record.get("experiment"), dict) else {}
 
 
 def grown(folder: Path) -> str:
     """What the sweep in `folder` has come to have more of since it was begun, and when; "" where nothing."""
-    found = read_record(folder).get("grown")
-    return "; ".join(each for each in found if isinstance(each, str)) if isinstance(found, list) else ""
+    descriptions = read_record(folder).get("grown")
+    return "; ".join(each for each in descriptions if isinstance(each, str)) if isinstance(descriptions, list) else ""
 
 
 def sweep_id(folder: Path) -> str | None:
-    """The random id of the sweep in `folder`, by which its runs are told from those of another sweep of the same name.
+    """The random id of the sweep in `folder`, which distinguishes its runs from those of others with its name.
 
     "" of a sweep that was begun before there were ids, whose runs have none; None where there is no record.
     """

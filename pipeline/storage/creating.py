@@ -38,7 +38,7 @@ def create(file: Storage, data: bytes) -> bool:
         return _link(Path(file.path), data) or _holds(file, data)
     if kind == "s3":
         return _put(file, data) or _holds(file, data)
-    raise NoConditionalPut(f"{file}: storages of the kind {kind!r} know no put on a condition")
+    raise NoConditionalPut(f"{file}: storages of the kind {kind!r} have no conditional put")
 
 
 def _holds(file: Storage, data: bytes) -> bool:
@@ -73,14 +73,14 @@ def _put(file: Storage, data: bytes) -> bool:
     except AlreadyExistsError:
         return False
     except (BaseError, OSError, ValueError) as error:
-        raise NoConditionalPut(f"{file}: a put on a condition failed ({type(error).__name__})") from None
+        raise NoConditionalPut(f"{file}: a conditional put failed ({type(error).__name__})") from None
     try:
         obstore.put(store, path, data, mode="create")
     except AlreadyExistsError:
         return True
     except (BaseError, OSError) as error:
-        raise NoConditionalPut(f"{file}: a put on a condition failed ({type(error).__name__})") from None
-    raise NoConditionalPut(f"{file}: its server puts in spite of the condition `If-None-Match: *`")
+        raise NoConditionalPut(f"{file}: a conditional put failed ({type(error).__name__})") from None
+    raise NoConditionalPut(f"{file}: its server ignores the condition `If-None-Match: *`")
 
 
 def _s3(file: Storage) -> tuple[Any, str]:

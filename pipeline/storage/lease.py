@@ -25,11 +25,11 @@ _LARGEST_PID = 2**31
 
 
 class Lease:
-    """Held between entering and leaving. A holder that died is found out by its silence: no clocks are compared.
+    """Held between entering and leaving. A dead holder is recognised by missing heartbeats: no clocks are compared.
 
     Two files say who holds it. `file` is the heartbeat: its holder writes it anew every `beat_s`. A claim is a numbered
     file in the folder `<file>-claims`, which is created, never replaced: of several drivers that find the lease free at
-    the same moment one alone creates the next claim. Where the storage knows no put on a condition there are no
+    the same moment one alone creates the next claim. Where the storage has no conditional put there are no
     claims; then each driver writes the heartbeat and, a second later, looks whose it is, so that of two whose writes
     lie further apart than that both go on until the next beat.
 
@@ -62,9 +62,9 @@ class Lease:
         self._take(newest)
         self._write()
         time.sleep(min(1.0, self._beat_s))  # of two that saw nobody at the same time, the later one has it
-        found = self._read(self._file)
-        if found and found["token"] != self._me["token"]:
-            raise self._taken(found)
+        holder = self._read(self._file)
+        if holder and holder["token"] != self._me["token"]:
+            raise self._taken(holder)
         self._thread.start()
         return self
 
@@ -72,7 +72,7 @@ class Lease:
         self._left.set()
         self._thread.join()
         with suppress(StorageError, UserError):  # then it lapses
-            if self._lost is None and (found := self._read(self._file)) and found["token"] == self._me["token"]:
+            if self._lost is None and (holder := self._read(self._file)) and holder["token"] == self._me["token"]:
                 self._file.remove()
                 for name in self._claimed():
                     (self._claims / name).remove()
@@ -111,7 +111,7 @@ class Lease:
         """Beats. However that ends, `lost` says so: what a lease without a guard guards must stop."""
         try:
             while not self._left.wait(self._beat_s):
-                with suppress(StorageError):  # whoever works with the storage tells of it
+                with suppress(StorageError):  # other calls to the storage report it
                     if (holder := self._other()) is not None:
                         self._lost = (
                             f"was taken over by {_holder(holder)}, because this command was silent for too long. The "
@@ -127,9 +127,9 @@ class Lease:
 
     def _other(self) -> dict[str, Any] | None:
         """Who else has it."""
-        found = self._read(self._file)
-        if found and found["token"] != self._me["token"]:
-            return found
+        holder = self._read(self._file)
+        if holder and holder["token"] != self._me["token"]:
+            return holder
         newest = max(self._claimed(), default=None) if self._claim else None
         if newest == self._claim:
             return None
@@ -163,13 +163,13 @@ def parse_holder(raw: bytes, source: object) -> dict[str, Any]:
         UserError: it is something else.
     """
     try:
-        found = parse_object(raw, source, _MOST_BYTES)
+        record = parse_object(raw, source, _MOST_BYTES)
         return {
-            "token": text(found.get("token"), 100),
-            "pid": integer(found.get("pid"), 1, _LARGEST_PID),
-            "host": "".join(each if each.isprintable() else "?" for each in text(found.get("host"), 255)),
-            "among": None if found.get("among") is None else text(found["among"], 200),
-            "beats": integer(found.get("beats")),
+            "token": text(record.get("token"), 100),
+            "pid": integer(record.get("pid"), 1, _LARGEST_PID),
+            "host": "".join(each if each.isprintable() else "?" for each in text(record.get("host"), 255)),
+            "among": None if record.get("among") is None else text(record["among"], 200),
+            "beats": integer(record.get("beats")),
         }
     except (DamagedJson, ValueError) as error:
         raise UserError(

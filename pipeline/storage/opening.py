@@ -73,9 +73,9 @@ def check_storage(storage: Storage) -> None:
         file, written = storage / f".probe-{uuid.uuid4().hex[:8]}", b"tiny-onn"
         try:
             file.write_bytes(written)
-            found = file.read_bytes()
+            content = file.read_bytes()
             file.remove()
-            problems[:] = [] if found == written else [f"found {found!r} where {written!r} was written"]
+            problems[:] = [] if content == written else [f"found {content!r} where {written!r} was written"]
         except OSError as error:
             problems[:] = [str(error).removeprefix(f"{file}: ")]
 
@@ -85,7 +85,7 @@ def check_storage(storage: Storage) -> None:
     if problems:
         raise UserError(
             f"--storage {storage.public}: cannot be used ({problems[0]}). Expected a place that can be written to: "
-            "look at address, bucket and credentials (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)."
+            "check the address, the bucket and the credentials (for S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)."
         )
 
 
@@ -96,7 +96,7 @@ def _s3(uri: str) -> tuple[fs.FileSystem, str]:
         if name not in _S3_OPTIONS:
             raise ValueError(f"option {name!r}{did_you_mean(name, _S3_OPTIONS)}; there are: {', '.join(_S3_OPTIONS)}")
     if not parts.hostname:
-        raise ValueError("it names no bucket")
+        raise ValueError("it has no bucket")
     scheme, _, endpoint = options.get("endpoint_override", "").rpartition("://")
     if endpoint:
         options |= {"endpoint_override": endpoint.rstrip("/"), "region": options.get("region", "us-east-1")}

@@ -1,4 +1,4 @@
-"""A folder that every machine reaches: shared, or in an object store such as S3; whatever pyarrow's filesystems speak.
+"""A folder that every machine reaches: shared, or in an object store such as S3; what pyarrow's filesystems support.
 
 Files appear whole or not at all: an object store's own put sees to that, elsewhere they are written aside and renamed.
 """
@@ -108,19 +108,21 @@ class Storage:
         with self._errors():
             for _ in range(_READ_TRIES):
                 with self.filesystem.open_input_stream(self.path) as stream:
-                    found = bytes(stream.read(most_bytes + 1))
-                if len(found) > most_bytes:
+                    data = bytes(stream.read(most_bytes + 1))
+                if len(data) > most_bytes:
                     raise TooLarge(f"{self}: has more than {most_bytes:,} bytes; expected a smaller file. Remove it.")
-                if len(found) == self.filesystem.get_file_info(self.path).size:
-                    return found
-        raise StorageError(f"{self}: was replaced each of {_READ_TRIES} times that it was read")
+                if len(data) == self.filesystem.get_file_info(self.path).size:
+                    return data
+        raise StorageError(
+            f"{self}: was replaced during each of {_READ_TRIES} reads. Try again when nothing writes it."
+        )
 
     def read_text(self, most_bytes: int = MOST_READ_BYTES) -> str:
         """All of a file, as UTF-8; errors as `read_bytes`, and UserError where it is no UTF-8."""
         try:
             return self.read_bytes(most_bytes).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise UserError(f"{self}: is no UTF-8 text ({error.reason}). Remove it.") from None
+            raise UserError(f"{self}: is not UTF-8 text ({error.reason}). Remove it.") from None
 
     def write_bytes(self, data: bytes) -> None:
         """Puts a file here, whole or not at all.
@@ -189,8 +191,8 @@ class Storage:
             StorageError: the storage is away.
         """
         with self._errors():
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return {info.base_name: Version(info.size, info.mtime_ns or 0) for info in found if info.is_file}
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return {info.base_name: Version(info.size, info.mtime_ns or 0) for info in infos if info.is_file}
 
     def folders(self) -> list[str]:
         """The names of the folders directly in this one; none when there is no such folder.
@@ -199,8 +201,8 @@ class Storage:
             StorageError: the storage is away.
         """
         with self._errors():
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return [info.base_name for info in found if info.type == fs.FileType.Directory]
+            infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return [info.base_name for info in infos if info.type == fs.FileType.Directory]
 
     def remove(self) -> None:
         """Removes this file, if it is there.

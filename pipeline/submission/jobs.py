@@ -29,7 +29,7 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """A job as the server tells of it. Times are milliseconds since 1970."""
+    """A job as the server describes it. Times are milliseconds since 1970."""
 
     id: str
     name: str
@@ -103,8 +103,8 @@ class JobServer:
         Raises:
             UserError: nothing answers, it is no job server, or the token is missing or wrong.
         """
-        found = parse_jobs(self._or_refuse("GET", "/api/jobs/"), self.url)
-        return sorted((job for job in found if name in (None, job.name)), key=lambda job: job.began_ms)
+        jobs = parse_jobs(self._or_refuse("GET", "/api/jobs/"), self.url)
+        return sorted((job for job in jobs if name in (None, job.name)), key=lambda job: job.began_ms)
 
     def newest(self, name: str) -> Job:
         """The job of this name that was submitted last.
@@ -154,7 +154,10 @@ class JobServer:
             client = JobSubmissionClient(self.url, headers=dict(self._headers))
             client.submit_job(submission_id=job_id, entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
         except (RuntimeError, ConnectionError, ValueError, requests.RequestException) as error:
-            raise UserError(f"{self.url}: did not take the job ({error}).") from error
+            raise UserError(
+                f"{self.url}: did not accept the job ({error}). See the log of the head's dashboard, or mend "
+                "what the message names."
+            ) from error
 
     def _call(self, method: str, path: str) -> Any:
         try:
@@ -198,7 +201,7 @@ class JobServer:
                 f"{self.url}: refuses the token of {source}. Expected the token that the cluster was started with "
                 "(`ray get-auth-token` on its head shows it)."
             )
-        no_http = "BadStatusLine" in str(cause)  # something answers there, in another tongue
+        no_http = "BadStatusLine" in str(cause)  # what answers there speaks another protocol
         if isinstance(cause, requests.ConnectionError | requests.Timeout) and not no_http:
             return (
                 f"{self.url}: nothing answers ({_in_a_line(cause)}). Expected a running Ray cluster's job server; is "
@@ -213,26 +216,28 @@ def _iso(ms: int | None) -> str | None:
 
 
 def parse_jobs(reply: Any, url: str) -> list[Job]:
-    """Of the jobs that a server tells of, those that this command submitted.
+    """Those of a server's jobs that this command submitted.
 
     Raises:
         UserError: it is no list of jobs.
     """
     if not isinstance(reply, list):
-        raise UserError(f"{url}: its answer is no list of jobs. Expected Ray's job server.")
+        raise UserError(
+            f"{url}: its answer is not a list of jobs. Expected the address of Ray's job server, http://HEAD:8265."
+        )
     ours = [each for each in reply if isinstance(each, dict) and NAME_KEY in _metadata(each)]
     return [parse_job(each, url) for each in ours]
 
 
 def parse_job(reply: Any, url: str) -> Job:
-    """A job, as a server tells of it.
+    """A job, as a server describes it.
 
     Raises:
         UserError: it is none.
     """
     try:
         if not isinstance(reply, dict):
-            raise ValueError("an object is expected")
+            raise ValueError("expected an object")
         code, began, ended = reply.get("driver_exit_code"), reply.get("start_time"), reply.get("end_time")
         return Job(
             _id(reply.get("submission_id")),
@@ -244,20 +249,22 @@ def parse_job(reply: Any, url: str) -> Job:
             None if ended is None else integer(ended, 0, _LATEST_MS),
         )
     except ValueError as error:
-        raise UserError(f"{url}: its answer is no job ({error}). Expected Ray's job server.") from None
+        raise UserError(
+            f"{url}: its answer is not a job ({error}). Expected the address of Ray's job server, http://HEAD:8265."
+        ) from None
 
 
 def _metadata(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = reply.get("metadata")
-    return found if isinstance(found, dict) else {}
+    metadata = reply.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _id(value: Any) -> str:
     """It goes into addresses."""
-    found = text(value or "", 200)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]*", found):
-        raise ValueError(f"{found[:60]!r} is no job's id")
-    return found
+    job_id = text(value or "", 200)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]*", job_id):
+        raise ValueError(f"{job_id[:60]!r} is not the id of a job")
+    return job_id
 
 
 def _in_a_line(error: BaseException | None) -> str:

@@ -26,7 +26,7 @@ def own_files(
         UserError: one is neither, or `sent` has something of its name; or as `select`.
     """
     taken = {path.parts[0] for path in sent}
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     stays: list[str] = []
     for path in paths:
         name = path.absolute().name if path.name not in ("", "..") else path.resolve().name
@@ -34,20 +34,20 @@ def own_files(
             raise UserError(f"--include {path}: is a link. Expected the module or package itself: {path.resolve()}")
         if path.is_file() and path.suffix == ".py":
             refuse_secrets(path.parent, [Path(path.name)], f"--include {path}")
-            found[Path(name)] = path
+            files[Path(name)] = path
         elif (path / "__init__.py").is_file():
             selection = select(path, f"--include {path}", confirmed)
-            found |= {Path(name) / each: path / each for each in selection.files}
+            files |= {Path(name) / each: path / each for each in selection.files}
             stays += [selection.describe_left_out(f"--include {path}")] if selection.left else []
         else:
             raise UserError(
-                f"--include {path}: is no module. Expected a file NAME.py, or the folder of a package, which has an "
+                f"--include {path}: is not a module. Expected a file NAME.py, or the folder of a package, which has an "
                 "__init__.py in it: they are imported on the cluster by these names."
             )
         if name in taken:
             raise UserError(f"--include {path}: the project that is sent has a {name} itself. Expected another name.")
         taken.add(name)
-    return found, stays
+    return files, stays
 
 
 def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
@@ -87,7 +87,7 @@ def not_sent(experiment: Experiment, sent: Iterable[Path]) -> list[str]:
 
 def _named(experiment: Experiment) -> dict[str, str]:
     """Each module that the settings of any trial name, with what names it."""
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for trial in every_trial(experiment):
         training, model, data = trial.experiment.training, trial.experiment.model, trial.experiment.data
         names = {"arm": training.arm, "observer": training.observer, "optimizer": training.optimizer}
@@ -95,8 +95,8 @@ def _named(experiment: Experiment) -> dict[str, str]:
         names |= {f"part {part}": name for part, name in training.parts.model_dump().items() if isinstance(name, str)}
         for what, name in names.items():
             if name and ":" in name:
-                found.setdefault(name.partition(":")[0], f"the {what} {name!r}")
-    return found
+                modules.setdefault(name.partition(":")[0], f"the {what} {name!r}")
+    return modules
 
 
 def _how(place: Path, missing: Iterable[str], tops: Iterable[str]) -> list[str]:

@@ -70,7 +70,9 @@ def write_folder(tree: Path, files: Iterable[Path], target: Path) -> int:
     """
     marker = target / _MARKER
     if target.is_symlink() or (target.exists() and not marker.is_file() and any(target.iterdir())):
-        raise UserError(f"{target}: is no package of an earlier `tiny-onn pack`. Name a folder that is not there yet.")
+        raise UserError(
+            f"{target}: is not a package of an earlier `tiny-onn pack`. Name a folder that is not there yet."
+        )
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     try:

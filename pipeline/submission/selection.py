@@ -75,8 +75,8 @@ def select(folder: Path, what: str, confirmed: Iterable[str] = (), wanted: Itera
     there = [each for each in others if (folder / each).is_file()]
     known = set(confirmed)
     left = tuple(sorted(there)) if there and code_of(there) not in known else ()
-    found = {*tracked, *(() if left else there), *_wanted(folder, wanted)}
-    files = sorted(path for path in found if (folder / path).is_file() and _stays_inside(folder, path, found))
+    selected = {*tracked, *(() if left else there), *_wanted(folder, wanted)}
+    files = sorted(path for path in selected if (folder / path).is_file() and _stays_inside(folder, path, selected))
     if left and listed_by_git is None:
         raise UserError(
             f"{what}: is not under git, so it is unknown which of its {len(left)} files should be sent:\n"
@@ -127,7 +127,7 @@ def listed(files: Iterable[Path]) -> str:
 
 
 def walk(folder: Path, take: Callable[[Path], bool] = lambda path: True) -> Iterable[Path]:
-    """All files below `folder` but those that are left out, whose folders are not even looked into; no link is
+    """All files below `folder` but those that are left out, whose folders are not entered; no link is
     followed."""
     for above, folders, files in os.walk(folder):
         here = Path(above).relative_to(folder)
@@ -137,15 +137,15 @@ def walk(folder: Path, take: Callable[[Path], bool] = lambda path: True) -> Iter
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]] | None:
     """What git tracks below `folder`, and what it neither tracks nor ignores; None where it tracks nothing."""
-    found = []
+    listings = []
     for options in (["--cached"], ["--others", "--exclude-standard"]):
         command = ["git", "-C", str(folder), "ls-files", "-z", *options]
         try:
             git_output = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
         except (OSError, subprocess.SubprocessError):
             return None
-        found.append([Path(os.fsdecode(name)) for name in git_output.split(b"\0") if name])
-    return (found[0], found[1]) if found[0] else None
+        listings.append([Path(os.fsdecode(name)) for name in git_output.split(b"\0") if name])
+    return (listings[0], listings[1]) if listings[0] else None
 
 
 def _wanted(folder: Path, wanted: Iterable[Path]) -> Iterable[Path]:
@@ -156,12 +156,12 @@ def _wanted(folder: Path, wanted: Iterable[Path]) -> Iterable[Path]:
             yield from (path / each for each in walk(folder / path))
 
 
-def _stays_inside(folder: Path, path: Path, found: set[Path]) -> bool:
+def _stays_inside(folder: Path, path: Path, selected: set[Path]) -> bool:
     """Of a link, whether what it leads to goes as well."""
     target, root = (folder / path).resolve(), folder.resolve()
     if not target.is_relative_to(root):
         return False
-    return target == root / path or target.relative_to(root) in found
+    return target == root / path or target.relative_to(root) in selected
 
 
 def _is_left_out(path: Path) -> bool:

@@ -47,8 +47,8 @@ def test_what_python_writes_is_read_as_python_reads_it(value):
         (b"[" * 100_000, "nested deeper than 32"),
         (b'{"a":' * 100_000, "nested deeper than 32"),
         (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), "nested deeper than 32"),
-        (b"NaN", "NaN is no JSON"),
-        (b"[-Infinity]", "-Infinity is no JSON"),
+        (b"NaN", "NaN is not JSON"),
+        (b"[-Infinity]", "-Infinity is not JSON"),
         (b"1e999", "out of range"),
         (b"-1e999", "out of range"),
         (b"0." + b"1" * 100_000, "out of range"),
@@ -87,7 +87,7 @@ def test_a_file_is_read_no_further_than_its_bound_and_a_pipe_not_at_all(tmp_path
     with pytest.raises(DamagedJson, match=r"a\.json: has more than 101 bytes"):
         read_json_file(path, 101)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DamagedJson, match="no regular file"):
+    with pytest.raises(DamagedJson, match="is not a regular file"):
         read_json_file(tmp_path / "pipe")
     assert read_json(tmp_path / "pipe") is read_json(tmp_path / "absent") is None
     path.write_bytes(b"[" * 100_000)

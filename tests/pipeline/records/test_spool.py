@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path):
     assert (lines[1].metrics["a"], lines[1].metrics["b"]) == (math.inf, -math.inf)
     assert offset == path.stat().st_size == lines[1].end
     for raw in path.read_text().splitlines():
-        json.loads(raw, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+        json.loads(raw, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_reading_goes_on_from_the_offset_and_leaves_half_a_line(tmp_path):
@@ -81,5 +81,5 @@ def test_a_step_written_in_two_calls_is_a_mistake_of_ours(tmp_path):
 
 @pytest.mark.parametrize("name", ["pass@2", "", "a" * 251, "/a", "a/../b", "é", "a\n"])
 def test_names_that_the_tracker_would_refuse_are_refused_at_once(tmp_path, name):
-    with pytest.raises(ValueError, match="no metric name"):
+    with pytest.raises(ValueError, match="is not a metric name"):
         Spool(tmp_path / "m.jsonl").write(1, {name: 1.0})

@@ -110,7 +110,7 @@ def test_a_server_that_ignores_the_condition_is_found_out(store, tmp_path, monke
 
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda store, path, data, mode: put(store, path, data, mode="overwrite"))
-    with pytest.raises(NoConditionalPut, match="in spite of the condition"):
+    with pytest.raises(NoConditionalPut, match="ignores the condition"):
         create(store.storage() / tmp_path.name / "a", b"1")
 
 

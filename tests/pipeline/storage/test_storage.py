@@ -70,7 +70,7 @@ def test_what_is_put_is_found_by_another_process(storage, tmp_path):
     ("uri", "reason"),
     [
         ("s3://bucket/x?region=eu&endpoint_overide=h", "did you mean 'endpoint_override'"),
-        ("s3://", "names no bucket"),
+        ("s3://", "it has no bucket"),
         ("", "--storage: is empty"),
         ("ftp://host/x", "ftp"),
         ("file:///proc/nowhere", "/proc/nowhere"),
