@@ -162,16 +162,16 @@ def arm(name: str, parts: Mapping[str, Any] | None = None) -> Arm:
     """
     named = canonical(name)
     if named in ARMS:
-        found = ARMS[named]
+        base = ARMS[named]
     elif ":" in name:
-        found = as_arm(imported(name, "arm", (Arm, TokenCost, LayerCost)))  # type: ignore[arg-type]
-        _check_parts(name, found)
+        base = as_arm(imported(name, "arm", (Arm, TokenCost, LayerCost)))  # type: ignore[arg-type]
+        _check_parts(name, base)
     else:
         raise ValueError(f"unknown arm {name!r}; there are {', '.join(ARMS)}, or package.module:attribute")
-    return _with_parts(found, {key: value for key, value in (parts or {}).items() if value is not None})
+    return _with_parts(base, {key: value for key, value in (parts or {}).items() if value is not None})
 
 
-def _with_parts(found: Arm, parts: dict[str, Any]) -> Arm:
+def _with_parts(base: Arm, parts: dict[str, Any]) -> Arm:
     of_goodness: dict[str, Any] = {}
     for key, table, kinds in (
         ("signal", SIGNALS, (Signal,)),
@@ -181,7 +181,7 @@ def _with_parts(found: Arm, parts: dict[str, Any]) -> Arm:
         if key in parts:
             of_goodness[key] = _part(parts[key], key, table, kinds)
     of_goodness |= {key: parts[key] for key in ("sharpness", "token_weight") if key in parts}
-    teacher = found.teacher
+    teacher = base.teacher
     if of_goodness:
         if teacher.goodness is None:
             raise ValueError(f"{', '.join(of_goodness)}: part of Goodness, which this arm's router is not taught by")
@@ -193,10 +193,10 @@ def _with_parts(found: Arm, parts: dict[str, Any]) -> Arm:
     if "regulation" in parts:
         off = parts["regulation"] == "off"
         named = None if off else _part(parts["regulation"], "regulation", REGULATIONS, (Regulation,))
-        found = replace(found, regulation=named)
+        base = replace(base, regulation=named)
     if "gate" in parts:
-        found = replace(found, gate=_part(parts["gate"], "gate", GATES, (Gate,)))
-    return replace(found, teacher=teacher)
+        base = replace(base, gate=_part(parts["gate"], "gate", GATES, (Gate,)))
+    return replace(base, teacher=teacher)
 
 
 def _part(name: str, what: str, known: Mapping[str, Any], kinds: tuple[type, ...]) -> Any:
@@ -204,19 +204,19 @@ def _part(name: str, what: str, known: Mapping[str, Any], kinds: tuple[type, ...
         return known[name]
     if ":" not in name:
         raise ValueError(f"unknown {what} {name!r}; there are {', '.join(known)}, or package.module:attribute")
-    found = imported(name, what, kinds)
+    part = imported(name, what, kinds)
     from tiny_onn.arm_contract import part_problem  # which knows the classes above
 
-    if problem := part_problem(found):
+    if problem := part_problem(part):
         raise ValueError(f"{what} {name!r} {problem}")
-    return found
+    return part
 
 
-def _check_parts(name: str, found: Arm) -> None:
+def _check_parts(name: str, base: Arm) -> None:
     from tiny_onn.arm_contract import part_problem
 
-    goodness = found.teacher.goodness
-    own = [found.gate, found.regulation, *((goodness.cost, goodness.signal, goodness.objective) if goodness else ())]
+    goodness = base.teacher.goodness
+    own = [base.gate, base.regulation, *((goodness.cost, goodness.signal, goodness.objective) if goodness else ())]
     for each in own:
         if each is not None and (problem := part_problem(each)):
             raise ValueError(f"arm {name!r} {problem}")

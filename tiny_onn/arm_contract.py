@@ -49,27 +49,27 @@ def _gate_problem(gate: Gate, random: Callable[..., Tensor]) -> str | None:
     for chosen in (None, (random(_TOKENS, _EXPERTS) > 0).double()):
         free = logits.clone().requires_grad_(gate.backward is not None and gate.reads_logits)
         called = f"for logits {list(logits.shape)} and chosen {'None' if chosen is None else list(chosen.shape)}"
-        found, problem = _called(partial(gate.weights, free, chosen), called, list(logits.shape))
+        weights, problem = _called(partial(gate.weights, free, chosen), called, list(logits.shape))
         if problem:
             return problem
-        assert found is not None
-        if (found < 0).any():
-            return f"returned negative weights (lowest {float(found.min()):.3g}) {called}; expected 0 or above"
-        if chosen is not None and found.detach()[chosen == 0].any():
+        assert weights is not None
+        if (weights < 0).any():
+            return f"returned negative weights (lowest {float(weights.min()):.3g}) {called}; expected 0 or above"
+        if chosen is not None and weights.detach()[chosen == 0].any():
             return f"gave a weight to an expert that is not among the chosen {called}; expected 0 there"
         if gate.backward is None or not gate.reads_logits:
             continue
         pull = random(_TOKENS, _EXPERTS)
         own, problem = _called(
-            partial(gate.backward, pull, free.detach(), found.detach(), chosen),
+            partial(gate.backward, pull, free.detach(), weights.detach(), chosen),
             f"{called} (backward)",
             list(logits.shape),
         )
         if problem:
             return problem
-        if not found.requires_grad:
+        if not weights.requires_grad:
             return "has a `backward`, but its weights do not depend on the logits by differentiable operations"
-        (truth,) = torch.autograd.grad((found * pull).sum(), free)
+        (truth,) = torch.autograd.grad((weights * pull).sum(), free)
         if problem := _differs(own, truth, called):
             return problem
     return None
@@ -95,15 +95,15 @@ def _objective_problem(objective: Objective, random: Callable[..., Tensor]) -> s
     for scores in (random(_TOKENS, _EXPERTS).clamp(0, 1), torch.zeros(_TOKENS, _EXPERTS, dtype=torch.float64)):
         free = logits.clone().requires_grad_(True)
         called = f"for logits and scores {list(logits.shape)}"
-        found, problem = _called(partial(objective.value, free, scores), called, [_TOKENS])
+        values, problem = _called(partial(objective.value, free, scores), called, [_TOKENS])
         if problem:
             return problem
-        assert found is not None
-        if not found.requires_grad:
+        assert values is not None
+        if not values.requires_grad:
             return "has a value that does not depend on the logits by differentiable operations"
-        (truth,) = torch.autograd.grad((found * token_weights).sum(), free)
+        (truth,) = torch.autograd.grad((values * token_weights).sum(), free)
         loss, own = objective.value_and_gradient(logits, scores, token_weights)
-        if problem := _differs(own, truth, called) or _differs(loss, (found * token_weights).sum().detach(), called):
+        if problem := _differs(own, truth, called) or _differs(loss, (values * token_weights).sum().detach(), called):
             return problem
     return None
 
@@ -136,18 +136,18 @@ def _regulation_problem(regulation: Regulation, random: Callable[..., Tensor]) -
 
 def _called(call: Callable[[], Any], called: str, shape: list[int]) -> tuple[Tensor | None, str | None]:
     try:
-        found = call()
+        returned = call()
     except Exception as error:  # whatever somebody's function does
         return None, f"raised {type(error).__name__}: {error}, {called}"
-    if not isinstance(found, Tensor) or list(found.shape) != shape:
-        got = f"{list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if not isinstance(returned, Tensor) or list(returned.shape) != shape:
+        got = f"{list(returned.shape)}" if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
         return None, f"returned {got} {called}; expected {shape}"
-    if not found.isfinite().all():
+    if not returned.isfinite().all():
         return None, f"returned values that are not finite {called}"
-    return found, None
+    return returned, None
 
 
-def _differs(found: Tensor | None, truth: Tensor, called: str) -> str | None:
-    if found is not None and torch.allclose(found, truth, rtol=1e-6, atol=1e-9):
+def _differs(returned: Tensor | None, truth: Tensor, called: str) -> str | None:
+    if returned is not None and torch.allclose(returned, truth, rtol=1e-6, atol=1e-9):
         return None
     return f"has a derivative in closed form that is not that of its value {called}; autograd finds another"

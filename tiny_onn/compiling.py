@@ -40,8 +40,8 @@ def compiler_problem(device: torch.device | str = "cpu") -> str | None:
         if not importlib.util.find_spec("triton"):
             return "Triton is not installed"
         named = os.environ.get("CC")
-        found = any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"]))
-        return None if found else "there is no C compiler, which Triton needs"
+        has_compiler = any(shutil.which(name) for name in ([named] if named else ["gcc", "clang", "cc"]))
+        return None if has_compiler else "there is no C compiler, which Triton needs"
     named = os.environ.get("CXX")
     compiler = next(filter(None, map(shutil.which, [named] if named else ["g++", "clang++", "c++"])), None)
     if compiler is None:

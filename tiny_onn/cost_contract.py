@@ -51,11 +51,11 @@ def twin_of(cost: LearningCost) -> str | None:
         numbers = torch.Generator().manual_seed(1)
         shapes = (_TOKENS, _EXPERTS), (_TOKENS, _INPUTS), (_EXPERTS, _INPUTS)
         g, x, weight = (torch.randn(*shape, generator=numbers, dtype=torch.float64) for shape in shapes)
-        found = mas(cost.measure(g, x, WeightState(weight)))
+        measured = mas(cost.measure(g, x, WeightState(weight)))
         for name in ("per_token", "relative"):
             known = COSTS[name]
             assert isinstance(known, TokenCost)
-            if torch.allclose(found, mas(known.measure(g, x, WeightState(weight))), rtol=1e-6, atol=1e-9):
+            if torch.allclose(measured, mas(known.measure(g, x, WeightState(weight))), rtol=1e-6, atol=1e-9):
                 return name
     return None
 
@@ -69,23 +69,23 @@ def _problem_of_a_call(cost: LearningCost, given: dict[str, Tensor | WeightState
     meaning = "each token and expert" if isinstance(cost, TokenCost) else "each expert"
     expected = f"expected {_kind(first)} {shape}, one cost for {meaning}"
     try:
-        found = cost.measure(*given.values())  # type: ignore[arg-type]
+        returned = cost.measure(*given.values())  # type: ignore[arg-type]
     except Exception as error:  # whatever somebody's function does
         absent = isinstance(cost, TokenCost) and not cost.needs_second_moment and "NoneType" in str(error)
         hint = "; weight.second_moment is there for a TokenCost(..., needs_second_moment=True)" if absent else ""
         return f"raised {type(error).__name__}: {error}, {called}; {expected}{hint}"
-    if not isinstance(found, Tensor):
-        return f"returned a {type(found).__name__} {called}; {expected}"
-    if list(found.shape) != shape or found.dtype != first.dtype:
-        return f"returned {_kind(found)} {list(found.shape)} {called}; {expected}"
+    if not isinstance(returned, Tensor):
+        return f"returned a {type(returned).__name__} {called}; {expected}"
+    if list(returned.shape) != shape or returned.dtype != first.dtype:
+        return f"returned {_kind(returned)} {list(returned.shape)} {called}; {expected}"
     for name, tensor in tensors.items():
         if not torch.equal(tensor, before[name]):
             return f"changed {name} in place, which the backward pass still needs; expected it to be left as it is"
     rare = ", where some gradients are exactly 0, as happens in training"
-    if not found.isfinite().all():
+    if not returned.isfinite().all():
         return f"returned values that are not finite {called}{rare}; expected finite ones, 0 or above"
-    if (found < 0).any():
-        return f"returned negative values (lowest {found.min():.3g}) {called}; expected 0 or above"
+    if (returned < 0).any():
+        return f"returned negative values (lowest {returned.min():.3g}) {called}; expected 0 or above"
     return None
 
 

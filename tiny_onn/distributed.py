@@ -27,9 +27,9 @@ def gather_over_workers(tensor: Tensor) -> Tensor:
     """[workers, ...]: every worker's tensor, by rank. All are of one shape."""
     if not several_workers():
         return tensor[None]
-    found = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, tensor.contiguous())
-    return torch.stack(found)
+    gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, tensor.contiguous())
+    return torch.stack(gathered)
 
 
 _SYNC_BUFFERS = (  # renamed in torch 2.13
@@ -48,8 +48,8 @@ class Reductions:
 
 def reductions(model: nn.Module) -> Reductions:
     """Of the model that `distribute` was given, whose layers have them; none are counted where there is one worker."""
-    found = (layer.reductions for layer in sparse_layers(model).values() if layer.reductions is not None)
-    return next(found, None) or Reductions()
+    counted = (layer.reductions for layer in sparse_layers(model).values() if layer.reductions is not None)
+    return next(counted, None) or Reductions()
 
 
 def check_summed(model: nn.Module) -> None:

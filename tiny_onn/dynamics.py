@@ -259,8 +259,8 @@ def _refuse_shared_routers(model: nn.Module) -> None:
 
 
 def _gradient_norm(parameters: list[nn.Parameter], like: Tensor) -> Tensor:
-    found = [p.grad for p in parameters if p.grad is not None]
-    return nn.utils.get_total_norm(found).detach() if found else torch.zeros_like(like)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return nn.utils.get_total_norm(gradients).detach() if gradients else torch.zeros_like(like)
 
 
 def _over_workers(health: dict[str, Health] | None) -> dict[str, Health] | None:

@@ -119,19 +119,19 @@ class Node(torch.autograd.Function):
         counts, tokens, labels, second_moment, state = call.of_the_step
         known = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
-            found = plan.kernels.backward(
+            elementwise = plan.kernels.backward(
                 grads[0], x, affine, match, gate, chosen, counts, tokens, labels, known, state, constants
             )
             if plan.observe is not None:
-                plan.observe(grads[0], x, affine, match, gate, chosen, found.output, counts, labels, known, state)
+                plan.observe(grads[0], x, affine, match, gate, chosen, elementwise.output, counts, labels, known, state)
             dtype = affine.dtype
-            output, narrow = found.output.to(dtype), x.to(dtype)
+            output, narrow = elementwise.output.to(dtype), x.to(dtype)
             # Sums of products, not addmm: a compiler adds them up in one pass, where addmm copies what it adds to.
             x_gradient = output @ weight.to(dtype)
-            if found.match is not None:
-                x_gradient += found.match @ prototypes.to(dtype)
-            if found.gate is not None and gates is not None and gates.ndim == 2:
-                x_gradient += found.gate @ gates.to(dtype)
+            if elementwise.match is not None:
+                x_gradient += elementwise.match @ prototypes.to(dtype)
+            if elementwise.gate is not None and gates is not None and gates.ndim == 2:
+                x_gradient += elementwise.gate @ gates.to(dtype)
             if constants.residual:
                 x_gradient += output
             if not torch.compiler.is_compiling():
@@ -146,9 +146,9 @@ class Node(torch.autograd.Function):
             router: list[Tensor | None] = [None, None]
             meta: list[Tensor | None] = [None, None]
             if plan.router_learns:
-                meta = [of(found.router_match, prototypes), of(found.router_gate, gates)]
+                meta = [of(elementwise.router_match, prototypes), of(elementwise.router_gate, gates)]
                 if constants.task:
-                    router = [of(found.match, prototypes), of(found.gate, gates)]
+                    router = [of(elementwise.match, prototypes), of(elementwise.gate, gates)]
                     if constants.task != 1:
                         router = [None if each is None else each * constants.task for each in router]
                 else:
@@ -156,12 +156,12 @@ class Node(torch.autograd.Function):
             gradients = Leaves(
                 x=x_gradient.to(x.dtype),
                 weight=(output.T @ narrow).to(weight.dtype),
-                bias=found.output.sum(dim=0).to(weight.dtype),
+                bias=elementwise.output.sum(dim=0).to(weight.dtype),
                 prototypes=router[0],
                 gates=router[1],
                 meta_prototypes=meta[0],
                 meta_gates=meta[1],
-                tally=found.tally,
+                tally=elementwise.tally,
             )
             return None, *gradients
 

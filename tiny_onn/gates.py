@@ -134,9 +134,9 @@ def imported(name: str, what: str, kinds: tuple[type, ...]) -> object:
     names = [kind.__name__ for kind in kinds]
     expected = f"one of {', '.join(names)}" if len(names) > 1 else f"a {names[0]}"
     try:
-        found: object = getattr(importlib.import_module(module), attribute)
+        value: object = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{what} {name!r} cannot be imported: {error}") from error
-    if not isinstance(found, kinds):
-        raise ValueError(f"{what} {name!r} is a {type(found).__name__}; expected {expected}")
-    return found
+    if not isinstance(value, kinds):
+        raise ValueError(f"{what} {name!r} is a {type(value).__name__}; expected {expected}")
+    return value

@@ -77,13 +77,13 @@ class _Cached:
     def begin(self, tokens: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
         batch, length = tokens.shape
         self._cache = self._model.new_cache(batch, max(self._limit, length) + 1)
-        found: Tensor = self._model(tokens, *coordinates, cache=self._cache)
-        return found
+        logits: Tensor = self._model(tokens, *coordinates, cache=self._cache)
+        return logits
 
     def go_on(self, token: Tensor, place: tuple[Tensor, ...], positions: Tensor) -> Tensor:
         axes = (axis[:, None] for axis in place)
-        found: Tensor = self._model(token[:, None], *axes, cache=self._cache, positions=positions[:, None])
-        return found[:, 0]
+        logits: Tensor = self._model(token[:, None], *axes, cache=self._cache, positions=positions[:, None])
+        return logits[:, 0]
 
 
 class _Whole:
@@ -95,12 +95,12 @@ class _Whole:
     def begin(self, tokens: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
         room = max(self._limit - tokens.shape[1], 0)
         self._axes = [nn.functional.pad(axis, (0, room)) for axis in (tokens, *coordinates)]
-        found: Tensor = self._model(tokens, *coordinates)
-        return found
+        logits: Tensor = self._model(tokens, *coordinates)
+        return logits
 
     def go_on(self, token: Tensor, place: tuple[Tensor, ...], positions: Tensor) -> Tensor:
         for axis, values in zip(self._axes, (token, *place), strict=True):
             axis.scatter_(1, positions[:, None], values[:, None])
         length = int(positions.max()) + 1
-        found: Tensor = self._model(*(axis[:, :length] for axis in self._axes))
-        return found[torch.arange(len(token), device=token.device), positions]
+        logits: Tensor = self._model(*(axis[:, :length] for axis in self._axes))
+        return logits[torch.arange(len(token), device=token.device), positions]

@@ -77,8 +77,8 @@ def norms_of_calls(calls: Sequence[LinearCall], per: Per, *, bias: bool, batch_a
                 "calls that you choose"
             )
         passes.setdefault(call.pass_index, []).append(call)
-    found = [gradient_norms(passes[each], per, bias=bias, batch_axis=batch_axis) for each in sorted(passes)]
-    return torch.cat(found, dim=batch_axis if per == "token" else 0)
+    norms = [gradient_norms(passes[each], per, bias=bias, batch_axis=batch_axis) for each in sorted(passes)]
+    return torch.cat(norms, dim=batch_axis if per == "token" else 0)
 
 
 def _factors(call: LinearCall, bias: bool) -> tuple[Tensor, Tensor]:

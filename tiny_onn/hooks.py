@@ -172,20 +172,20 @@ class HooksPass:
                 self._add(call, self._teach_shared(*of_call, *of_layer, signals[name].goodness))
                 call.let_go("x", "routing")
 
-    def _add(self, call: CapturedCall, found: RouterGradient) -> None:
+    def _add(self, call: CapturedCall, taught: RouterGradient) -> None:
         """The products with x, in the precision in which the forward pass took them."""
         sums = self._sums[call.module_name]
         dtype = call.routing.match.dtype
         x = _flat(call.x).to(dtype)
         products = []
         with torch.autocast(x.device.type, enabled=False):
-            for each, parameter in ((found.match, call.module.proto_weight), (found.gate, call.module.gate_param)):
+            for each, parameter in ((taught.match, call.module.proto_weight), (taught.gate, call.module.gate_param)):
                 if each is not None and parameter is not None:
                     each = each.to(dtype)
                     products.append(at_least_float32(each.sum(dim=0) if parameter.ndim == 1 else each.T @ x))
         pairs = zip(sums.router, products, strict=True) if sums.router else ((0.0, each) for each in products)
         sums.router = [before + each for before, each in pairs]
-        sums.tally = sums.tally + found.tally
+        sums.tally = sums.tally + taught.tally
 
 
 def teach_tokens(

@@ -102,7 +102,7 @@ def backward_elementwise(
     task_match, task_gate = (None, None) if task is None else routing.backward(task)
     masked = (computation_output, gradient) if constants.reads_masked else ()
     moment = Moment(x, computation_output * weights, grad_output, *masked)
-    found = teach_from_call(constants.lesson, moment, routing, state, weight, counts, tokens, labels)
+    taught = teach_from_call(constants.lesson, moment, routing, state, weight, counts, tokens, labels)
     narrow = affine.dtype
 
     def to_narrow(tensor: Tensor | None) -> Tensor | None:
@@ -112,9 +112,9 @@ def backward_elementwise(
         grad_output,
         to_narrow(task_match),
         to_narrow(task_gate),
-        to_narrow(found.match),
-        to_narrow(found.gate),
-        found.tally,
+        to_narrow(taught.match),
+        to_narrow(taught.gate),
+        taught.tally,
     )
 
 

@@ -221,9 +221,9 @@ def learning_cost(name: str) -> LearningCost | None:
         return None
     if ":" not in name:
         raise ValueError(f"unknown learning cost {name!r}; there are {', '.join(COSTS)}, or package.module:attribute")
-    found = imported(name, "learning cost", (TokenCost, LayerCost))
+    cost = imported(name, "learning cost", (TokenCost, LayerCost))
     from tiny_onn.cost_contract import cost_problem  # which knows the classes above
 
-    if problem := cost_problem(found):  # type: ignore[arg-type]
+    if problem := cost_problem(cost):  # type: ignore[arg-type]
         raise ValueError(f"learning cost {name!r} {problem}")
-    return found  # type: ignore[return-value]
+    return cost  # type: ignore[return-value]

@@ -87,12 +87,12 @@ def select_linear(model: nn.Module, where: Where, argument: str) -> dict[str, nn
 def _selectors(where: Where, argument: str) -> list[type | str | Callable[[str, nn.Module], bool]]:
     if isinstance(where, (str, type)) or callable(where):
         return [where]
-    found = list(where)
-    wrong = [each for each in found if not isinstance(each, (str, type))]
-    if wrong or not found:
+    chosen = list(where)
+    wrong = [each for each in chosen if not isinstance(each, (str, type))]
+    if wrong or not chosen:
         got = wrong[0] if wrong else where
         raise ValueError(f"{argument}: found {got!r}; expected types, names, or one function of name and module")
-    return list(found)
+    return list(chosen)
 
 
 def _matches(selector: type | str | Callable[[str, nn.Module], bool], name: str, module: nn.Module) -> bool:

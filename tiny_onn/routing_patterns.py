@@ -163,20 +163,20 @@ def dominating_experts(model: nn.Module) -> Iterator[dict[str, Int[Tensor, "*b"]
     -1 where none dominates: the token is routed nowhere, or every expert speaks alike. Of a tie, the lowest number.
     Nothing is changed that the model computes.
     """
-    found: dict[str, Tensor] = {}
+    experts: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def hook(name: str, _module: nn.Module, inputs: tuple[SparseProtoCall], _output: Tensor) -> None:
         weights = inputs[0].routing.weights()
         largest, expert = weights.max(dim=-1)
-        found[name] = expert.where(largest > weights.min(dim=-1).values, -1)
+        experts[name] = expert.where(largest > weights.min(dim=-1).values, -1)
 
     with ExitStack() as stack:
         if may_have_compiled():  # what is compiled calls no hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for name, layer in sparse_layers(model).items():
             stack.callback(layer.call_point.register_forward_hook(functools.partial(hook, name)).remove)
-        yield found
+        yield experts
 
 
 def _information(frequencies: Float[Tensor, "t o"]) -> Tensor:
@@ -199,5 +199,5 @@ def _entropy(p: Float[Tensor, "*b o"]) -> Float[Tensor, " *b"]:
 
 def _mean(values: "Iterator[Tensor] | map[Tensor]") -> float:
     """The mean over modules that have a value; NaN where none has."""
-    found = list(itertools.chain(values))
-    return float(torch.stack(found).nanmean()) if found else float("nan")
+    tensors = list(itertools.chain(values))
+    return float(torch.stack(tensors).nanmean()) if tensors else float("nan")

@@ -151,9 +151,9 @@ def layer_signals(
     """
     parts = [part for pair in squares.values() for part in pair]
     reduced = iter(sum_over_workers(torch.cat(parts)).split([len(part) for part in parts]))
-    found = {}
+    by_layer = {}
     for name in squares:
         contribution, relevance = next(reduced).sqrt(), next(reduced).sqrt()
         costs = _checked(cost.measure(gradients[name]), relevance)
-        found[name] = Signals(goodness(contribution, relevance, costs), contribution, relevance, costs)
-    return found
+        by_layer[name] = Signals(goodness(contribution, relevance, costs), contribution, relevance, costs)
+    return by_layer

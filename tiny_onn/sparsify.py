@@ -53,9 +53,9 @@ def sparsify(
 
 
 def _linear_types(model: nn.Module) -> tuple[type, ...]:
-    found = {type(each) for each in model.modules() if is_transposed(each)}
+    transposed = {type(each) for each in model.modules() if is_transposed(each)}
     linear = any(isinstance(each, nn.Linear) for each in model.modules())
-    return (nn.Linear, *found) if linear or not found else tuple(found)
+    return (nn.Linear, *transposed) if linear or not transposed else tuple(transposed)
 
 
 def _problem(layer: nn.Module, owners: Counter[int]) -> str | None:

@@ -32,8 +32,8 @@ def missing() -> list[str]:
 
 def version_of(tensor: Tensor) -> int:
     """A number that changes when the tensor is changed in place. Without torch's counter, one of its contents."""
-    found = getattr(tensor, _VERSION, None)
-    return found if isinstance(found, int) else _fingerprint(tensor)
+    version = getattr(tensor, _VERSION, None)
+    return version if isinstance(version, int) else _fingerprint(tensor)
 
 
 def in_backward_pass() -> bool:

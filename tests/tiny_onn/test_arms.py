@@ -85,19 +85,19 @@ def dynamics_of(case: str, engine: str, clip_norm: float = 1e9) -> LearningDynam
     )
 
 
-def assert_same(found: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
-    assert found.keys() == truth.keys()
+def assert_same(computed: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
+    assert computed.keys() == truth.keys()
     for name, value in truth.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(computed[name], value, rtol=1e-10, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_engines_agree_step_by_step(case: str) -> None:
     """Losses, every gradient, and what a regulation remembers, over three steps with padding."""
-    found: dict[str, list[Any]] = {}
+    by_engine: dict[str, list[Any]] = {}
     for engine in ("hooks", "fused"):
         dynamics, generator = dynamics_of(case, engine), torch.Generator().manual_seed(0)
-        seen: list[Any] = found.setdefault(engine, [])
+        seen: list[Any] = by_engine.setdefault(engine, [])
         for _ in range(3):
             tokens, valid = batch(generator, 3, 6)
             report = step(dynamics, tokens, valid)
@@ -105,7 +105,7 @@ def test_the_engines_agree_step_by_step(case: str) -> None:
         seen.append({name: value.clone() for name, value in dynamics.model.state_dict().items()})
         tokens, valid = batch(generator, 3, 6)
         seen.append(all_gradients(dynamics, lambda d=dynamics, t=tokens, v=valid: step(d, t, v)))
-    for hooks, fused in zip(found["hooks"], found["fused"], strict=True):
+    for hooks, fused in zip(by_engine["hooks"], by_engine["fused"], strict=True):
         if isinstance(hooks, tuple):
             assert fused == pytest.approx(hooks, rel=1e-10, abs=1e-12, nan_ok=True)
         else:
@@ -160,9 +160,9 @@ def test_every_signal_and_objective_is_the_oracles(
         torch.optim.SGD(router_parameters(model), lr=0.1),
         engine=engine,  # type: ignore[arg-type]
     )
-    found = router_gradients_of(dynamics, tokens, valid)
+    gradients = router_gradients_of(dynamics, tokens, valid)
     assert max(float(t.abs().max()) for t in truth) > 1e-5
-    for a, b in zip(found, truth, strict=True):
+    for a, b in zip(gradients, truth, strict=True):
         # Where a gradient is nothing but rounding, the ADR's ratio divides it by EPS = 1e-9, and an exponent below 1
         # is steep at 0: rounding of 1e-16 comes out at 1e-9 and above.
         assert float((a - b).abs().max()) <= 1e-5 * float(b.abs().max()) + 1e-12
@@ -178,7 +178,7 @@ def test_a_layer_with_any_gate_is_its_definition_and_so_is_its_gradient(gate: st
     assert experts_of(density, 4) == k
     nn.init.normal_(layer.mu_bias)
     pull = torch.randn(6, 4, dtype=torch.float64)
-    found: list[list[Tensor]] = []
+    runs: list[list[Tensor]] = []
     for oracle in (False, True):
         x = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
         layer.zero_grad()
@@ -191,8 +191,8 @@ def test_a_layer_with_any_gate_is_its_definition_and_so_is_its_gradient(gate: st
             out = layer(x)
         (out * pull).sum().backward()
         of_router = torch.zeros(4, 4) if layer.proto_weight.grad is None else layer.proto_weight.grad
-        found.append([out.detach(), x.grad, layer.mu_weight.grad, of_router])
-    for a, b in zip(*found, strict=True):
+        runs.append([out.detach(), x.grad, layer.mu_weight.grad, of_router])
+    for a, b in zip(*runs, strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-10, atol=1e-12)
     assert taught.gate is GATES[gate]
 
@@ -223,9 +223,9 @@ def test_an_adr_signal_never_opens_a_closed_expert_and_opening_does() -> None:
             for call in captured.calls():
                 y, g, g_o = (call.select(t) for t in (call.computation_output, call.grad_output, call.masked_gradient))  # type: ignore[arg-type]
                 moment_cost = g.abs()
-                found = oracles.signal(name, call.select(call.masked_output), y, g, g_o, moment_cost)
+                values = oracles.signal(name, call.select(call.masked_output), y, g, g_o, moment_cost)
                 closed = call.select(call.routing.weights()) == 0
-                seen = seen or bool((found[closed] > 0).any())
+                seen = seen or bool((values[closed] > 0).any())
         assert seen == opens, name
 
 

@@ -50,10 +50,10 @@ def linear(model: nn.Module) -> dict[str, nn.Module]:
 
 def assert_sums_are_autograds(model: nn.Module, captured: Captured, calls: int, rtol: float = 1e-11) -> None:
     """The tokens' gradients of all calls of a module, added up, are its weight's `.grad`."""
-    found = captured.calls()
-    assert len(found) == calls
+    caught = captured.calls()
+    assert len(caught) == calls
     for name, layer in linear(model).items():
-        mine = [each for each in found if each.module_name == name]
+        mine = [each for each in caught if each.module_name == name]
         total = sum(each.weight_gradient().double() for each in mine)
         torch.testing.assert_close(total, layer.weight.grad.double(), rtol=rtol, atol=rtol)
         assert [each.call_index for each in mine] == list(range(len(mine)))
@@ -78,8 +78,8 @@ def test_every_tokens_gradient_is_the_oracles_however_the_layers_are_selected(la
     with capture(model, layers=layers) as captured:
         loss().backward()
         assert tuple(captured.layers) == FEED_FORWARD
-        found = [(call.module, call.gradients()) for call in captured.calls()]
-    for layer, gradients in found:
+        of_calls = [(call.module, call.gradients()) for call in captured.calls()]
+    for layer, gradients in of_calls:
         truth = oracles.own_weight_gradients(layer, layer.weight, layer.bias, loss).flatten(0, 1)
         torch.testing.assert_close(gradients[:], truth, rtol=1e-11, atol=1e-13)
         assert torch.equal(torch.cat(list(gradients.chunks(4))), gradients[:])
@@ -190,8 +190,8 @@ def test_an_output_modified_in_place_is_an_error_and_no_harm_to_clones(between: 
     with capture(model, layers=(nn.Linear,), storage="clone") as captured:
         model(x).square().sum().backward()
         assert_sums_are_autograds(model, captured, 2)
-        found = [(call.module, call.gradients()[:]) for call in captured.calls()]
-    for layer, gradients in found:
+        of_calls = [(call.module, call.gradients()[:]) for call in captured.calls()]
+    for layer, gradients in of_calls:
         truth = oracles.own_weight_gradients(layer, layer.weight, layer.bias, lambda: model(x).square().sum())
         torch.testing.assert_close(gradients, truth.flatten(0, 1), rtol=1e-11, atol=1e-13)
 
@@ -213,12 +213,12 @@ def test_an_input_modified_in_place_is_an_error_and_no_harm_to_clones() -> None:
 
 def test_a_frozen_layer_has_gradients_all_the_same() -> None:
     model, twin = Chain(), Chain().requires_grad_(False)
-    found = []
+    runs = []
     for each in (model, twin):
         with capture(each, layers=(nn.Linear,)) as captured:
             each(inputs(2, 3)).square().sum().backward()
-            found.append([call.gradients()[:] for call in captured.calls()])
-    for left, right in zip(*found, strict=True):
+            runs.append([call.gradients()[:] for call in captured.calls()])
+    for left, right in zip(*runs, strict=True):
         assert torch.equal(left, right)
 
 

@@ -60,18 +60,18 @@ def encoder_loss(model: nn.Module) -> Tensor:
 
 def by_sequence(model: nn.Module, names: tuple[str, ...], loss: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
     """Ours: [b, o, i] by layer, as sums over each sequence's tokens, from the factors; norms checked beside it."""
-    found = {}
+    sums = {}
     with capture(model, layers=names) as captured:
         loss(model).backward()
         norms = captured.norms("sequence")
         for call in captured.calls():
             rows = call.x.shape[0]
             gradients = call.gradients()[:]
-            found[call.module_name] = gradients.reshape(rows, -1, *gradients.shape[1:]).sum(dim=1)
-            expected = found[call.module_name].flatten(1).norm(dim=1)
+            sums[call.module_name] = gradients.reshape(rows, -1, *gradients.shape[1:]).sum(dim=1)
+            expected = sums[call.module_name].flatten(1).norm(dim=1)
             torch.testing.assert_close(norms[call.module_name], expected, **TOLERANCE)
-    assert tuple(found) == names
-    return found
+    assert tuple(sums) == names
+    return sums
 
 
 def opacus(model: nn.Module, names: tuple[str, ...], loss: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
@@ -82,12 +82,12 @@ def opacus(model: nn.Module, names: tuple[str, ...], loss: Callable[[nn.Module],
         warnings.simplefilter("ignore")  # its own, of hooks and of modules that are new to it
         wrapped = grad_sample.GradSampleModule(model, strict=False, loss_reduction="sum")
         loss(wrapped).backward()
-    found = {}
+    by_name = {}
     for name in names:
         layer = model.get_submodule(name)
         gradients = layer.weight.grad_sample
-        found[name] = gradients.mT if is_transposed(layer) else gradients
-    return found
+        by_name[name] = gradients.mT if is_transposed(layer) else gradients
+    return by_name
 
 
 def backpack(model: nn.Module, names: tuple[str, ...], loss: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
@@ -134,12 +134,12 @@ def test_every_token_of_gpt2_and_its_weight_gradients() -> None:
     with capture(model, layers=(conv1d, nn.Linear)) as captured:
         gpt2_loss(model).backward()
         calls = captured.calls()
-        found = {call.module_name: call.gradients() for call in calls}
+        by_name = {call.module_name: call.gradients() for call in calls}
         for call in calls:
             if call.module_name != "lm_head":
                 torch.testing.assert_close(call.weight_gradient(), call.module.weight.grad, **TOLERANCE)
-    assert set(found) == {*BLOCKS, "lm_head"}
-    for name, gradients in found.items():
+    assert set(by_name) == {*BLOCKS, "lm_head"}
+    for name, gradients in by_name.items():
         layer = model.get_submodule(name)
         bias = torch.zeros(()) if layer.bias is None else layer.bias
         truth = oracles.own_weight_gradients(layer, weight_of(layer), bias, lambda: gpt2_loss(model))
@@ -154,14 +154,14 @@ def test_gpt2_with_its_own_checkpointing(reentrant: bool) -> None:
         saving.gradient_checkpointing_enable({"use_reentrant": reentrant})
     if reentrant:
         saving.enable_input_require_grads()
-    found = []
+    runs = []
     for model in (plain, saving):
         with capture(model, layers="transformer.h.*") as captured:
             gpt2_loss(model).backward()
-            found.append({call.module_name: call.gradients()[:] for call in captured.calls()})
+            runs.append({call.module_name: call.gradients()[:] for call in captured.calls()})
             assert len(captured.calls()) == len(BLOCKS)
     for name in BLOCKS:
-        torch.testing.assert_close(found[1][name], found[0][name], **TOLERANCE)
+        torch.testing.assert_close(runs[1][name], runs[0][name], **TOLERANCE)
 
 
 def test_gpt2_without_a_conv1d_names_the_layers_that_there_are() -> None:

@@ -14,7 +14,7 @@ needs_a_compiler = pytest.mark.skipif(compiler_problem() is not None, reason=str
 COMPILED = """
 import torch
 from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
-found = {}
+results = {}
 ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
 if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
     ways.append(("fused", "blocks"))
@@ -31,11 +31,11 @@ for engine, compiled in ways:
         if compiled == "blocks":
             model.compile_blocks()
         tokens, valid = batch(torch.Generator().manual_seed(1), *size)
-        found[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
+        results[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
         look = lambda: step(dynamics, tokens, valid, observe=True)
-        found[engine, compiled + ", observed", size] = all_gradients(dynamics, look)
-for (engine, compiled, size), gradients in found.items():
-    for name, value in found["hooks", "no", size].items():
+        results[engine, compiled + ", observed", size] = all_gradients(dynamics, look)
+for (engine, compiled, size), gradients in results.items():
+    for name, value in results["hooks", "no", size].items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
 assert graphs["unique_graphs"] <= 4, graphs
 assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters

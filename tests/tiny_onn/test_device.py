@@ -92,10 +92,10 @@ def differences(arm: str, engine: str, use_compiler: bool, observe: bool) -> lis
     there = new_dynamics(small_model(arm), arm, engine=engine, use_compiler=use_compiler)
     expected = all_gradients(here, lambda: step(here, tokens, valid, observe=observe))
     with _backward_in_another_thread() as threads:
-        found = all_gradients(there, lambda: step(there, tokens, valid, observe=observe))
+        gradients = all_gradients(there, lambda: step(there, tokens, valid, observe=observe))
     assert len(threads) == 1
-    assert found.keys() == expected.keys()
-    return [name for name in found if not torch.allclose(found[name], expected[name], rtol=1e-10, atol=1e-12)]
+    assert gradients.keys() == expected.keys()
+    return [name for name in gradients if not torch.allclose(gradients[name], expected[name], rtol=1e-10, atol=1e-12)]
 
 
 @pytest.mark.parametrize("observe", [False, True])

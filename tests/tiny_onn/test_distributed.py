@@ -189,8 +189,8 @@ def micro_batches_worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
-        found = {engine: in_micro_batches(engine, range(*SHARES[rank])) for engine in ("hooks", "fused")}
-        torch.save(found, f"{folder}/{rank}.pt")
+        by_engine = {engine: in_micro_batches(engine, range(*SHARES[rank])) for engine in ("hooks", "fused")}
+        torch.save(by_engine, f"{folder}/{rank}.pt")
         for engine in ("hooks", "fused"):
             with pytest.raises(CaptureError, match="gradients of 2 backward passes of this step were each added up"):
                 in_micro_batches(engine, range(2 * rank, 2 * rank + 2), sync=True)
@@ -204,11 +204,11 @@ def test_micro_batches_on_two_workers_are_one_batch_or_refused(tmp_path: Path) -
     mp.spawn(micro_batches_worker, args=(str(tmp_path),), nprocs=2)
     truth = in_micro_batches("hooks", range(5))
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        by_engine = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for engine in ("hooks", "fused"):
-            assert found[engine].keys() == truth.keys()
+            assert by_engine[engine].keys() == truth.keys()
             for name, value in truth.items():
-                torch.testing.assert_close(found[engine][name], value, rtol=1e-10, atol=1e-12)
+                torch.testing.assert_close(by_engine[engine][name], value, rtol=1e-10, atol=1e-12)
 
 
 WRAPPERS = {

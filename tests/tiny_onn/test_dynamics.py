@@ -45,9 +45,9 @@ def slow_router_gradients(arm: str, tokens: Tensor, valid: Tensor) -> tuple[list
 def test_router_gradients_equal_the_oracle(arm: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(4), 3, 6)
     truth, _ = slow_router_gradients(arm, tokens, valid)
-    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    gradients = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
     assert max(float(t.abs().max()) for t in truth) > 1e-4
-    for a, b in zip(found, truth, strict=True):
+    for a, b in zip(gradients, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
@@ -78,9 +78,9 @@ def test_each_loss_moves_its_own_stream_only(arm: str) -> None:
 def test_padding_counts_nowhere(arm: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(7), 3, 6)
     wider = torch.nn.functional.pad(tokens, (0, 4))
-    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    gradients = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
     padded = router_gradients_of(new_dynamics(small_model(arm), arm), wider, torch.nn.functional.pad(valid, (0, 4)))
-    for a, b in zip(found, padded, strict=True):
+    for a, b in zip(gradients, padded, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
@@ -88,9 +88,9 @@ def test_padding_counts_nowhere(arm: str) -> None:
 def test_the_order_of_the_rows_does_not_matter(arm: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(8), 4, 6)
     order = torch.tensor([2, 0, 3, 1])
-    found = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
+    gradients = router_gradients_of(new_dynamics(small_model(arm), arm), tokens, valid)
     turned = router_gradients_of(new_dynamics(small_model(arm), arm), tokens[order], valid[order])
-    for a, b in zip(found, turned, strict=True):
+    for a, b in zip(gradients, turned, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
 
 
@@ -162,9 +162,9 @@ def test_a_router_gradient_alone_stops_a_step_and_is_named(engine: str) -> None:
         finish = opened.finish
 
         def finish_badly(task_loss: Tensor) -> tuple[Tensor, Tensor]:
-            found = finish(task_loss)
+            losses = finish(task_loss)
             model.get_parameter(name).grad[0, 0] = math.inf
-            return found
+            return losses
 
         opened.finish = finish_badly  # type: ignore[method-assign]
         total, _ = loss_sum(model, tokens, valid)

@@ -69,8 +69,8 @@ def test_goodness_with_the_per_token_cost_ranks_active_experts_by_contribution_a
 ) -> None:
     """The cost is relevance times ||x||, the same for all experts of a token: the two cancel."""
     contribution, relevance = random(shape, seed).abs(), random(shape, seed + 1).abs() + 0.1
-    found = goodness(contribution, relevance, relevance * 3.7)
-    torch.testing.assert_close(mas(found), mas(contribution), rtol=1e-6, atol=1e-7)
+    scores = goodness(contribution, relevance, relevance * 3.7)
+    torch.testing.assert_close(mas(scores), mas(contribution), rtol=1e-6, atol=1e-7)
 
 
 def test_jensen_shannon_by_hand() -> None:
@@ -78,8 +78,8 @@ def test_jensen_shannon_by_hand() -> None:
     expected = oracles.jensen_shannon(p, q)
     # m = (.25, .375, .375): KL(p||m) = .5 ln 2 + .5 ln 4/3 = .4904, KL(q||m) = .25 ln 2/3 + .75 ln 2 = .4185
     assert expected == pytest.approx(0.4545, abs=1e-4)
-    found = jensen_shannon(torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64))
-    assert float(found) == pytest.approx(expected, abs=1e-8)
+    divergence = jensen_shannon(torch.tensor(p, dtype=torch.float64), torch.tensor(q, dtype=torch.float64))
+    assert float(divergence) == pytest.approx(expected, abs=1e-8)
     # Distributions with nothing in common are log 2 apart.
     apart = jensen_shannon(torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 1.0]).double())
     assert float(apart) == pytest.approx(math.log(2), abs=1e-8)

@@ -39,10 +39,12 @@ class Stack(nn.Module):
         return x
 
 
-def assert_same(found: dict[str, Tensor], truth: dict[str, Tensor], rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    assert list(found) == list(truth)
+def assert_same(
+    computed: dict[str, Tensor], truth: dict[str, Tensor], rtol: float = 1e-10, atol: float = 1e-12
+) -> None:
+    assert list(computed) == list(truth)
     for name, value in truth.items():
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(computed[name], value, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @given(
@@ -61,7 +63,7 @@ def test_it_equals_the_hooks_for_every_parameter(
     valid = torch.rand(size, generator=generator) < 0.8
     pull = torch.randn(*size, widths[-1], dtype=torch.float64, generator=generator) * valid[..., None]
     moments = [torch.rand(o, i, dtype=torch.float64, generator=generator) for i, o in itertools.pairwise(widths)]
-    found = {}
+    by_engine = {}
     for engine in ("hooks", "fused"):
         model = Stack(widths, seed, gain, gate, arm == "none")
         dynamics = new_dynamics(model, arm, engine=engine, clip_norm=1e9)
@@ -77,9 +79,9 @@ def test_it_equals_the_hooks_for_every_parameter(
 
         gradients = all_gradients(dynamics, run)
         (report,) = reports
-        found[engine] = gradients, (float(report.task_loss), float(report.meta_loss), float(report.gradient_norm))
-    assert_same(found["fused"][0], found["hooks"][0])
-    assert found["fused"][1] == pytest.approx(found["hooks"][1], rel=1e-10, abs=1e-13, nan_ok=True)
+        by_engine[engine] = gradients, (float(report.task_loss), float(report.meta_loss), float(report.gradient_norm))
+    assert_same(by_engine["fused"][0], by_engine["hooks"][0])
+    assert by_engine["fused"][1] == pytest.approx(by_engine["hooks"][1], rel=1e-10, abs=1e-13, nan_ok=True)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -98,12 +100,12 @@ def test_twenty_steps_of_either_engine_end_at_the_same_parameters(arm: str) -> N
 @pytest.mark.parametrize("arm", ARMS)
 def test_padding_counts_nowhere(arm: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(7), 3, 6)
-    found = []
+    runs = []
     for wider in (0, 4):
         dynamics = new_dynamics(small_model(arm), arm, engine="fused")
         more, mask = nn.functional.pad(tokens, (0, wider)), nn.functional.pad(valid, (0, wider))
-        found.append(all_gradients(dynamics, lambda d=dynamics, t=more, v=mask: step(d, t, v)))
-    assert_same(found[1], found[0], rtol=1e-9, atol=1e-13)
+        runs.append(all_gradients(dynamics, lambda d=dynamics, t=more, v=mask: step(d, t, v)))
+    assert_same(runs[1], runs[0], rtol=1e-9, atol=1e-13)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -129,7 +131,7 @@ def test_accumulating_two_batches_equals_one_of_both(arm: str) -> None:
 @pytest.mark.parametrize("through", ["plain", "reentrant", "saved"])
 def test_a_module_called_twice_layers_without_residual_and_checkpointing(through: str) -> None:
     x = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = {}
+    by_engine = {}
     for engine, way in (("hooks", "plain"), ("fused", through)):
         dynamics = new_dynamics(Chain(), "per_token", engine=engine)
 
@@ -138,13 +140,13 @@ def test_a_module_called_twice_layers_without_residual_and_checkpointing(through
                 loss = dynamics.model(x.clone().requires_grad_(True), way).square().sum() / 6
                 return dynamics.compute_and_apply_gradients(loss, opened)
 
-        found[engine] = all_gradients(dynamics, run)
-    assert_same(found["fused"], found["hooks"])
+        by_engine[engine] = all_gradients(dynamics, run)
+    assert_same(by_engine["fused"], by_engine["hooks"])
 
 
 def test_bfloat16_autocast() -> None:
     tokens, valid = batch(torch.Generator().manual_seed(3), 4, 7)
-    found = {}
+    by_engine = {}
     for engine in ("hooks", "fused"):
         dynamics = new_dynamics(small_model().float(), "per_token", engine=engine)
 
@@ -155,24 +157,26 @@ def test_bfloat16_autocast() -> None:
                     total = loss_sum(dynamics.model, tokens, valid)[0]
                 return dynamics.compute_and_apply_gradients(total / count, opened)
 
-        found[engine] = all_gradients(dynamics, run)
-    largest = max(float(value.norm()) for name, value in found["hooks"].items() if "proto" in name or "gate" in name)
-    for name, value in found["hooks"].items():
-        assert found["fused"][name].dtype == torch.float32
+        by_engine[engine] = all_gradients(dynamics, run)
+    largest = max(
+        float(value.norm()) for name, value in by_engine["hooks"].items() if "proto" in name or "gate" in name
+    )
+    for name, value in by_engine["hooks"].items():
+        assert by_engine["fused"][name].dtype == torch.float32
         # bfloat16 has 8 bits, and the two round at different places. Some router gradients are all but nothing here
         # (no token has a signal), so their errors are measured against the router's largest.
-        assert float((found["fused"][name] - value).norm()) < 1e-2 * float(value.norm()) + 1e-3 * largest, name
+        assert float((by_engine["fused"][name] - value).norm()) < 1e-2 * float(value.norm()) + 1e-3 * largest, name
 
 
 @pytest.mark.parametrize("engine", ["hooks", "fused"])
 def test_autocast_leaves_float64_alone(engine: str) -> None:
     tokens, valid = batch(torch.Generator().manual_seed(3), 4, 7)
-    found = []
+    runs = []
     for enabled in (False, True):
         dynamics = new_dynamics(small_model(), "per_token", engine=engine)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append(all_gradients(dynamics, lambda d=dynamics: step(d, tokens, valid)))
-    assert_same(found[1], found[0], rtol=0, atol=0)
+            runs.append(all_gradients(dynamics, lambda d=dynamics: step(d, tokens, valid)))
+    assert_same(runs[1], runs[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 4), (5, 3)])

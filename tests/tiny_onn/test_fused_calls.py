@@ -59,14 +59,14 @@ def test_an_input_modified_in_place_is_an_error() -> None:
 
 def test_the_number_of_tokens_may_be_known_beforehand() -> None:
     tokens, valid = batch(torch.Generator().manual_seed(3), 3, 6)
-    found = []
+    runs = []
     for known in (None, int(valid.sum()), valid.sum(), 2 * valid.sum()):  # the last: as many again on another worker
         dynamics, reports = new_dynamics(small_model(), "per_token", engine="fused"), []
         gradients = all_gradients(
             dynamics, lambda d=dynamics, k=known, r=reports: r.append(step(d, tokens, valid, tokens=k)) or r[0]
         )
-        found.append((float(reports[0].meta_loss), {n: g for n, g in gradients.items() if "proto" in n or "gate" in n}))
-    (loss, router), *equal, (half, halves) = found
+        runs.append((float(reports[0].meta_loss), {n: g for n, g in gradients.items() if "proto" in n or "gate" in n}))
+    (loss, router), *equal, (half, halves) = runs
     for other, gradients in [*equal, (2 * half, {name: 2 * g for name, g in halves.items()})]:
         assert other == pytest.approx(loss, rel=1e-12)
         for name, gradient in router.items():
@@ -156,9 +156,9 @@ def test_micro_batches_may_be_checkpointed(engine: str, backward_each: bool) -> 
     assert truth["first.proto_weight"].abs().max() > 1e-3
     for reentrant in (False, True) if backward_each else (False,):
         through = partial(checkpoint, use_reentrant=reentrant)
-        found = in_two_parts(engine, through, backward_each)
+        gradients = in_two_parts(engine, through, backward_each)
         for name, value in truth.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(gradients[name], value, rtol=1e-10, atol=1e-12)
 
 
 @ENGINES

@@ -32,9 +32,9 @@ def test_a_cached_batch_says_what_each_prompt_says_alone_without_a_cache() -> No
         lengths = torch.tensor([len(p) for p in prompts])
         first = int(model(tokens, tokens % 5, tokens % 5)[0, 4].argmax())
         for stop in (first, 99):
-            found = generate(model, tokens, (tokens % 5, tokens % 5), lengths, limit=14, stop=stop, advance=advance)
-            assert found == [without_cache(model, prompt, 14, stop) for prompt in prompts]
-            seen_stop |= found[0] == []
+            generated = generate(model, tokens, (tokens % 5, tokens % 5), lengths, limit=14, stop=stop, advance=advance)
+            assert generated == [without_cache(model, prompt, 14, stop) for prompt in prompts]
+            seen_stop |= generated[0] == []
     assert seen_stop
 
 
@@ -45,7 +45,7 @@ def test_a_row_ends_with_the_token_that_nothing_good_can_follow_and_leaves_the_o
         tokens = torch.randint(1, VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(seed))
         whole = [without_cache(model, prompt, 14, 99) for prompt in tokens.tolist()]
         last = whole[0][2]  # of the first row, its third token or the same before
-        found = generate(
+        generated = generate(
             model,
             tokens,
             (tokens % 5, tokens % 5),
@@ -56,6 +56,6 @@ def test_a_row_ends_with_the_token_that_nothing_good_can_follow_and_leaves_the_o
             goes_on=lambda token, row, column, last=last: (token != last) & (row == token % 5) & (column == token % 5),
         )
         expected = [said[: said.index(last) + 1] if last in said else said for said in whole]
-        assert found == expected
-        ended += found != whole
+        assert generated == expected
+        ended += generated != whole
     assert ended

@@ -40,9 +40,9 @@ def test_norms_are_those_of_whole_gradients(per: str, shape: tuple[int, int], ba
 
     with capture(model, layers=(nn.Linear,), valid=valid) as captured:
         loss().backward()
-        found = captured.norms(per, batch_axis=batch_axis)
-    assert list(found) == ["first", "second"]
-    for name, norms in found.items():
+        by_layer = captured.norms(per, batch_axis=batch_axis)
+    assert list(by_layer) == ["first", "second"]
+    for name, norms in by_layer.items():
         layer = model.get_submodule(name)
         whole = oracles.own_weight_gradients(layer, layer.weight, layer.bias, loss)
         torch.testing.assert_close(norms, slow_norms(whole, per, batch_axis), rtol=1e-10, atol=1e-12)
@@ -71,8 +71,8 @@ def test_the_whole_layers_norm_is_that_of_autograds_gradient_with_the_bias_too()
     with capture(model, layers=(nn.Linear,)) as captured:
         for size in (2, 3):
             model(inputs(size, 3)).square().sum().backward()
-        found = captured.norms("layer", bias=True)
-    for name, norm in found.items():
+        by_layer = captured.norms("layer", bias=True)
+    for name, norm in by_layer.items():
         layer = model.get_submodule(name)
         both = torch.cat([layer.weight.grad, layer.bias.grad[:, None]], dim=1)
         torch.testing.assert_close(norm, both.norm(), rtol=1e-11, atol=0)
@@ -91,7 +91,7 @@ def test_calls_on_the_same_tokens_are_summed_and_micro_batches_follow_each_other
     with capture(model, layers=(nn.Linear,)) as captured:
         for part in parts:
             model(part).square().sum().backward()
-        found = captured.norms(per)["first"]
+        computed = captured.norms(per)["first"]
     whole = torch.cat(
         [
             oracles.own_weight_gradients(
@@ -100,7 +100,7 @@ def test_calls_on_the_same_tokens_are_summed_and_micro_batches_follow_each_other
             for part in parts
         ]
     )
-    torch.testing.assert_close(found, slow_norms(whole, per), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(computed, slow_norms(whole, per), rtol=1e-10, atol=1e-12)
 
 
 def of_which_pass(model: nn.Module, x: Tensor) -> Tensor:

@@ -42,10 +42,10 @@ def test_the_transformer_is_its_definition_position_by_position() -> None:
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randint(VOCABULARY, (2, 6), generator=generator)
     rows, columns = (torch.randint(5, (2, 6), generator=generator) for _ in range(2))
-    found = model(tokens, rows, columns)
+    logits = model(tokens, rows, columns)
     for sequence in range(2):
         truth = _logits(model, tokens[sequence], rows[sequence], columns[sequence])
-        torch.testing.assert_close(found[sequence], truth, rtol=1e-10, atol=1e-11)  # rounding of sums of 12 terms
+        torch.testing.assert_close(logits[sequence], truth, rtol=1e-10, atol=1e-11)  # rounding of sums of 12 terms
 
 
 def test_after_rope_a_product_depends_on_the_distance_alone() -> None:

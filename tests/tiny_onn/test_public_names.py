@@ -23,11 +23,11 @@ def in_a_new_process(code: str) -> str:
 
 @pytest.mark.parametrize("name", tiny_onn.__all__)
 def test_each_name_is_an_object_with_a_docstring_of_its_own(name: str) -> None:
-    found = getattr(tiny_onn, name)
-    assert not isinstance(found, ModuleType)
-    assert callable(found)
-    assert found.__name__ == name
-    said = inspect.getdoc(found) or ""
+    exported = getattr(tiny_onn, name)
+    assert not isinstance(exported, ModuleType)
+    assert callable(exported)
+    assert exported.__name__ == name
+    said = inspect.getdoc(exported) or ""
     assert len(said) > 20
     assert not said.startswith(f"{name}("), "a dataclass that says no more than its fields"
 

@@ -55,9 +55,9 @@ def test_spearman_is_scipys() -> None:
     a, b = torch.randn(6, 9).round(decimals=1), torch.randn(6, 9).round(decimals=1)  # rounded: ties
     mask = (torch.rand(6, 9) < 0.7).double()
     mask[0] = 0
-    found = spearman(a.double(), b.double(), mask)
-    assert math.isnan(found[0])
+    correlations = spearman(a.double(), b.double(), mask)
+    assert math.isnan(correlations[0])
     for row in range(1, 6):
         chosen = mask[row] > 0
         truth = spearmanr(a[row][chosen], b[row][chosen]).statistic
-        assert float(found[row]) == pytest.approx(truth, abs=1e-12)
+        assert float(correlations[row]) == pytest.approx(truth, abs=1e-12)

@@ -95,10 +95,10 @@ def test_by_hand() -> None:
 
 def test_what_was_not_counted_is_nan_and_a_task_out_of_count_is_in_the_density_alone() -> None:
     weights, valid = torch.ones(2, 5, 3), torch.ones(2, 5, dtype=torch.bool)
-    found = _by_hand(weights, valid, torch.tensor([0, NOT_A_TASK]))
-    assert found["density"] == 1.0
-    assert math.isnan(found["union_of_chunk"])  # no sequence has 8 tokens
-    assert math.isnan(found["task_distance"])  # one task has no other
+    measures = _by_hand(weights, valid, torch.tensor([0, NOT_A_TASK]))
+    assert measures["density"] == 1.0
+    assert math.isnan(measures["union_of_chunk"])  # no sequence has 8 tokens
+    assert math.isnan(measures["task_distance"])  # one task has no other
     assert math.isnan(RoutingPatterns([], [], 0, torch.device("cpu")).density())
     assert math.isnan(RoutingPatterns(["a"], [3], 0, torch.device("cpu")).dead_experts())
 

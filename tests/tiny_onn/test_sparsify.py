@@ -118,13 +118,13 @@ def test_a_sparse_gpt2_trains_with_either_engine_alike(arm: str) -> None:
     model = gpt2()
     sparsify(model, ["transformer.h.*.mlp.*", "lm_head"], density=0.3)
     assert len(sparse_layers(model)) == 5
-    found = [gradients(copy.deepcopy(model), arm, engine) for engine in ("hooks", "fused")]
-    assert found[0].keys() == found[1].keys()
+    by_engine = [gradients(copy.deepcopy(model), arm, engine) for engine in ("hooks", "fused")]
+    assert by_engine[0].keys() == by_engine[1].keys()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained - found[0].keys() == set()
-    assert "lm_head.mu_bias" not in found[0]
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    assert trained - by_engine[0].keys() == set()
+    assert "lm_head.mu_bias" not in by_engine[0]
+    for name, gradient in by_engine[0].items():
+        torch.testing.assert_close(by_engine[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
 
 
 def test_capture_sees_the_new_layers() -> None:

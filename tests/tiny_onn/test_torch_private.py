@@ -25,12 +25,12 @@ def test_the_pinned_version_has_all_names() -> None:
 
 
 def _changes(tensor: Tensor) -> list[bool]:
-    found = []
+    changed = []
     for change in (lambda t: t, lambda t: t.add_(1), lambda t: t[0].mul_(3), lambda t: t.zero_()):
         before = version_of(tensor)
         change(tensor)
-        found.append(version_of(tensor) != before)
-    return found
+        changed.append(version_of(tensor) != before)
+    return changed
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
