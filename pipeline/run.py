@@ -1,7 +1,6 @@
 """Runs the trials of an experiment from the first check to the filed report, and says how that ended."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -140,7 +139,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
     if experiment.sweep is None and ended.finished:
         _print_model_paths(next(iter(folders.values())), console)
     elif made:
-        _print_answer(*made[-1], where.root, destination, console)
+        _print_answer(*made[-1], options)
     return Outcome(experiment.name, where.root, ended, trials, destination.uri, destination.experiment)
 
 
@@ -175,22 +174,39 @@ def _print_model_paths(folder: TrialFolder, console: Console) -> None:
     console.print(f"Model: {folder.model}{known}\nAll measurements: {folder.result}", highlight=False, soft_wrap=True)
 
 
-def _print_answer(made: "Report", files: list[Path], output: Path, destination: Destination, console: Console) -> None:
+def _print_answer(made: "Report", files: list[Path], options: RunOptions) -> None:
     """The last screen of a sweep: the answer in three sentences, the figure, the page, and the next command."""
     from pipeline.reporting.answer import answer
+    from pipeline.reporting.files import FORGETTING_FIGURE
     from pipeline.reporting.phases import PHASES_FIGURE
 
-    figures = [path for path in files if path.suffix == ".png" and path.name != PHASES_FIGURE]
+    output, destination = options.output.root, options.destination
+    figures = [path for path in files if path.suffix == ".png" and path.name not in (PHASES_FIGURE, FORGETTING_FIGURE)]
     lines = [f"\n{made.results.sweep}, in short:", *(f"  {each}" for each in answer(made))]
     lines += [f"Figure:  {figures[-1]}"] if figures else []
     page = next(path for path in files if path.suffix == ".html")
     place = [] if output == Path("runs") else ["--output", str(output)]
     browse = destination.command(["tiny-onn", "ui", *place, *destination.options()])
     lines += [f"Report:  {page}", f"Next:    {browse}"]
-    for path in (each for each in files if each.name.startswith("best_draws")):
-        again = destination.command(["tiny-onn", "ablate", str(path), *place, *destination.options()])
-        lines += [f"Each arm's best draw, with fresh seeds: {again}"]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    lines += _rerun_lines(files, output, destination, options.address, options.storage)
+    options.console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _rerun_lines(
+    files: list[Path], output: Path, destination: Destination, address: str | None = None, storage: str | None = None
+) -> list[str]:
+    """For each file of best samples, the command that runs it with fresh seeds in the same place as the search."""
+    from pipeline.storage.opening import open_storage
+
+    words = [] if output == Path("runs") else ["--output", str(output)]
+    words += [*destination.options(), *(["--address", address] if address else [])]
+    words += [] if storage is None else ["--storage", open_storage(storage).public]
+    commands = (
+        destination.command(["tiny-onn", "ablate", str(path), *words])
+        for path in files
+        if path.name.startswith("best_samples")
+    )
+    return [f"Each arm's best sample, with fresh seeds: {command}" for command in commands]
 
 
 def file_report(
@@ -244,9 +260,8 @@ def _file_report(
     print_report(made, console, in_short)
     if not in_short:
         page = next(path for path in files if path.suffix == ".html")
-        for path in (each for each in files if each.name.startswith("best_draws")):
-            place = [] if output == Path("runs") else ["--output", str(output)]
-            again = shlex.join(["tiny-onn", "ablate", str(path), *place])
-            console.print(f"Each arm's best draw, with fresh seeds: {again}", highlight=False, soft_wrap=True)
+        destination = Destination(None if uri == Output(output).tracking_uri else uri, mlflow_experiment)
+        for line in _rerun_lines(files, output, destination):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"Report: {files[0]}\nTo look at, in any browser: {page}", highlight=False, soft_wrap=True)
     return made, files

@@ -1,11 +1,11 @@
-"""What a report shows of the files that trials have left in MLflow: distributions and predictions."""
+"""What a report shows of the files that trials have left in MLflow: distributions, examples and figures."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline.data.arc_json import RefusedTask, parse_task
+from pipeline.colours import GRID_COLOURS
 from pipeline.errors import UserError
 from pipeline.escaping import shown
 from pipeline.files import read_json
@@ -25,11 +25,12 @@ PHASES_FILE = "phases.json"
 FIGURES = "figures"  # the folder of a run's last figures, of its routing maps and its observer
 _MOST_FIGURES, _LARGEST_FIGURE = 64, 2**22  # of a run; bytes
 _LONGEST_TEXT = 4000  # characters of an example
+_LARGEST_SIDE = 30  # cells of an example's grid
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """One test pair of a held-out task, and what a model drew for it: None where that was no grid."""
+    """A part of a held-out item as a grid, and the grid that a model predicted: None where it predicted none."""
 
     task_id: str
     pair: int
@@ -184,14 +185,23 @@ def _one_text(value: Any) -> Said | None:
 
 
 def _one(value: Any) -> Drawn | None:
-    try:
-        pair = {"input": value["input"], "output": value["target"]}
-        drawn = value["prediction"]
-        entry = pair if drawn is None else {"input": drawn, "output": drawn}
-        task = parse_task({"train": [pair], "test": [entry]}, "", "predictions.json")
-        given, target = task.train[0].input, task.train[0].output
-        assert target is not None
-        grid = None if drawn is None else task.test[0].input.tolist()
-        return Drawn(plain(str(value["task_id"])), int(value["pair"]), given.tolist(), target.tolist(), grid)
-    except (RefusedTask, KeyError, TypeError, ValueError, AssertionError):
+    if not isinstance(value, dict) or type(value.get("pair")) is not int or "prediction" not in value:
         return None
+    grids = [_grid(value.get(name)) for name in ("input", "target", "prediction")]
+    if None in grids[:2] or (grids[2] is None and value["prediction"] is not None):
+        return None
+    given, target, prediction = grids
+    assert given is not None
+    assert target is not None
+    return Drawn(plain(str(value.get("task_id"))), value["pair"], given, target, prediction)
+
+
+def _grid(value: Any) -> Grid | None:
+    """The value, if it is a list of equally long lists of the colours 0 to 9; None otherwise."""
+    if not isinstance(value, list) or not 0 < len(value) <= _LARGEST_SIDE:
+        return None
+    if not all(isinstance(line, list) and 0 < len(line) <= _LARGEST_SIDE for line in value):
+        return None
+    same = {len(line) for line in value} == {len(value[0])}
+    cells = all(type(cell) is int and 0 <= cell < len(GRID_COLOURS) for line in value for cell in line)
+    return value if same and cells else None

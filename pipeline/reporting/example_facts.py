@@ -28,9 +28,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class ExampleWords:
-    """What is measured of a task's examples; and what is said where all of it is 0, and where none was drawn."""
+    """What is measured of a task's examples, what their parts are called, and what is said where all of it is 0, and
+    where none was drawn."""
 
     measured: tuple[Measure, ...] = ()
+    part: str = "part"
     all_zero: str = ""
     not_drawn: str = ""
 
@@ -50,8 +52,13 @@ def example_words(results: Results) -> ExampleWords:
 def _parsed(described: dict[str, Any]) -> ExampleWords:
     listed = described.get("measured")
     found = [_measure(each) for each in (listed if isinstance(listed, list) else []) if isinstance(each, dict)]
+    part = described.get("part")
     words = [described.get(name) for name in ("all_zero", "not_drawn")]
-    return ExampleWords(tuple(filter(None, found)), *(word if isinstance(word, str) else "" for word in words))
+    return ExampleWords(
+        tuple(filter(None, found)),
+        part if isinstance(part, str) and part else ExampleWords.part,
+        *(word if isinstance(word, str) else "" for word in words),
+    )
 
 
 def _measure(described: dict[str, Any]) -> Measure | None:

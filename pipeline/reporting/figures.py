@@ -30,7 +30,7 @@ _CURVES = (
     (measures.HELD_OUT_LOSS, "held-out loss (nats per token)", 1.0),
     (measures.HELD_OUT_TOKEN_ACCURACY, "held-out token accuracy (%)", 100.0),
 )
-_LINES: tuple[Any, ...] = ("-", "-", (0, (4, 2)), (0, (1, 1)))  # so that of two equal curves both are seen
+LINES: tuple[Any, ...] = ("-", "-", (0, (4, 2)), (0, (1, 1)))  # so that of two equal curves both are seen
 _SEED_SIZE = 26
 
 
@@ -56,7 +56,7 @@ def name_of(row: Row) -> str:
 
 def learning_curves(results: Results) -> Figure | None:
     """Losses and accuracy over steps: the mean over seeds, its range as a band; a row of panels for each cell."""
-    cells = _cells(results)
+    cells = cells_of(results)
     shown = [c for c in _CURVES if any(c[0] in t.curves for row in results.rows for t in row.trials.values())]
     if not shown:
         return None
@@ -67,8 +67,8 @@ def learning_curves(results: Results) -> Figure | None:
             rows = [row for row in results.rows if row.cell == cell]
             for axes, (name, title, scale) in zip(axes_row, shown, strict=True):
                 for place, row in enumerate(rows):
-                    line = _LINES[place % len(_LINES)]
-                    _band(axes, [t.curves[name] for t in row.trials.values() if name in t.curves], row.arm, scale, line)
+                    line = LINES[place % len(LINES)]
+                    band(axes, [t.curves[name] for t in row.trials.values() if name in t.curves], row.arm, scale, line)
                 axes.set_title(title, loc="left", fontsize=10)
                 axes.grid(alpha=0.25)
                 axes.set_xlabel("training step")
@@ -112,7 +112,7 @@ def experts_in_use(results: Results) -> Figure | None:
     known = [k for k in kinds if any(measures.by_layer(k[0], layer) in t.metrics for t in trials for layer in t.layers)]
     if not known:
         return None
-    cells = _cells(results)
+    cells = cells_of(results)
     with mpl.rc_context(STYLE):
         figure = new_figure(9.4, 0.6 + 2.8 * len(cells))
         grid = figure.subplots(len(cells), len(known), squeeze=False)
@@ -150,11 +150,13 @@ def row_layers(row: Row) -> list[int]:
     return sorted({layer for trial in row.trials.values() for layer in trial.layers})
 
 
-def _cells(results: Results) -> list[tuple[tuple[str, str], ...]]:
+def cells_of(results: Results) -> list[tuple[tuple[str, str], ...]]:
+    """The first MOST_CELLS cells of the grid."""
     return list(dict.fromkeys(row.cell for row in results.rows))[:MOST_CELLS]
 
 
-def _band(axes: Axes, curves: list[tuple[list[int], list[float]]], arm: str, scale: float, line: Any) -> None:
+def band(axes: Axes, curves: list[tuple[list[int], list[float]]], arm: str, scale: float, line: Any) -> None:
+    """Draws the mean of the seeds' curves in the arm's colour, and their range as a band."""
     steps, low, mean, high = thinned(over_seeds(curves))
     if not len(steps):
         return

@@ -15,7 +15,7 @@ from rich.text import Text
 from pipeline.files import write_whole, write_whole_with
 from pipeline.reporting import tables
 from pipeline.reporting.artifacts import PHASES_FILE
-from pipeline.reporting.best_draws import reruns
+from pipeline.reporting.best_samples import reruns
 from pipeline.reporting.comparisons import OVER_BASELINES, note
 from pipeline.reporting.data_used import parse_data, scores_of
 from pipeline.reporting.frames import results_frame
@@ -24,15 +24,16 @@ from pipeline.reporting.report import Report, headline
 from pipeline.reporting.results import Results
 from pipeline.settings.config import Experiment
 
+FORGETTING_FIGURE = "forgetting.png"
 _DPI = 150
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Writes report.md, report.html, results.json, and of finished trials also the figures and the results as data.
 
-    These are activation_by_layer.png and loss_over_density.png, results.csv and results.parquet with a row a trial, and
-    results.tex, the table of means for \\input. Returns their paths, report.md first; where
-    it is known where the wall time went, phases.png and phases.json too.
+    The figures are activation_by_layer.png, loss_over_density.png and, where tasks came in sequence, forgetting.png;
+    the data results.csv and results.parquet with a row a trial, and results.tex, the table of means for \\input. Where
+    it is known where the wall time went, phases.png and phases.json, too. Returns their paths, report.md first.
     """
     from pipeline.reporting.page import html  # jinja2 and matplotlib: a second of imports
 
@@ -41,7 +42,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     text, page, data = folder / "report.md", folder / "report.html", folder / "results.json"
     write_whole(text, markdown(report, [path.name for path in figures]))
     write_whole(page, html(report))
-    again = _write_best_draws(report, folder)
+    again = _write_best_samples(report, folder)
     write_whole(data, json.dumps(_without_nan(_as_json(report)), indent=1, allow_nan=False) + "\n")
     times = _write_phases(report, folder)
     return [text, page, *figures, data, *again, *times, *(_write_data(report, folder) if report.results.rows else [])]
@@ -76,9 +77,9 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
                 parts.append("![Held-out loss against active experts](loss_over_density.png)")
             parts.append(markdown_table(equal) if equal else "")
         parts += ["## Means over seeds", markdown_table(tables.means(report)), tables.LEGEND]
-        if (drawn := tables.draws(report)) is not None and drawn.rows:
-            again = f"Once more with seeds that they were not chosen by: `tiny-onn ablate {best_draws_name(report)}`."
-            parts += ["## Best draws", markdown_table(drawn), again if best_draws_name(report) else ""]
+        if (samples := tables.samples(report)) is not None and samples.rows:
+            again = f"To run them again with fresh seeds: `tiny-onn ablate {best_samples_name(report)}`."
+            parts += ["## Best samples", markdown_table(samples), again if best_samples_name(report) else ""]
         if report.to_reference:
             parts += [
                 f"## Differences to {escape(report.reference)}, paired by seed",
@@ -86,6 +87,8 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
                 markdown_table(tables.differences(report)),
                 escape(note(report.differences, report.comparisons, report.reference)),
             ]
+        if FORGETTING_FIGURE in figures:
+            parts.append(f"## Forgetting\n\n![Loss on earlier tasks over steps]({FORGETTING_FIGURE})")
         if "activation_by_layer.png" in figures:
             parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
         if (found := report.filed.phases) is not None:
@@ -98,6 +101,7 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
 
 
 def _write_figures(results: Results, folder: Path) -> list[Path]:
+    from pipeline.reporting.forgetting_figure import forgetting
     from pipeline.reporting.frontier_figure import loss_over_density
     from pipeline.reporting.plots import activation_by_layer
 
@@ -106,6 +110,9 @@ def _write_figures(results: Results, folder: Path) -> list[Path]:
     paths = [folder / "activation_by_layer.png"]
     activation = activation_by_layer(_series(results))
     write_whole_with(paths[0], lambda file: activation.savefig(file, format="png"))
+    if (figure := forgetting(results)) is not None:
+        paths.append(folder / FORGETTING_FIGURE)
+        write_whole_with(paths[-1], partial(figure.savefig, format="png", dpi=_DPI))
     if (figure := loss_over_density(results)) is not None:
         paths.append(folder / "loss_over_density.png")
         write_whole_with(paths[-1], partial(figure.savefig, format="png", dpi=_DPI))
@@ -135,19 +142,19 @@ def _write_data(report: Report, folder: Path) -> list[Path]:
     return [csv, parquet, tex]
 
 
-def best_draws_files(report: Report) -> dict[str, Experiment]:
-    """By file name, the sweeps that run a search's best draws again."""
-    return reruns(report.draws, report.filed.sweep) if report.filed.sweep else {}
+def best_samples_files(report: Report) -> dict[str, Experiment]:
+    """By file name, the sweeps that run a search's best samples again."""
+    return reruns(report.samples, report.filed.sweep) if report.filed.sweep else {}
 
 
-def best_draws_name(report: Report) -> str:
-    """The first of `best_draws_files`; "" without one."""
-    return next(iter(best_draws_files(report)), "")
+def best_samples_name(report: Report) -> str:
+    """The first of `best_samples_files`; "" without one."""
+    return next(iter(best_samples_files(report)), "")
 
 
-def _write_best_draws(report: Report, folder: Path) -> list[Path]:
+def _write_best_samples(report: Report, folder: Path) -> list[Path]:
     paths = []
-    for name, experiment in best_draws_files(report).items():
+    for name, experiment in best_samples_files(report).items():
         values = experiment.model_dump(mode="json", exclude={"scales", "study"})
         paths.append(folder / name)
         head = f"# {experiment.description}\n#   tiny-onn ablate {paths[-1]}\n"

@@ -205,7 +205,7 @@ def limits(results: Results) -> str:
     if results.pruned:
         text += (
             f" {results.pruned} of {results.total} trials were pruned, ended early because other settings did better, "
-            "and are not in it: what is compared are the settings that were left, not all that were drawn."
+            "and are not in it: only the samples that were left are compared."
         )
     missing = results.total - results.finished - results.pruned
     if missing:

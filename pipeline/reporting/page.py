@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from pipeline.reporting import figures, figures_of_seeds, tables
 from pipeline.reporting.activation_figure import activation_map
-from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.artifacts import Drawn
 from pipeline.reporting.columns import HELD_OUT_LOSS
 from pipeline.reporting.comparisons import note
 from pipeline.reporting.example_facts import example_words
+from pipeline.reporting.forgetting_figure import forgetting
 from pipeline.reporting.frontier_figure import loss_over_density
+from pipeline.reporting.grids import grid_svg, verdict
 from pipeline.reporting.page_template import STYLE, TEMPLATE
 from pipeline.reporting.phases import WORDS, gantt, phases_sentence, phases_table
 from pipeline.reporting.report import Report, headline, seeds_of
@@ -27,7 +28,7 @@ from pipeline.tracking.describe import ENVIRONMENT
 from pipeline.tracking.images import ROUTING_MAP
 from pipeline.tracking.mlflow_run import GROWN
 
-_TASKS = 4  # held-out test pairs that are drawn
+_EXAMPLES = 4  # of held-out rows
 _SETTINGS = (
     *("data_hash", "data.task", "data.dataset", "model.build", "workers.count"),
     *("training.precision", "training.engine", "training.compile"),
@@ -129,15 +130,16 @@ def _means(report: Report) -> Section:
     return Section("Means over seeds", "means", parts)
 
 
-def _draws(report: Report) -> Section:
-    by = report.draws[0].column if report.draws else HELD_OUT_LOSS
+def _samples(report: Report) -> Section:
+    by = report.samples[0].column if report.samples else HELD_OUT_LOSS
     end = ("highest", "high") if by.best is max else ("lowest", "low")
     words = (
-        f"Of each arm the draws with the {end[0]} {by.title}, as a mean over seeds, of those that have every seed. The "
-        f"first was chosen for being {end[1]}: best_draws.yaml, beside this page, runs it again with fresh seeds."
+        f"The samples of each arm with the {end[0]} {by.title}, as a mean over seeds; samples without every seed are "
+        f"not ranked. The first was chosen for being {end[1]}: best_samples.yaml, beside this page, runs it again with "
+        "fresh seeds."
     )
-    parts = _table(tables.draws(report))
-    return Section("Best draws", "draws", (*parts, Part("text", words)) if parts else (), expected=False)
+    parts = _table(tables.samples(report))
+    return Section("Best samples", "samples", (*parts, Part("text", words)) if parts else (), expected=False)
 
 
 def _effects(report: Report) -> Section:
@@ -164,6 +166,16 @@ def _curves(report: Report) -> Section:
     figure = figures.learning_curves(report.results)
     words = "Mean over seeds; the band goes from the lowest seed to the highest."
     return Section("Learning curves", "curves", _picture(figure, "Losses and accuracy over training steps", words))
+
+
+def _forgetting(report: Report) -> Section:
+    words = (
+        "The runs trained on one task after the other (data.order: sequential). Left: the loss on the tasks that were "
+        "finished before the current one. Right: the same, less the loss right after each task's last step; above 0 "
+        "the model has forgotten. Mean over seeds; the band goes from the lowest seed to the highest."
+    )
+    parts = _picture(forgetting(report.results), "Loss on earlier tasks over training steps", words)
+    return Section("Forgetting", "forgetting", parts, expected=False)
 
 
 def _activation(report: Report) -> Section:
@@ -204,10 +216,11 @@ def _predictions(report: Report) -> Section:
     shown = [(row, trial, found[trial.run_id]) for row, trial in first if found.get(trial.run_id)]
     if not shown:
         return Section(title, "predictions", ())
-    tasks = [_task(drawn, place, shown) for place, drawn in enumerate(shown[0][2][:_TASKS])]
+    part = example_words(report.results).part
+    tasks = [_task(drawn, place, part, shown) for place, drawn in enumerate(shown[0][2][:_EXAMPLES])]
     text = (
-        f"The first {len(tasks)} test pairs of the held-out tasks that are decoded, in the order of the data and not "
-        "chosen by what came out, drawn greedily by each arm's lowest seed." + _measured(report.results)
+        f"The first {len(tasks)} held-out examples in the order of the data, each with the prediction of every arm's "
+        "lowest seed." + _measured(report.results)
     )
     return Section(title, "predictions", (Part("text", text), Part("tasks", tasks)))
 
@@ -217,8 +230,8 @@ def _texts(report: Report, title: str) -> Section:
     shown = [
         (row, trial, texts_of_run) for row, trial in first if (texts_of_run := report.filed.texts.get(trial.run_id))
     ]
-    samples = []
-    for place, one in enumerate(shown[0][2][:_TASKS]):
+    samples, part = [], example_words(report.results).part
+    for place, one in enumerate(shown[0][2][:_EXAMPLES]):
         texts = [{"name": "given", "text": one.given}, {"name": "how it goes on", "text": one.target}]
         for row, trial, texts_of_run in shown:
             if place < len(texts_of_run) and (texts_of_run[place].task_id, texts_of_run[place].pair) == (
@@ -226,15 +239,15 @@ def _texts(report: Report, title: str) -> Section:
                 one.pair,
             ):
                 texts.append({"name": f"{figures.name_of(row)} · s{trial.seed}", "text": texts_of_run[place].predicted})
-        samples.append({"title": f"{one.task_id}, part {one.pair}", "texts": texts})
+        samples.append({"title": f"{one.task_id}, {part} {one.pair}", "texts": texts})
     text = (
-        f"What each arm's lowest seed says to the first {len(samples)} held-out examples that are kept, in the order "
-        "of the data and not chosen by what came out."
+        f"The first {len(samples)} held-out examples in the order of the data, each with what every arm's lowest seed "
+        "predicts." + _measured(report.results)
     )
     return Section(title, "predictions", (Part("text", text), Part("samples", samples)))
 
 
-def _task(drawn: Drawn, place: int, shown: list[tuple[Row, TrialResult, list[Drawn]]]) -> dict[str, Any]:
+def _task(drawn: Drawn, place: int, part: str, shown: list[tuple[Row, TrialResult, list[Drawn]]]) -> dict[str, Any]:
     drawings: list[dict[str, str | None]] = [
         {"name": "input", "verdict": "", "grid": grid_svg(drawn.input, "input")},
         {"name": "target", "verdict": "", "grid": grid_svg(drawn.target, "target")},
@@ -245,7 +258,7 @@ def _task(drawn: Drawn, place: int, shown: list[tuple[Row, TrialResult, list[Dra
             grid = None if mine.prediction is None else grid_svg(mine.prediction, f"prediction of {row.arm}")
             name = f"{figures.name_of(row)} · s{trial.seed}"
             drawings.append({"name": name, "verdict": verdict(mine), "grid": grid})
-    return {"title": f"{drawn.task_id}, test pair {drawn.pair}", "drawings": drawings}
+    return {"title": f"{drawn.task_id}, {part} {drawn.pair}", "drawings": drawings}
 
 
 def _measured(results: Results) -> str:
@@ -261,9 +274,9 @@ def _measured(results: Results) -> str:
 
 def _routing_maps(report: Report) -> Section:
     words = (
-        "Which expert has the largest routing weight at each token of a few held-out tasks, the first in the order of "
-        "the data, at the last evaluation; layer by layer, by each arm's lowest seed. Colours are of one layer of one "
-        "run: what they show is where the same expert speaks, not which one. MLflow has the same at each evaluation."
+        "The expert with the largest routing weight at each token of the first held-out items, layer by layer, at the "
+        "last evaluation of each arm's lowest seed. A colour stands for an expert within one layer of one run: compare "
+        "where colours change, not which colours there are. MLflow has the maps of every evaluation."
     )
     parts = _figures_of(report, lambda name: name.startswith(ROUTING_MAP))
     return Section("Routing maps", "routing", (Part("text", words), *parts) if parts else ())
@@ -331,9 +344,10 @@ _SECTIONS: tuple[Callable[[Report], Section], ...] = (
     _findings,
     _equal_density,
     _means,
-    _draws,
+    _samples,
     _effects,
     _curves,
+    _forgetting,
     _activation,
     _distributions,
     _experts,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.reporting.artifacts import Artifacts, read_artifacts
 from pipeline.reporting.baselines import is_baseline
-from pipeline.reporting.best_draws import Ranking, draws_words, rankings
+from pipeline.reporting.best_samples import Ranking, rankings, samples_words
 from pipeline.reporting.changed_code import changed_code
 from pipeline.reporting.columns import EXCESS, Column, columns_of
 from pipeline.reporting.comparisons import (
@@ -42,7 +42,7 @@ class Report:
     filed: Artifacts
     reference: str = "per_token"
     primary: Primary | None = None
-    draws: tuple[Ranking, ...] = ()
+    samples: tuple[Ranking, ...] = ()
 
     @property
     def to_reference(self) -> dict[int, dict[str, Difference]]:
@@ -81,7 +81,7 @@ def report_of(results: Results, filed: Artifacts) -> Report:
     differences = _differences(results, columns, reference)
     primary = primary_of(results, reference)
     comparisons = compare(differences, columns, primary)
-    draws = rankings(results, filed.sweep)
+    samples = rankings(results, filed.sweep)
     words = [
         *changed_code(results),
         *grown_words(results, primary),
@@ -90,11 +90,11 @@ def report_of(results: Results, filed: Artifacts) -> Report:
         *equal_density_words(results, differences),
         *findings(results, reference),
         *data_words(results),
-        *draws_words(draws),
+        *samples_words(samples),
         _lost_files(results, filed),
     ]
     return Report(
-        results, columns, differences, comparisons, list(filter(None, words)), filed, reference, primary, draws
+        results, columns, differences, comparisons, list(filter(None, words)), filed, reference, primary, samples
     )
 
 

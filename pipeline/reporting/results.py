@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Curve = tuple[list[int], list[float]]  # steps and values
-_CURVES = (measures.TASK_LOSS, measures.HELD_OUT_LOSS, measures.HELD_OUT_TOKEN_ACCURACY, measures.STEP_SECONDS)
+_CURVES = (
+    *(measures.TASK_LOSS, measures.HELD_OUT_LOSS, measures.HELD_OUT_TOKEN_ACCURACY, measures.STEP_SECONDS),
+    *(measures.FORGETTING_LOSS, measures.FORGETTING_INCREASE),
+)
 _LAYER = re.compile(rf"{measures.ACTIVATION_RATE}/L(\d+)")
 NOT_SET = "–"  # a setting that some trials have and others have not
 _NOT_A_CELL = ("training.arm", "training.seed", ARM, SEED, "description")
@@ -221,7 +224,7 @@ def _as_logged(value: float) -> float:
 
 
 def _varying(params: list[tuple[str, dict[str, str]]]) -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was drawn.
+    """The settings, but for arm and seed, in which trials differ: the grid of the sweep, and what was sampled.
 
     Apart from them, by arm, what only tells arms apart (`sweep.arm_settings`): a grid gives every arm each of its
     values, so that what each arm has one value of is no grid. `params` are (arm, settings) of every trial.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.colours import arm_colour
 from pipeline.reporting.baselines import is_baseline
-from pipeline.reporting.best_draws import spread
+from pipeline.reporting.best_samples import spread
 from pipeline.reporting.columns import DENSITY, EXCESS, HELD_OUT_LOSS, Column
 from pipeline.reporting.comparisons import OVER_BASELINES, Comparison
 from pipeline.reporting.frames import arms_frame
@@ -28,7 +28,7 @@ LEGEND = (
 )
 
 
-_MOST_DRAWS = 5  # of an arm
+_MOST_SAMPLES = 5  # of an arm
 
 
 @dataclass(frozen=True)
@@ -109,28 +109,28 @@ def seeds(report: Report) -> Table:
     return Table(head, rows, 1 + len(report.results.varying))
 
 
-def draws(report: Report) -> Table | None:
-    """The best draws of each arm and cell of the grid, best first; None where nothing was drawn."""
-    if not report.draws:
+def samples(report: Report) -> Table | None:
+    """The best samples of each arm and cell of the grid, best first; None without a search."""
+    if not report.samples:
         return None
     rows = []
-    for ranking in report.draws:
-        for rank, row in enumerate(ranking.ranked[:_MOST_DRAWS], start=1):
+    for ranking in report.samples:
+        for rank, row in enumerate(ranking.ranked[:_MOST_SAMPLES], start=1):
             by = ranking.column
             lowest, highest = min(by.of_row(row).values()), max(by.of_row(row).values())
             name = Cell(ranking.arm, colour=arm_colour(ranking.arm))
-            drawn = [Cell(value) for value in ranking.settings(row).values()]
+            settings = [Cell(value) for value in ranking.settings(row).values()]
             numbers = (by.mean(row), spread(row, by), lowest, highest)
             shown = [Cell(by.show(each)) for each in numbers]
             density = Cell(DENSITY.show(DENSITY.mean(row)))
             cell = [Cell(value) for _, value in ranking.cell]
-            rows.append([name, *cell, Cell(str(rank)), *drawn, Cell(str(len(row.trials))), *shown, density])
-    first = report.draws[0]
-    fields = [each.split(".")[-1].replace("_", " ") for each in (*(name for name, _ in first.cell), *first.drawn)]
+            rows.append([name, *cell, Cell(str(rank)), *settings, Cell(str(len(row.trials))), *shown, density])
+    first = report.samples[0]
+    fields = [each.split(".")[-1].replace("_", " ") for each in (*(name for name, _ in first.cell), *first.fields)]
     fields.insert(len(first.cell), "rank")
     of_loss = ["standard deviation", "lowest seed", "highest seed"]
     head = ["arm", *fields, "seeds", first.column.heading, *of_loss, DENSITY.heading]
-    return Table(head, rows, 2 + len(first.cell) + len(first.drawn))
+    return Table(head, rows, 2 + len(first.cell) + len(first.fields))
 
 
 def is_best(results: Results, row: Row, column: Column) -> bool:

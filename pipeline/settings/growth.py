@@ -1,4 +1,4 @@
-"""What an experiment has more of than when it was begun: seeds, arms, values of its grid, draws, steps; or another
+"""What an experiment has more of than when it was begun: seeds, arms, values of its grid, samples, steps; or another
 number of workers, for what is left of it."""
 
 import json
@@ -58,9 +58,9 @@ def _compare_sweeps(before: SweepConfig, now: SweepConfig, added: list[str], pro
     if before.search is not None and now.search is not None:
         then, samples = before.search.samples, now.search.samples
         if samples < then:
-            problems.append(f"sweep.search.samples: were {then}, and are {samples} now. Draw {then} or more")
+            problems.append(f"sweep.search.samples: were {then}, and are {samples} now. Use {then} or more")
         elif samples > then:
-            added.append(f"draws {then + 1} to {samples}")
+            added.append(f"samples {then + 1} to {samples}")
 
 
 def _compare_lists(

@@ -40,7 +40,7 @@ _UNITS = {
     "workers.timeout_s": "seconds",
     "workers.max_failures": "times a trial",
     "sweep.max_concurrent": "trials",
-    "sweep.search.samples": "draws",
+    "sweep.search.samples": "samples",
     "sweep.scheduler.asha.grace_steps": "steps",
 }
 # What the template of a config has no example for.

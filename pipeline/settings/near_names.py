@@ -55,7 +55,7 @@ _ELSEWHERE = {
     ),
     **dict.fromkeys(
         ("early_stopping", "patience"),
-        "no setting: every trial takes training.steps; sweep.scheduler prunes drawn settings that fall behind",
+        "no setting: every trial takes training.steps; sweep.scheduler prunes samples that fall behind",
     ),
     **dict.fromkeys(
         ("devices", "num_devices", "n_gpus", "num_gpus", "gpu", "accelerator", "device", "cuda", "gpus_per_node"),

@@ -1,8 +1,8 @@
-"""Searching beyond the grid: settings that are drawn from a space, and trials that are ended early (pruned).
+"""Searching beyond the grid: settings that are sampled from a space, and trials that are ended early (pruned).
 
-The words are Ray Tune's, and mean what they mean there. The drawing is our own: a draw depends on the seed, the number
-of the sample and the field's name alone, so that a resumed sweep has the same trials on every machine, every arm and
-seed gets the same settings, and a longer search begins with the shorter one's.
+The words are Ray Tune's, and mean what they mean there. The sampling is our own: a value depends on the seed, the
+number of the sample and the field's name alone, so that a resumed sweep has the same trials on every machine, every arm
+and seed gets the same settings, and a longer search begins with the shorter one's.
 """
 
 import hashlib
@@ -21,9 +21,9 @@ _MOST = 10**12
 Whole = Annotated[int, Field(ge=-_MOST, le=_MOST)]
 Number = Whole | Annotated[float, Field(ge=-_MOST, le=_MOST, allow_inf_nan=False)]
 _Listed = Field(strict=False)  # a list, as YAML has it, serves as a tuple; what is in it stays strict
-_DIGITS = 4  # of a drawn number: as many as anybody reads
+_DIGITS = 4  # of a sampled number: as many as anybody reads
 _NARROW = 100  # how many times its width a domain's numbers are, from where on so few digits do not tell them apart
-_DRAWS = 1000  # for each sample, until one comes that was not drawn before
+_TRIES = 1000  # for each sample, until one comes that is not there yet
 COMPARED: dict[str, Literal["min", "max"]] = {
     measures.HELD_OUT_LOSS: "min",
     measures.TASK_LOSS: "min",
@@ -36,7 +36,7 @@ _NO_PBT = (
 
 
 class Domain(Settings):
-    """Where a setting's value is drawn from: exactly one of these."""
+    """Where a setting's value is sampled from: exactly one of these."""
 
     # [low, high]; loguniform evenly in the logarithm; quniform the multiples of a third number; randint without high
     uniform: Annotated[tuple[Number, Number], _Listed] | None = None
@@ -100,15 +100,17 @@ class Domain(Settings):
         return _rounded(low + (high - low) * place, low, high)
 
     def ends(self) -> tuple[Any, ...]:
-        """The values that any drawn one lies between; for a choice, all."""
+        """The values that any sampled one lies between; for a choice, all."""
         return self.choice if self.choice is not None else (self.at(0.0), self.at(1.0 - 1e-12))
 
 
 class SearchConfig(Settings):
-    """How many settings are drawn, and from where. All arms and seeds are run with each."""
+    """How many samples there are, and of what space. All arms and seeds are run with each."""
 
-    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(description="how many settings are drawn")
-    seed: NonNegative = Field(0, description="of the drawing; more samples begin with the same ones")
+    samples: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        description="how many samples of the space; every arm and seed runs each"
+    )
+    seed: NonNegative = Field(0, description="of the sampling; more samples begin with the same ones")
     space: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
         description="for example {training.learning_rate: {loguniform: [1e-4, 1e-2]}, model.layers: {choice: [4, 6]}}"
     )
@@ -118,7 +120,7 @@ class AshaConfig(Settings):
     """Asynchronous successive halving: at grace_steps, grace_steps * reduction_factor, ... a trial whose metric is not
     among the best 1/reduction_factor of those that came as far is pruned.
 
-    Only drawn settings compete with each other: the arm, the seed and the cell of the grid are what is being compared.
+    Only samples compete with each other: the arm, the seed and the cell of the grid are what is being compared.
     """
 
     metric: str = Field(
@@ -170,17 +172,17 @@ def search_problem(grid: Collection[str], search: SearchConfig | None, scheduler
     space = search.space if search else {}
     for field in space:
         if field in grid:
-            return f"search.space: {field} stands in grid too; a setting is either listed or drawn"
+            return f"search.space: {field} stands in grid too; a setting is either listed or sampled"
     if scheduler is None:
         return None
     if search is None and not scheduler.asha.across_arms:
         return (
-            "scheduler: prunes drawn settings, but there is no search: arms, seeds and the grid are what is being "
-            "compared. Draw settings (search: {samples: ..., space: ...}), or let arms compete (across_arms: true)"
+            "scheduler: prunes samples, but there is no search; arms, seeds and the grid are what is being compared. "
+            "Add a search (search: {samples: ..., space: ...}), or let arms compete (across_arms: true)"
         )
     if "training.steps" in space:
         return (
-            "search.space: training.steps cannot be drawn beside a scheduler, which compares trials at a step: their "
+            "search.space: training.steps cannot be sampled beside a scheduler, which compares trials at a step: their "
             "learning rates would stand at different points of their schedules. Put it into grid"
         )
     return None
@@ -192,22 +194,22 @@ def sample(search: SearchConfig) -> tuple[dict[str, Any], ...]:
     Raises:
         ValueError: the space does not hold so many; names the field `samples`.
     """
-    drawn: dict[str, dict[str, Any]] = {}
+    samples: dict[str, dict[str, Any]] = {}
     for sample in range(search.samples):
-        for again in range(_DRAWS):
+        for again in range(_TRIES):
             values = {
                 field: domain.at(_place(search.seed, sample, again, field)) for field, domain in search.space.items()
             }
             key = json.dumps(values, sort_keys=True)
-            if key not in drawn:
-                drawn[key] = values
+            if key not in samples:
+                samples[key] = values
                 break
         else:
             raise ValueError(
-                f"samples: {search.samples} different settings are asked for, but after {len(drawn)} no more was found "
-                "in the space. Ask for fewer, widen the space, or put the values into `grid`."
+                f"samples: found {search.samples}, but the space has only about {len(samples)} different ones. Ask for "
+                "fewer, widen the space, or put the values into `grid`."
             )
-    return tuple(drawn.values())
+    return tuple(samples.values())
 
 
 def _place(seed: int, sample: int, again: int, field: str) -> float:
@@ -229,5 +231,5 @@ def _holds_a_multiple(low: float, high: float, q: float) -> bool:
 
 def _rounded(value: float, low: float, high: float) -> float:
     size = max(abs(low), abs(high)) / (high - low)
-    digits = _DIGITS + (math.ceil(math.log10(size)) if size > _NARROW else 0)  # or all draws would be of a few values
+    digits = _DIGITS + (math.ceil(math.log10(size)) if size > _NARROW else 0)  # or all samples would be of a few values
     return float(min(max(float(f"{value:.{digits}g}"), low), high))

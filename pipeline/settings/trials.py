@@ -76,14 +76,14 @@ def arms_setting(experiment: Experiment) -> str:
 def _cells(sweep: SweepConfig, source: str) -> list[tuple[list[str], dict[str, Any]]]:
     """What differs between trials beside arm and seed: (names for the trial's key, values by field) of each."""
     try:
-        drawn = sample(sweep.search) if sweep.search else ({},)
+        samples = sample(sweep.search) if sweep.search else ({},)
     except ValueError as error:
         raise UserError(f"{source}: sweep.search.{error}") from error
     cells = []
     for values in itertools.product(*sweep.grid.values()):
         listed = dict(zip(sweep.grid, values, strict=True))
         names = [f"{field.split('.')[-1]}_{value}" for field, value in listed.items()]
-        for number, settings in enumerate(drawn, start=1):
+        for number, settings in enumerate(samples, start=1):
             cells.append(([*names, f"sample_{number}"] if sweep.search else names, {**listed, **settings}))
     return cells
 

@@ -74,7 +74,7 @@ def _up_to_a_multiple(number: int, of: int) -> int:
 
 
 def _check_ends(field: str, domain: Domain, experiment: type[BaseModel], source: str) -> None:
-    """Whether the setting may be at either end of the domain, so that no refusal hangs on what happens to be drawn."""
+    """Whether the setting may be at either end of the domain, so that no refusal depends on what is sampled."""
     group, _, name = field.rpartition(".")
     info = experiment.model_fields[group].annotation.model_fields[name]  # type: ignore[union-attr]
     kind: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
@@ -85,7 +85,7 @@ def _check_ends(field: str, domain: Domain, experiment: type[BaseModel], source:
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise UserError(
-                f"{source}: sweep.search.space.{field}.{domain.kind}: {value!r} may be drawn; "
+                f"{source}: sweep.search.space.{field}.{domain.kind}: {value!r} may be sampled; "
                 f"{message[0].lower() + message[1:]}{_whole(message, domain)}"
             ) from error
 

@@ -270,7 +270,7 @@ def observed(recorded: Collection[str]) -> list[str]:
 
 
 def _varied(runs: "Sequence[Run]") -> list[str]:
-    """The settings that differ between the trials of any one sweep: those of its grid, and what was drawn."""
+    """The settings that differ between the trials of any one sweep: those of its grid, and what was sampled."""
     sweeps: dict[tuple[str, str], list[dict[str, str]]] = {}
     for run in runs:
         place = (run.data.tags.get(SWEEP, ""), run.data.tags.get(SWEEP_ID, ""))

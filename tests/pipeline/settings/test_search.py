@@ -118,7 +118,7 @@ def test_a_narrow_domain_is_drawn_from_evenly_and_not_rounded_to_its_ends(kind: 
 
 def test_no_two_samples_are_alike() -> None:
     assert sorted(settings["model.layers"] for settings in sample(search(2, 3, PLAIN))) == [4, 6]
-    with pytest.raises(ValueError, match=r"samples: 3 different settings are asked for, but after 2 no more"):
+    with pytest.raises(ValueError, match=r"samples: found 3, but the space has only about 2 different ones"):
         sample(search(3, 3, PLAIN))
 
 
@@ -160,8 +160,8 @@ RATE = "training.learning_rate"
         ({"quniform": [1, 2, 5]}, "expected q > 0 with a multiple between 1 and 2"),
         ({"quniform": [0, 1, 1e-300]}, "expected q > 0 with a multiple"),
         # What could be drawn is refused, even if it happens not to be.
-        ({"loguniform": [1e-3, 100]}, "loguniform: 100.0 may be drawn; input should be less than or equal to 10"),
-        ({"choice": [1e-3, -1]}, "choice: -1 may be drawn; input should be greater than 0"),
+        ({"loguniform": [1e-3, 100]}, "loguniform: 100.0 may be sampled; input should be less than or equal to 10"),
+        ({"choice": [1e-3, -1]}, "choice: -1 may be sampled; input should be greater than 0"),
     ],
 )
 def test_a_domain_that_cannot_be_is_refused(domain: Any, message: str) -> None:
@@ -180,7 +180,7 @@ def test_a_domain_that_cannot_be_is_refused(domain: Any, message: str) -> None:
         (9, {"model.hidden": {"randint": [16, 64]}}, "cannot be cut into 2 heads"),
         (4, {}, "sweep.search.space: found {}"),
         (0, PLAIN, "sweep.search.samples: found 0"),
-        (3, PLAIN, "sweep.search.samples: 3 different settings are asked for"),
+        (3, PLAIN, "sweep.search.samples: found 3, but the space has only about 2"),
         (3000, {RATE: {"uniform": [0.1, 1]}}, "make 12000 trials; at most 10000"),
         (2, {"data.max_tokens": {"choice": [400, 600]}}, "cannot differ between the trials"),
         (2, {"training.seed": {"randint": [0, 9]}}, "cannot differ between the trials"),
@@ -202,7 +202,7 @@ def test_a_search_that_cannot_be_is_refused(samples: int, space: dict[str, Any],
         ({"grid": {"model.layers": [4]}}, "model.layers stands in grid too"),
         ({"scheduler": {"pbt": {}}}, "sweep.scheduler.pbt: population based"),
         ({"scheduler": {"ahsa": {}}}, "(did you mean 'sweep.scheduler.asha'?)"),
-        ({"search": None, "scheduler": {"asha": {"grace_steps": 10}}}, "prunes drawn settings, but there is no search"),
+        ({"search": None, "scheduler": {"asha": {"grace_steps": 10}}}, "prunes samples, but there is no search"),
         ({"scheduler": {"asha": {"metric": "held_out/los", "grace_steps": 9}}}, "(did you mean 'held_out/loss'?)"),
         ({"scheduler": {"asha": {"grace_steps": 0}}}, "sweep.scheduler.asha.grace_steps: found 0"),
         ({"scheduler": {"asha": {"grace_steps": 9, "reduction_factor": 1}}}, "reduction_factor: found 1"),
@@ -219,7 +219,7 @@ def test_a_search_that_cannot_be_is_refused(samples: int, space: dict[str, Any],
                 "search": {"samples": 2, "space": {"training.steps": {"randint": [200, 300]}}},
                 "scheduler": {"asha": {"grace_steps": 9}},
             },
-            "training.steps cannot be drawn beside a scheduler",
+            "training.steps cannot be sampled beside a scheduler",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""ARC grids as SVG, in the colours in which ARC is shown everywhere."""
+"""Examples that are grids of colours, as SVG."""
 
 from html import escape
 

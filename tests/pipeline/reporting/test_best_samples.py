@@ -2,21 +2,28 @@
 
 import io
 import math
+import shlex
 import statistics
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
+from pipeline import api
+from pipeline.cli import main
 from pipeline.layout import Output
 from pipeline.records.spool import Spool
-from pipeline.reporting.best_draws import reruns
+from pipeline.reporting.best_samples import reruns
 from pipeline.reporting.files import markdown
 from pipeline.reporting.page import html
-from pipeline.run import file_report
+from pipeline.run import _rerun_lines, file_report
 from pipeline.settings.config import Experiment, replace
 from pipeline.settings.experiment_file import read_experiment
 from pipeline.settings.search import sample
 from pipeline.settings.trials import trials_of
+from pipeline.tracking.destination import Destination
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.sweep_samples import EXTRA, experiment
 
@@ -71,8 +78,8 @@ def test_draws_are_ranked_by_their_mean_over_all_seeds(filed):
     report, _, _ = filed
     draws = sample(search().sweep.search)
     expected = {"per_token": [3, 2, 1], "aggregated": [4, 1, 2]}  # by hand: 1.15, 1.2, 1.6; 1.25, 1.3, 1.9
-    assert [ranking.arm for ranking in report.draws] == ["per_token", "aggregated"]
-    for ranking in report.draws:
+    assert [ranking.arm for ranking in report.samples] == ["per_token", "aggregated"]
+    for ranking in report.samples:
         rates = [ranking.settings(row)["training.learning_rate"] for row in ranking.ranked]
         wanted = [draws[number - 1]["training.learning_rate"] for number in expected[ranking.arm]]
         assert [float(rate) for rate in rates] == wanted
@@ -84,24 +91,25 @@ def test_the_report_says_mean_spread_and_what_they_are_worth(filed):
     rate = sample(search().sweep.search)[2]["training.learning_rate"]
     deviation = statistics.stdev([1.1, 1.2])
     for text in (" ".join(each.replace("\\_", "_").split()) for each in (markdown(report), printed)):
-        assert f"The best of 3 ranked draws of per_token is training.learning_rate {rate}" in text
+        assert f"The best of 3 ranked samples of per_token is training.learning_rate {rate}" in text
         assert f"held-out loss 1.1500 nats over 2 seeds, standard deviation {deviation:.4f}" in text
-        assert "1 draw without all seeds (pruned, or not finished)" in text
+        assert "Not ranked: 1 sample without all seeds (pruned, or not finished)" in text
         assert "too low by chance" in text
-    table = markdown(report).split("## Best draws")[1].split("\n## ")[0]
+    table = markdown(report).split("## Best samples")[1].split("\n## ")[0]
     lines = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("|")][2:]
     assert [[each.strip().replace("\\", "") for each in line] for line in lines] == [
         [arm, str(rank)] for arm in ("per_token", "aggregated") for rank in (1, 2, 3)
     ]
     page = next(path for path in files if path.suffix == ".html").read_text()
-    assert "Best draws" in page
+    assert "Best samples" in page
     assert page == html(report)
 
 
 def test_the_command_that_is_printed_runs_the_best_draw_of_each_arm_with_fresh_seeds(filed):
     _, files, printed = filed
-    path = next(path for path in files if path.name == "best_draws.yaml")
-    assert f"tiny-onn ablate {path}" in printed
+    path = next(path for path in files if path.name == "best_samples.yaml")
+    (line,) = [line for line in printed.splitlines() if line.startswith("Each arm's best sample, with fresh seeds: ")]
+    assert f"tiny-onn ablate {path}" in line
     again, draws, before = read_experiment(path), sample(search().sweep.search), search()
     assert again.name == "searched-best"
     assert again.sweep.seeds == (4, 5, 6)
@@ -118,13 +126,48 @@ def test_the_command_that_is_printed_runs_the_best_draw_of_each_arm_with_fresh_s
         assert (trial.experiment.data, trial.experiment.workers) == (before.data, before.workers)
 
 
+@pytest.mark.parametrize(
+    ("destination", "address", "storage"),
+    [
+        (Destination(), None, None),
+        (Destination("sqlite:////tmp/with space/mlflow.db", "other"), "10.0.0.5:6379", "s3://bucket/a folder"),
+    ],
+)
+def test_the_printed_command_reruns_the_best_where_the_search_ran(filed, monkeypatch, destination, address, storage):
+    """It is pasted: the command's own parser takes it, and its settings make the trials."""
+    _, files, printed = filed
+    (made,) = _rerun_lines(files, Path("/tmp/some where"), destination, address, storage)
+    called = []
+
+    def ablate(config, changes, output, **options):
+        called.append((config, changes, output, options))
+        return SimpleNamespace(exit_code=0)
+
+    monkeypatch.setattr("pipeline.api.ablate", ablate)
+    lines = [made] if address else [made, next(line for line in printed.splitlines() if "fresh seeds: " in line)]
+    for line in lines:
+        words = shlex.split(line.partition("fresh seeds: ")[2])
+        assert words[0] == "tiny-onn"
+        ran = CliRunner().invoke(main, words[1:])
+        assert ran.exit_code == 0, ran.output
+    config, changes, output, options = called[0]
+    assert changes == {}
+    assert output == Path("/tmp/some where")
+    assert len(api.read(config).sweep.seeds) == 3
+    asked = (options["tracking_uri"], options["mlflow_experiment"], options["address"], options["storage"])
+    assert asked == (destination.uri, destination.experiment, address, storage)
+    if not address:  # what `report` prints names the store's experiment, which is not the default one
+        assert called[1][3]["mlflow_experiment"] == "tests"
+        assert called[1][3]["tracking_uri"] is None
+
+
 def test_of_a_grid_each_cell_has_its_own_best(tmp_path):
     searched = search({"training.warmup_steps": [1, 2]})
     report, files, _ = file(Output(tmp_path), searched, {"2": 0.5})
-    assert [(ranking.arm, dict(ranking.cell)) for ranking in report.draws] == [
+    assert [(ranking.arm, dict(ranking.cell)) for ranking in report.samples] == [
         (arm, {"training.warmup_steps": value}) for value in ("1", "2") for arm in LOSSES
     ]
-    again = [read_experiment(path) for path in files if path.name.startswith("best_draws")]
+    again = [read_experiment(path) for path in files if path.name.startswith("best_samples")]
     assert [each.name for each in again] == ["searched-best-1", "searched-best-2"]
     for value, each in zip((1, 2), again, strict=True):
         assert {trial.experiment.training.warmup_steps for trial in trials_of(each)} == {value}
@@ -138,7 +181,7 @@ def test_a_sweep_without_a_search_or_whose_settings_are_not_known_has_none(filed
 
     for sweep in (None, experiment("sample")):
         made = report_of(report.results, Artifacts(sweep=sweep))
-        assert made.draws == ()
-        assert "Best draws" not in markdown(made)
+        assert made.samples == ()
+        assert "Best samples" not in markdown(made)
     for text in ("", "[1]", '{"name": 3}', '{"name": "x", "nosuch": 1}'):
         assert _settings(text) is None

@@ -1,4 +1,4 @@
-"""Of a search: each arm's draws, ranked by their mean over seeds, and the sweep that runs the best again.
+"""Of a search: each arm's samples, ranked by their mean over seeds, and the sweep that runs the best again.
 
 The lowest of many means is too low by chance: it was chosen for being low. Only other seeds can tell how good it is.
 """
@@ -23,20 +23,20 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True)
 class Ranking:
-    """An arm's draws in one cell of the grid, best first by `column`; `incomplete` lack a seed, or its number there is
-    not finite."""
+    """An arm's samples in one cell of the grid, best first by `column`; of `incomplete` more, a seed is missing or its
+    number is not finite. `fields` are the settings that were sampled."""
 
     arm: str
     cell: tuple[tuple[str, str], ...]
     ranked: tuple[Row, ...]
     incomplete: int
-    drawn: tuple[str, ...]
+    fields: tuple[str, ...]
     column: Column = HELD_OUT_LOSS
 
     def settings(self, row: Row) -> dict[str, str]:
-        """What was drawn for a row, as text."""
+        """The sampled settings of a row, as text."""
         params = next(iter(row.trials.values())).params
-        return {field: params.get(field, NOT_SET) for field in self.drawn}
+        return {field: params.get(field, NOT_SET) for field in self.fields}
 
 
 def spread(row: Row, column: Column) -> float:
@@ -53,7 +53,7 @@ def rankings(results: Results, experiment: Experiment | None) -> tuple[Ranking, 
     sweep = experiment.sweep if experiment else None
     if sweep is None or sweep.search is None:
         return ()
-    drawn, seeds = tuple(sweep.search.space), set(sweep.seeds)
+    fields, seeds = tuple(sweep.search.space), set(sweep.seeds)
     groups: dict[Any, list[Row]] = {}
     for row in results.rows:
         cell = tuple((name, value) for name, value in row.cell if name in sweep.grid)
@@ -62,7 +62,7 @@ def rankings(results: Results, experiment: Experiment | None) -> tuple[Ranking, 
     for (cell, arm), rows in groups.items():
         whole = [row for row in rows if set(row.trials) == seeds and math.isfinite(by.mean(row))]
         ranked = tuple(sorted(whole, key=by.mean, reverse=by.best is max))
-        found.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), drawn, by))
+        found.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), fields, by))
     return tuple(found)
 
 
@@ -73,35 +73,35 @@ def _ranked_by(results: Results) -> Column:
     return next(found, HELD_OUT_LOSS)
 
 
-def draws_words(found: tuple[Ranking, ...]) -> list[str]:
-    """A sentence for each ranking, and what the best's mean is worth."""
+def samples_words(ranked: tuple[Ranking, ...]) -> list[str]:
+    """A sentence for each ranking, and one on how far the best one's mean can be trusted."""
     words = []
-    for ranking in found:
+    for ranking in ranked:
         name = ", ".join([ranking.arm, *(f"{field} {value}" for field, value in ranking.cell)])
-        left = f" {_count(ranking.incomplete, 'draw')} without all seeds (pruned, or not finished) are not ranked."
+        left = f" Not ranked: {_count(ranking.incomplete, 'sample')} without all seeds (pruned, or not finished)."
         rest = left if ranking.incomplete else ""
         if not ranking.ranked:
-            words.append(f"{name}: no draw has finished with every seed.{rest}")
+            words.append(f"{name}: no sample has finished with every seed.{rest}")
             continue
         best = ranking.ranked[0]
         settings = ", ".join(f"{field} {value}" for field, value in ranking.settings(best).items())
         by, deviation = ranking.column, spread(best, ranking.column)
         over = f", standard deviation {by.show(deviation)}" if math.isfinite(deviation) else ""
         words.append(
-            f"The best of {_count(len(ranking.ranked), 'ranked draw')} of {name} is {settings}: {by.title} "
+            f"The best of {_count(len(ranking.ranked), 'ranked sample')} of {name} is {settings}: {by.title} "
             f"{by.show(by.mean(best))}{f' {by.unit}' if by.unit else ''} over {_count(len(best.trials), 'seed')}{over}"
             f", {100 * DENSITY.mean(best):.3g} % of its experts active.{rest}"
         )
-    if any(ranking.ranked for ranking in found):
+    if any(ranking.ranked for ranking in ranked):
         words.append(
-            f"The {_END[found[0].column.best is max]} by chance, and the spread over draws says nothing of it: how "
-            "good the best draws are, only fresh seeds can tell."
+            f"The {_END[ranked[0].column.best is max]} by chance, because it was chosen for being so. Only fresh "
+            "seeds can tell how good the best samples are."
         )
     return words
 
 
 def reruns(found: tuple[Ranking, ...], experiment: Experiment) -> dict[str, Experiment]:
-    """By file name, a sweep for each cell of the grid: each arm with its best draw, and seeds that were not used.
+    """By file name, a sweep for each cell of the grid: each arm with its best sample, and seeds that were not used.
 
     A cell of which nothing is ranked has none; nor has one that today's settings refuse.
     """
@@ -115,7 +115,7 @@ def reruns(found: tuple[Ranking, ...], experiment: Experiment) -> dict[str, Expe
     for number, arms in enumerate(cells.values(), start=1):
         ending = "" if len(cells) == 1 else f"-{number}"
         try:
-            made[f"best_draws{ending}.yaml"] = _rerun(experiment, arms, ending)
+            made[f"best_samples{ending}.yaml"] = _rerun(experiment, arms, ending)
         except UserError:  # what the tracker holds may be of an older version
             continue
     return made
@@ -128,7 +128,7 @@ def _rerun(experiment: Experiment, arms: dict[str, dict[str, Any]], ending: str)
     own = {arm: {**sweep.arm_settings.get(arm, {}), **settings} for arm, settings in arms.items()}
     changes = {
         "name": experiment.name[: _LONGEST_NAME - len(tail)] + tail,
-        "description": f"Each arm with its best draw of {experiment.name}, with seeds that it was not chosen by.",
+        "description": f"Each arm with its best sample of {experiment.name}, with seeds that it was not chosen by.",
         "sweep": {"arms": list(arms), "seeds": list(fresh), "arm_settings": own},
         "study": None,
         "scales": {},
