@@ -1,1 +1,1 @@
-"""From ARC tasks to a filed report: data, distributed training on Ray, tracking in MLflow."""
+"""From a task's data to a filed report: data, distributed training on Ray, tracking in MLflow."""

@@ -73,8 +73,8 @@ def ablate(
     """Runs the sweep of a YAML file, arms x seeds x what else it varies, then prints and files its report.
 
     A call that is made again goes on where the last one stopped, and repeats no trial that has ended. With more seeds,
-    arms, values of the grid or draws than before it runs those; with more steps, where `training.schedule` is constant,
-    each trial goes on for them.
+    arms, values of the grid or samples than before it runs those; with more steps, where `training.schedule` is
+    constant, each trial goes on for them.
 
     Args:
         changes: settings to replace, by their dotted names, for example {"training.steps": 40}, or some of a group:

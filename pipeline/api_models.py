@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.api_reports import local_store
 from pipeline.errors import UserError
+from pipeline.renamed import takes_old_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pipeline.training.answers import Answers
+    from pipeline.data.model_use import Answers
     from pipeline.training.kept import Step
     from pipeline.training.model_file import TrainedModel
 
@@ -24,22 +25,36 @@ def predict(
     step: "Step" = "last",
     own_code: bool = False,
 ) -> "Answers":
-    """Draws two attempts at each test pair of the tasks in a file, in any of the formats that `data.folder` takes.
+    """Answers what is in a file with a run's model, as the run's task does: of ARC, two attempts at each test pair of
+    the file's tasks, in any of the formats that `data.folder` takes; of text, a continuation of each of its lines.
 
     Args:
         run, step, own_code: as in `load_model`.
-        submission: where to write them in the format of Kaggle's ARC competitions; nowhere by default.
+        submission: where to write the answers as JSON, which of ARC is the format of Kaggle's competitions; nowhere by
+            default.
 
     Raises:
-        UserError: there is no such model or task, or the submission cannot be written.
+        UserError: there is no such model, its task answers no files, the file is malformed, or the answers cannot be
+            written.
     """
+    import json
+
     import torch
 
-    from pipeline.training.answers import answer_file
+    from pipeline.files import write_whole
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _model_of(run, output, tracking_uri, step, device, own_code)
-    return answer_file(model, Path(file), None if submission is None else Path(submission))
+    answers = _model_of(run, output, tracking_uri, step, device, own_code).answer(Path(file))
+    try:
+        text = json.dumps(answers.values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the task's `answer` returned a value that JSON cannot hold ({error})") from error
+    if submission is not None:
+        try:
+            write_whole(Path(submission), text)
+        except OSError as error:
+            raise UserError(f"--submission {submission}: cannot be written ({error})") from None
+    return answers
 
 
 def load_model(
@@ -67,27 +82,38 @@ def load_model(
     return _model_of(run, output, tracking_uri, step, device, own_code)
 
 
-def routing_map(model: "TrainedModel", task: Any, pair: int = 0, *, projection: str = "o", title: str = "") -> "Figure":
-    """The routing map of an ARC task: its grids, each cell coloured by the expert that dominates there, by layer.
+@takes_old_names
+def routing_map(
+    model: "TrainedModel",
+    given: Any,
+    *options: Any,
+    projection: str | None = None,
+    title: str = "",
+    **named: Any,
+) -> "Figure":
+    """The routing map of a row: its tokens as cells, each coloured by the expert that dominates there, layer by layer.
 
     Args:
         model: of `load_model`.
-        task: as in `TrainedModel.predict`; of a Task the answer of the test pair is shown, too.
-        pair: the test pair that follows the demonstrations.
-        projection: q, k, v or o: the experts of which module of each layer.
+        given: the row, a `pipeline.tasks.Sequence`, or what the model's task makes a row of: of ARC a task as in
+            `TrainedModel.predict`, and `pair=` the number of its test pair (of a Task its answer is shown, too); of
+            text a string.
+        projection: the experts of which module of each layer: of our transformer q, k, v or o, of another model the
+            last word of a module's name. By default `o`, or the layer's last module where it has none.
 
     Returns:
         a matplotlib figure; `savefig` writes it.
 
     Raises:
-        UserError: the task is malformed, has no such pair or is longer than those that the model was trained on.
+        UserError: what is given is malformed, or longer than what the model was trained on.
     """
+    from pipeline.data.contract import find_task
     from pipeline.drawing import own_style
-    from pipeline.training.routing_map import map_routing, plot_map, sequence_of
+    from pipeline.training.routing_map import map_routing, plot_map, row_of
 
-    routing = map_routing(model.model, sequence_of(model, task, pair), projection=projection, step=model.step)
+    task, row = find_task(model.experiment.data.task), row_of(model, given, *options, **named)
     with own_style():
-        return plot_map(routing, title)
+        return plot_map(map_routing(model.model, row, task, projection=projection, step=model.step), title)
 
 
 def _model_of(

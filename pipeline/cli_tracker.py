@@ -131,7 +131,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     sys.exit(sync_and_print(Output(output), sweep, tracking_uri, mlflow_experiment, report))
 
 
-@click.command(short_help="Answer the tasks in FILE with the model of RUN.")
+@click.command(short_help="Answer what is in FILE with the model of RUN.")
 @click.argument("run")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -139,7 +139,7 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
     type=click.Path(path_type=Path),
     default=None,
     metavar="FILE",
-    help="Write the answers to this file, in the format of Kaggle's ARC competitions. Default: print them.",
+    help="Write the answers to this file, as JSON. Of ARC it is what Kaggle's competitions take. Default: print them.",
 )
 @click.option(
     "--step",
@@ -154,16 +154,22 @@ def sync(sweep: str | None, output: Path, tracking_uri: str | None, mlflow_exper
 def predict(
     run: str, file: Path, submission: Path | None, step: str, own_code: bool, output: Path, tracking_uri: str | None
 ) -> None:
-    """Answer the tasks in FILE with the model of RUN.
+    """Answer what is in FILE with the model of RUN.
 
     RUN is the id of a finished run, which `train` prints and a report's results.json contains, or the folder of a trial
-    or a model. FILE can have any format that data.folder accepts, including Kaggle's *_test_challenges.json; answers in
-    it are ignored. Several views of each task vote on two attempts for each test pair.
+    or a model. What FILE has to be depends on the task that the model was trained on:
+
+    \b
+      arc   tasks in any format that data.folder accepts, including Kaggle's *_test_challenges.json. Answers in it are
+            ignored. Several views of each task vote on two attempts for each test pair.
+      text  UTF-8 text; each line is a prompt, which the model continues.
+      yours what the `answer` of your own task reads; without it the command is refused. It needs --own-code.
 
     \b
     Examples:
       tiny-onn predict 0123abcd0123abcd0123abcd0123abcd test_challenges.json --submission submission.json
       tiny-onn predict runs/sweeps/ablation/trials/per_token-s0 my_task.json --step best
+      tiny-onn predict runs/sweeps/text/trials/per_token-s0 prompts.txt
     """
     import json
 
@@ -172,14 +178,10 @@ def predict(
     if step not in ("last", "best") and not step.isdecimal():
         raise UserError(f"--step: found {step!r}; expected last, best or the number of a step")
     wanted: Any = int(step) if step.isdecimal() else step
-    made = api.predict(run, file, submission, output, tracking_uri=tracking_uri, step=wanted, own_code=own_code)
+    answers = api.predict(run, file, submission, output, tracking_uri=tracking_uri, step=wanted, own_code=own_code)
     if submission is None:
-        click.echo(json.dumps(made.submission))
-    tasks = len(made.submission)
-    summary = f"{tasks} task{'s' * (tasks != 1)}, {made.pairs} test pair{'s' * (made.pairs != 1)}"
-    summary += f"; {made.too_long} too long for the model, answered with [[0]]" if made.too_long else ""
-    summary += f"; {made.without_grid} without a grid drawn, answered with [[0]]" if made.without_grid else ""
-    click.echo(f"{summary}{f'. Written: {submission}' if submission else ''}", err=True)
+        click.echo(json.dumps(answers.values))
+    click.echo(f"{answers.summary}{f'. Written: {submission}' if submission else ''}", err=True)
 
 
 COMMANDS = (ui, server, sync, predict)

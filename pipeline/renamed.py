@@ -13,7 +13,7 @@ OPTIONS = {
     "--any-versions": "--skip-version-check",
     "--add": "--include",
 }
-ARGUMENTS = {"track_later": "allow_offline_tracking"}  # of functions
+ARGUMENTS = {"track_later": "allow_offline_tracking", "task": "given"}  # of functions
 _WITH_SETTINGS_IN_THEM = ("scales.", "sweep.arm_settings.")  # and below each a name, then settings
 
 

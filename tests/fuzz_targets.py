@@ -167,7 +167,7 @@ def shards(folder: Path) -> Target:
         shard.write_bytes(whole if data[:1] == b"M" else data[1:])
         path.write_bytes(data[1:] if data[:1] == b"M" else _agreeing(manifest, shard))
         try:
-            for sequence in read_rows(open_prepared(prepared.folder), "train"):
+            for sequence in read_rows(open_prepared(prepared.folder, "arc"), "train"):
                 assert len(sequence) > 0
                 assert sequence.tokens.max() < VOCABULARY_SIZE
                 assert max(axis.max() for axis in sequence.coordinates) < COORDINATE_RANGE

@@ -75,11 +75,11 @@ def grow(
             progress.begin(f"writing {factor}x", 100)
             write_repeated(experiment.data, corpus, factor, folder, _percent(progress))
             if factor == 1:
-                rates = throughput(experiment, open_prepared(folder), repeats, progress)
+                rates = throughput(experiment, open_prepared(folder, "arc"), repeats, progress)
             if factor in factors:
                 progress.begin(f"reading {factor}x", 1)
                 measured = reading(folder, experiment.training.batch_tokens, threads)
-                sizes.append(_size(factor, folder, open_prepared(folder, hashes=False), measured))
+                sizes.append(_size(factor, folder, open_prepared(folder, "arc", hashes=False), measured))
     return rates, sizes
 
 

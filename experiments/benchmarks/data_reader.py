@@ -48,9 +48,9 @@ def _read(folder: Path, batch_tokens: int, threads: int) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     before = reset_peak()
     with _stage("open_with_hashes", stages, before):
-        open_prepared(folder)
+        open_prepared(folder, "arc")
     with _stage("open", stages, before):
-        prepared = open_prepared(folder, hashes=False)
+        prepared = open_prepared(folder, "arc", hashes=False)
     with _stage("plan", stages, before):
         loader = Loader(prepared, "train", batch_tokens, seed=0)
     with _stage("read", stages, before):

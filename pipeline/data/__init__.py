@@ -1,1 +1,1 @@
-"""From ARC tasks to each rank's batches."""
+"""From a task's data to each rank's batches."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
+from pipeline.data.model_use import Answering, RoutingMaps
 from pipeline.data.sequence import Format, Sequence
 from pipeline.errors import UserError, reason
 from pipeline.settings.config import DataConfig, Experiment
@@ -145,13 +146,16 @@ class Examples:
     """What the model says to a few held-out and evaluation rows at the end of training, for the report.
 
     Attributes:
-        draw: (model, rows, experiment, alive) -> for each row an example that JSON can hold. A text for the report is
-            {"task_id", "pair", "given", "predicted", "target"}, all strings but `pair`, a whole number. `alive` is
-            called every second or more often while it works.
+        draw: (model, rows, experiment, alive) -> for each row an example that JSON can hold. The report shows two
+            kinds: texts, {"task_id", "pair", "given", "predicted", "target"}, and grids, {"task_id", "pair", "input",
+            "prediction", "target"}: lists of equally long lists of colours 0 to 9, at most 30 x 30; `prediction` is
+            None where there is no grid. `task_id` is a string and `pair` a whole number. `alive` is called every
+            second or more often while it works.
         measure: the examples of all workers -> numbers by name, the metrics held_out/NAME, evaluation/NAME.
         choose: (rows, training.decode_tasks) -> the rows that are drawn for.
         at_once: how many rows are drawn for in the time of one, for `tiny-onn plan`.
         measured: those of the numbers of `measure` that the report names.
+        part: what the report calls a `pair`.
         all_zero: what the report says, after "Of the held-out rows that were decoded", where all of these are 0.
         not_drawn: what the report says that nothing shows, after "nor", where nothing was drawn.
     """
@@ -161,6 +165,7 @@ class Examples:
     choose: Callable[[Items[Sequence], int], list[Sequence]] = by_item
     at_once: Callable[[Experiment], int] = lambda experiment: 1
     measured: tuple[Measured, ...] = ()
+    part: str = "part"
     all_zero: str = ""
     not_drawn: str = ""
 
@@ -168,7 +173,7 @@ class Examples:
         """What the report needs to show them, as JSON."""
         shown = ("name", "title", "unit", "scale", "digits")
         measured = [{field: getattr(each, field) for field in shown} for each in self.measured]
-        return {"measured": measured, "all_zero": self.all_zero, "not_drawn": self.not_drawn}
+        return {"measured": measured, "part": self.part, "all_zero": self.all_zero, "not_drawn": self.not_drawn}
 
 
 @dataclass(frozen=True)
@@ -211,8 +216,9 @@ class Task:
             [b, s], it returns logits [b, s, outputs]. By default the transformer of `tiny_onn.model`.
         scores: what is measured besides loss, token accuracy and routing.
         examples: what the model says at the end.
-        predict: (trained model, ...) -> what `TrainedModel.predict` returns.
-        maps_routing: whether rows are grids of which routing maps can be drawn, as ARC's are.
+        predict: (trained model, ...) -> what `TrainedModel.predict` returns. Without it, that is refused.
+        answer: (trained model, path) -> Answers to a file, for `tiny-onn predict`. Without it, that is refused.
+        maps: how rows are drawn in routing maps, by default in lines of tokens; None: no maps are drawn.
         describe: the name of the data for these settings; `name` by default.
         group: `task_id` of a row -> the name of what is trained on at a time with `data.order: sequential`. Without it
             there is no such order.
@@ -227,7 +233,8 @@ class Task:
     scores: tuple[Score, ...] = ()
     examples: Examples | None = None
     predict: Callable[..., Any] | None = None
-    maps_routing: bool = False
+    answer: Answering | None = None
+    maps: RoutingMaps | None = field(default_factory=RoutingMaps)
     describe: Callable[[DataConfig], str] | None = None
     group: Callable[[str], str] | None = None
 

@@ -69,7 +69,7 @@ def prepare(config: DataConfig, root: Path, progress: Progress | None = None) ->
     return open_prepared(folder, task=config.task)
 
 
-def open_prepared(folder: Place, hashes: bool = True, task: str = "arc") -> Prepared:
+def open_prepared(folder: Place, task: str, *, hashes: bool = True) -> Prepared:
     """The prepared data set in `folder`, checked: schema version, every shard, its hash, columns, types and ids.
 
     `hashes=False` spares reading every file whole; pages carry checksums that are verified when they are read. Of a

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.model_use import Layout
 from pipeline.data.sequence import WHOLE, Format, Sequence
 from pipeline.data.task import COLOURS, MAX_SIDE, Pair, Task
 
@@ -65,6 +66,19 @@ def encode_pairs(pairs: Items[Pair], labelled: Items[bool], task_id: str = "", p
     joined = np.concatenate(parts, axis=1)
     tokens, rows, columns = joined[:3]
     return Sequence(tokens, (rows, columns), joined[3].astype(bool), task_id, pair)
+
+
+def grid_layout(tokens: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Layout:
+    """The grids of a sequence side by side, each cell in its own colour, an arrow between an input and its output."""
+    tokens, rows, columns = (each.astype(np.int64) for each in (tokens, rows, columns))  # they may be unsigned
+    grid = np.cumsum((tokens == INPUT) | (tokens == OUTPUT)) - 1  # of each token the number of its grid
+    cells = (grid >= 0) & (tokens < COLOURS) & (rows > 0) & (columns > 0)
+    drawn = np.unique(grid[cells])
+    panels = np.where(cells, np.searchsorted(drawn, grid), -1)
+    title = f"{len(drawn) // 2} pairs"
+    arrows = tuple(range(0, len(drawn), 2))
+    return Layout(panels, np.where(cells, rows - 1, 0), np.where(cells, columns - 1, 0), np.where(cells, tokens, -1),
+                  arrows=arrows, title=title)  # fmt: skip
 
 
 def encoded_length(pairs: Iterable[Pair], transposed: bool = False) -> int:

@@ -10,6 +10,7 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 from pipeline import measures
 from pipeline.errors import UserError
 from pipeline.renamed import current_settings
+from pipeline.settings.built_in_tasks import BUILT_IN_TASKS, DEFAULT_TASK, not_of
 from pipeline.settings.changes import put
 from pipeline.settings.search import COMPARED, SchedulerConfig, SearchConfig, search_problem
 from pipeline.settings.settings import Count, NonNegative, Rate, Settings
@@ -31,7 +32,7 @@ Dataset = Literal["arc-agi-1", "arc-agi-2", "folder"]
 MOST_WORKERS = 1024  # of a trial that is resumed with another number of workers
 OPTIMIZERS = ("adamw", "sgd")
 BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests and records that lack it
-    "data.task": "arc",
+    "data.task": DEFAULT_TASK,
     "data.order": "mixed",
     "training.schedule": "linear",
     "training.micro_batches": 1,
@@ -39,9 +40,6 @@ BEFORE: dict[str, Any] = {  # what a setting was before there was it, in digests
 }
 _IMPORTED_ARM = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 _IMPORTED = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
-BUILT_IN_TASKS = ("arc", "text")
-SCORES: dict[str, tuple[str, ...]] = {"arc": (), "text": ("held_out/bits_per_byte",)}  # as these tasks declare them
-OF_ARC = ("dataset", "pairs_per_task", "dihedral_views", "colour_permutations")
 
 
 def _arm_problem(arm: str) -> str | None:
@@ -63,15 +61,24 @@ def _named_today(arm: Any) -> Any:
 Arm = Annotated[str, BeforeValidator(_named_today)]
 
 
+def _others_setting(group: str, settings: Settings, task: str) -> str | None:
+    """Which setting of a group is that of another task, and is set; None where none is."""
+    for name, other in sorted(not_of(task).items()):
+        named, _, field = name.partition(".")
+        if named == group and getattr(settings, field) != type(settings).model_fields[field].get_default():
+            return f"{field}: found {getattr(settings, field)!r}, a setting of task: {other}, but task: {task}"
+    return None
+
+
 class DataConfig(Settings):
     """What is learnt, from which data, and which part is held out."""
 
     task: Annotated[str, Field(min_length=1)] = Field(
-        "arc",
+        DEFAULT_TASK,
         description="what is learnt: arc, text, or package.module:attribute, a task of your own; see docs/tasks.md",
     )
     dataset: Dataset = Field(
-        "arc-agi-2", description="of arc, the tasks: two that ship with the package, or a folder's"
+        "arc-agi-2", description="of arc: its tasks, one of two sets that ship with the package, or those of a folder"
     )
     folder: Annotated[str, Field(min_length=1)] | None = Field(
         None,
@@ -80,7 +87,7 @@ class DataConfig(Settings):
     )
     options: dict[str, Any] = Field({}, description="settings of a task of your own, for example {letters: 5}")
     pairs_per_task: Annotated[int, Field(ge=2, le=64)] | None = Field(
-        None, description="of a file that is a list of pairs, how many make a task, the last of them its test"
+        None, description="of arc: in a file that is a list of pairs, how many make a task, the last of them its test"
     )
     max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
         512, description="of a sequence: longer ARC tasks are counted, not used; text is cut into passages"
@@ -91,8 +98,12 @@ class DataConfig(Settings):
         description="selection: to choose settings by; the tasks held out for the test are used for nothing, and as "
         "many others are held out",
     )
-    dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(8, description="rotations and reflections of a task")
-    colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(1, description="colourings of each view, 0 fixed")
+    dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(
+        8, description="of arc: rotations and reflections of a task"
+    )
+    colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="of arc: colourings of each view, 0 fixed"
+    )
     seed: NonNegative = Field(0, description="of the held-out split and the views; the same for all trials")
     order: Literal["mixed", "sequential"] = Field(
         "mixed",
@@ -109,16 +120,11 @@ class DataConfig(Settings):
                 f"task: found {self.task!r}{did_you_mean(self.task, BUILT_IN_TASKS)}; expected one of "
                 f"{', '.join(BUILT_IN_TASKS)}, or package.module:attribute for a task of your own"
             )
-        if self.task != "arc":
-            for name in sorted({*OF_ARC} - self.at_default(*OF_ARC)):
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, a setting of task: arc, but task: {self.task}"
-                )
-            return self
-        if self.dataset == "folder" and self.folder is None:
-            raise ValueError("folder: is missing; with dataset: folder it names a folder of ARC JSON files")
-        if self.dataset != "folder" and self.folder is not None:
-            raise ValueError(f"folder: found {self.folder!r}, but dataset: {self.dataset}; expected dataset: folder")
+        if problem := _others_setting("data", self, self.task):
+            raise ValueError(problem)
+        built_in = BUILT_IN_TASKS.get(self.task)
+        if built_in and (problem := built_in.problem(self)):
+            raise ValueError(problem)
         return self
 
     def at_default(self, *names: str) -> set[str]:
@@ -238,7 +244,7 @@ class TrainingConfig(Settings):
         16, description="held-out tasks, and as many evaluation tasks, decoded greedily at the end; 0 for none"
     )
     vote_views: Annotated[int, Field(ge=1, le=8)] = Field(
-        8, description="of the views that are trained on, how many vote for the two attempts of pass_at_2"
+        8, description="of arc: how many of the views that are trained on vote for the two attempts of pass_at_2"
     )
     score_evaluation: Literal["end", "always", "never"] = Field(
         "end", description="evaluation tasks: scored at the end, whenever the held-out tasks are, or never"
@@ -289,7 +295,7 @@ class WorkersConfig(Settings):
 
 
 class SweepConfig(Settings):
-    """Arms x seeds x any other field, by its dotted name; in a grid, or drawn from a space."""
+    """Arms x seeds x any other field, by its dotted name; in a grid, or sampled from a space."""
 
     arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(description="what is compared; see docs/arms.md")
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
@@ -299,8 +305,8 @@ class SweepConfig(Settings):
     arm_settings: dict[Arm, dict[str, Any]] = Field(
         {}, description="settings of one arm's trials, for example {top_k: {model.density: 0.05}}"
     )
-    search: SearchConfig | None = Field(None, description="settings to draw, the same for all arms and seeds")
-    scheduler: SchedulerConfig | None = Field(None, description="prunes drawn settings that fall behind")
+    search: SearchConfig | None = Field(None, description="settings to sample, the same for all arms and seeds")
+    scheduler: SchedulerConfig | None = Field(None, description="prunes samples that fall behind")
     max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
 
     @model_validator(mode="after")
@@ -406,10 +412,17 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
+    def _training_settings_are_of_the_task(self) -> "Experiment":
+        if problem := _others_setting("training", self.training, self.data.task):
+            raise ValueError(f"training.{problem}")
+        return self
+
+    @model_validator(mode="after")
     def _what_is_compared_by_is_measured(self) -> "Experiment":
         for setting, metric in self.compared_by().items():
-            score, of_task = measures.score_of(metric), SCORES.get(self.data.task)
-            if score and of_task is not None and metric not in of_task:
+            score, built_in = measures.score_of(metric), BUILT_IN_TASKS.get(self.data.task)
+            if score and built_in and metric not in built_in.scores:
+                of_task = built_in.scores
                 known = [*(measures.primary_metrics() if setting.startswith("study.") else COMPARED), *of_task]
                 own = f"its scores are {', '.join(of_task)}" if of_task else "it has no scores of its own"
                 raise ValueError(

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any
 from pipeline.data.arc import Corpus, load_corpus
 from pipeline.data.augment import IDENTITY, View, view_task, views
 from pipeline.data.contract import Encoded, Examples, Measured, ModelSettings, Rows, Source, Split, Splits, Task
+from pipeline.data.given import task_given
+from pipeline.data.model_use import Answers, Layout, RoutingMaps
 from pipeline.data.randomness import generator
 from pipeline.data.related import leakage
 from pipeline.data.sequence import WHOLE, Sequence
 from pipeline.data.split import hold_out
 from pipeline.data.task import Task as ArcTask
-from pipeline.data.tokens import COORDINATE_RANGE, FORMAT, encode_task, encoded_length
+from pipeline.data.tokens import COORDINATE_RANGE, FORMAT, encode_task, encoded_length, grid_layout
 from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig, Experiment
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
-    from pipeline.training.decode import Grid
+    from pipeline.tasks.arc_decode import Grid
     from pipeline.training.model_file import TrainedModel
 
 # One row that is yet to be encoded: a task, which of its test pairs (or WHOLE), seen how.
@@ -109,29 +113,47 @@ def _build(settings: ModelSettings) -> "nn.Module":
 def _draw(
     model: "nn.Module", rows: Items[Sequence], experiment: Experiment, alive: Callable[[], None]
 ) -> list[dict[str, Any]]:
-    from pipeline.training.predictions import predict, voting_views
+    from pipeline.tasks.arc_predictions import predict, voting_views
 
     drawn = predict(model, rows, experiment.data.max_tokens, voting_views(experiment), alive)
     return [each.as_dict() for each in drawn]
 
 
 def _measure(examples: Items[Mapping[str, Any]]) -> dict[str, float]:
-    from pipeline.training.predictions import Prediction, exact_match
+    from pipeline.tasks.arc_predictions import Prediction, exact_match
 
     return exact_match([Prediction(**example) for example in examples])
 
 
 def _at_once(experiment: Experiment) -> int:
-    from pipeline.training.decode import batch_size
-    from pipeline.training.predictions import voting_views
+    from pipeline.tasks.arc_decode import batch_size
+    from pipeline.tasks.arc_predictions import voting_views
 
     return max(1, batch_size(experiment.data.max_tokens) // voting_views(experiment))
 
 
 def _predict(trained: "TrainedModel", task: Any, pair: int = 0) -> "Grid | None":
-    from pipeline.training.predictions import predict_one
+    from pipeline.tasks.arc_predictions import predict_one
 
     return predict_one(trained, task, pair)
+
+
+def _answer(trained: "TrainedModel", file: "Path") -> Answers:
+    from pipeline.tasks.arc_answers import answer_file
+
+    return answer_file(trained, file)
+
+
+def _lay_out(row: Sequence) -> Layout:
+    return grid_layout(row.tokens, *row.coordinates)
+
+
+def _row_of(trained: "TrainedModel", task: Any, pair: int = 0) -> Sequence:
+    """A task with one of its test pairs, as the model reads it; the answer of a Task's test pair is in it, too."""
+    known = task if isinstance(task, ArcTask) else task_given(task)
+    if not 0 <= pair < len(known.test):
+        raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")
+    return encode_task(known, pair)
 
 
 ARC = Task(
@@ -148,11 +170,13 @@ ARC = Task(
             Measured("tasks_exact", "tasks exactly right", leaderboard=True),
             Measured("pass_at_2", "right in two attempts (pass_at_2)", leaderboard=True),
         ),
+        part="test pair",
         all_zero="no arm got a single pair right, in one attempt or two",
         not_drawn="whether whole tasks are solved (none was decoded)",
     ),
     predict=_predict,
-    maps_routing=True,
+    answer=_answer,
+    maps=RoutingMaps(_lay_out, _row_of),
     describe=lambda config: config.dataset,
     group=lambda task_id: task_id,
 )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pipeline import measures
 from pipeline.data.batch import IGNORED, Batch
 from pipeline.data.contract import BUILT_IN, Examples, Rows, Score, Task, find_task
+from pipeline.data.model_use import Layout, RoutingMaps
 from pipeline.data.rows import table_of
 from pipeline.data.sequence import Sequence, check_sequence
 from pipeline.data.sequential import group_problem
@@ -76,6 +77,8 @@ def check_task(config: DataConfig) -> None:
         raise UserError(f"{who}: `collate` {problem}")
     for score in task.scores:
         _check_score(score, batch, task, who)
+    if task.maps is not None:
+        _check_layout(task.maps, rows["held_out"][0], who)
 
 
 def check_model(experiment: Experiment) -> None:
@@ -142,6 +145,11 @@ def _declared(task: Task) -> str | None:
     names = [score.name for score in task.scores]
     if len(set(names)) != len(names) or not all(isinstance(name, str) and name.isidentifier() for name in names):
         return f"has scores named {names}; expected names of letters, digits and _, each once"
+    for part in ("predict", "answer"):
+        if (value := getattr(task, part)) is not None and not callable(value):
+            return f"has {part}={value!r:.80}; expected a function, or None"
+    if task.maps is not None and not isinstance(task.maps, RoutingMaps):
+        return f"has maps={task.maps!r:.80}; expected pipeline.tasks.RoutingMaps, or None"
     if taken := sorted(_MEASURED.intersection(names)):
         return f"has a score {taken[0]!r}, which is measured of every task or shown by that name; expected another"
     return None
@@ -214,6 +222,16 @@ def _check_score(score: Score, batch: Batch, task: Task, who: str) -> None:
         ) from error
     if not np.isfinite(found).all() or found[1] < 0:
         raise UserError(f"{who}: score {score.name!r} measured (sum, count) = {found}; expected finite numbers")
+
+
+def _check_layout(maps: RoutingMaps, row: Sequence, who: str) -> None:
+    try:
+        layout = maps.lay_out(row)
+        problem = layout.problem(len(row)) if isinstance(layout, Layout) else f"is a {type(layout).__name__}"
+    except Exception as error:  # whatever somebody's function does
+        problem = f"raised {type(error).__name__}: {error}"
+    if problem:
+        raise UserError(f"{who}: the layout by `maps.lay_out` {problem}; row {row.task_id!r}. Expected a Layout of it.")
 
 
 def _check_examples(examples: Examples, model: nn.Module, experiment: Experiment, who: str) -> None:

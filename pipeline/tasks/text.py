@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data.contract import Encoded, Examples, Rows, Score, Source, Splits, Task
+from pipeline.data.model_use import Answers, Layout, RoutingMaps, in_lines
 from pipeline.data.randomness import generator
 from pipeline.data.sequence import Format, Sequence
 from pipeline.data.split import hold_out_groups
@@ -18,6 +19,8 @@ from pipeline.errors import UserError
 from pipeline.settings.config import DataConfig, Experiment
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor, nn
 
     from pipeline.data.batch import Batch
@@ -27,6 +30,7 @@ BEGIN = 256  # the token before the first byte
 FORMAT = Format(vocabulary=257)
 PROMPT, SAID = 64, 192  # bytes of a held-out passage that the model is given at most, and that it says
 TEMPERATURE = 0.8
+_LINE = 64  # bytes, in a routing map
 _VERSION = "text 1"  # of how documents become rows; part of the data's digest
 
 
@@ -167,6 +171,52 @@ def continue_text(
     return as_text(generated)
 
 
+def answer_prompts(trained: "TrainedModel", file: "Path") -> Answers:
+    """How the model continues each line of a UTF-8 file that is not blank: [{"prompt", "continuation"}, ...].
+
+    Raises:
+        UserError: the file cannot be read or holds no prompt, or a line is too long; nothing is generated then.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"FILE {file}: cannot be read ({error}). Expected UTF-8 text, a prompt in each line.") from None
+    prompts = {number: line for number, line in enumerate(lines, 1) if line.strip()}
+    if not prompts:
+        raise UserError(f"FILE {file}: holds no prompt. Expected UTF-8 text, a prompt in each line.")
+    most = trained.experiment.data.max_tokens - 2
+    for number, line in prompts.items():
+        if (length := len(line.encode())) > most:
+            raise UserError(
+                f"FILE {file}, line {number}: the prompt has {length} bytes; the model takes at most {most}"
+            )
+    continued = [{"prompt": line, "continuation": continue_text(trained, line)} for line in prompts.values()]
+    return Answers(continued, f"{len(prompts)} prompt{'s' * (len(prompts) != 1)} continued")
+
+
+def _lay_out(row: Sequence) -> Layout:
+    """Lines of 64 bytes, each written in its cell; BEGIN is not drawn."""
+    lines = in_lines(row, _LINE)
+    places = np.maximum(np.arange(len(row)) - 1, 0)
+    panels = np.where(np.asarray(row.tokens) == BEGIN, -1, 0)
+    letters = tuple(_letter(int(token)) for token in row.tokens)
+    rows = (places // _LINE).clip(max=int(lines.rows.max()))
+    return Layout(panels, rows, places % _LINE, None, letters, title="text")
+
+
+def _letter(token: int) -> str:
+    """One character for a byte: itself where it is a printable one of ASCII, else a sign in its place."""
+    if token == BEGIN:
+        return ""
+    return "↵" if token == ord("\n") else chr(token) if 32 <= token < 127 else "·"
+
+
+def _row_of(trained: "TrainedModel", text: str) -> Sequence:
+    """The text as the model reads it."""
+    tokens = as_tokens(text.encode())
+    return Sequence(tokens, (), np.ones(len(tokens), dtype=np.bool_), "text", 0)
+
+
 TEXT = Task(
     name="text",
     format=FORMAT,
@@ -175,5 +225,7 @@ TEXT = Task(
     scores=(Score("bits_per_byte", bits_per_byte, unit="bits", best="lowest", title="bits per byte"),),
     examples=Examples(draw=_draw, choose=_spread),
     predict=continue_text,
+    answer=answer_prompts,
+    maps=RoutingMaps(_lay_out, _row_of),
     group=_part_of,
 )

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.colours import arm_colour
 from pipeline.renamed import current_setting
-from pipeline.settings.config import BEFORE, OF_ARC, Experiment
+from pipeline.settings.built_in_tasks import not_of
+from pipeline.settings.config import BEFORE, Experiment
 from pipeline.settings.trials import Trial
 from pipeline.tracking.mlflow_run import CONTINUED, GROWN, STEPS, DataInput, Description, flat_params
 
@@ -80,10 +81,11 @@ def describe_summary(experiment: Experiment, sweep_id: str | None = None, grown:
 
 
 def _settings(experiment: Experiment, without: set[str]) -> dict[str, Any]:
-    """The settings that are in use: of another task than ARC, not those that are ARC's alone."""
+    """The settings that are in use: those that only another task reads are left out."""
     settings = experiment.model_dump(mode="json", exclude=without)
-    if experiment.data.task != "arc":
-        settings["data"] = {name: value for name, value in settings["data"].items() if name not in OF_ARC}
+    for name in not_of(experiment.data.task):
+        group, _, field = name.partition(".")
+        del settings[group][field]
     return settings
 
 

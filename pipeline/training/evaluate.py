@@ -10,7 +10,7 @@ from torch import nn
 
 from pipeline import measures
 from pipeline.data.batch import IGNORED
-from pipeline.data.contract import Task, find_task
+from pipeline.data.contract import Task
 from pipeline.data.manifest import Split
 from pipeline.data.sequence import Sequence as Row
 from pipeline.training.modes import in_evaluation_mode
@@ -30,10 +30,10 @@ def evaluate(
     rank: int,
     world_size: int,
     *,
+    task: Task,
     autocast: bool = False,
     patterns: bool = False,
     split: Split = "held_out",
-    task: Task | None = None,
 ) -> dict[str, float]:
     """Loss (nats per labelled token), token accuracy and density over all rows, the same on every worker.
 
@@ -46,14 +46,14 @@ def evaluate(
             tasks beyond the first PATTERN_TASKS do not count. What cannot be measured on these rows, such as the
             distance between tasks where there is one, is left out.
         split: what the rows are of; the metrics are named by it.
-        task: of the rows; ARC by default. Its scores are measured, too.
+        task: of the rows; its scores are measured, too.
     """
-    device, of = next(model.parameters()).device, task or find_task("arc")
-    sums = torch.zeros(3 + 2 * len(of.scores), dtype=torch.float64, device=device)
+    device = next(model.parameters()).device
+    sums = torch.zeros(3 + 2 * len(task.scores), dtype=torch.float64, device=device)
     items = {item: n for n, item in enumerate(list(dict.fromkeys(row.task_id for row in rows))[:PATTERN_TASKS])}
     with in_evaluation_mode(model), watch_routing(model, len(items) if patterns else 0) as routed:
         for group in _groups(rows[rank::world_size], batch_tokens):
-            batch = of.batch(group).to(device)
+            batch = task.batch(group).to(device)
             numbers = torch.tensor([items.get(row.task_id, NOT_A_TASK) for row in group], device=device)
             routed.use_rows(batch.valid, numbers)
             logits = batch_logits(model, batch, autocast=autocast)
@@ -61,7 +61,7 @@ def evaluate(
             sums[0] += summed_loss(logits, batch.labels)
             sums[1] += ((logits.argmax(dim=-1) == batch.labels) & labelled).sum()
             sums[2] += labelled.sum()
-            for place, score in enumerate(of.scores):
+            for place, score in enumerate(task.scores):
                 total, counted = score.measure(logits, batch)
                 sums[3 + 2 * place] += total
                 sums[4 + 2 * place] += counted
@@ -73,7 +73,7 @@ def evaluate(
     values = {m.name: m.of_split(found) for m in measures.METRICS if m.of_split is not None}
     values |= {
         score.name: scored[2 * place] / scored[2 * place + 1]
-        for place, score in enumerate(of.scores)
+        for place, score in enumerate(task.scores)
         if scored[2 * place + 1]
     }
     return {measures.of_split(split, name): value for name, value in values.items() if value is not None}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pipeline.data.contract import BUILT_IN, find_task
 from pipeline.data.manifest import file_hash
+from pipeline.data.model_use import Answers
 from pipeline.errors import UserError
 from pipeline.files import flush
 from pipeline.foreign_json import DamagedJson, integer, read_object_file
@@ -54,26 +55,40 @@ class TrainedModel:
     is_best: bool = False
 
     def predict(self, given: Any, *options: Any, **named: Any) -> Any:
-        """What the model says to `given`, as its task has it: see `pipeline.training.predictions.predict_one` of ARC,
-        where it is a task and perhaps the number of its test pair, and `pipeline.tasks.text.continue_text` of text.
+        """What the model says to `given`: of ARC the grid that it draws for a task's test pair (`predict_one` in
+        `pipeline.tasks.arc_predictions`), of text how it continues a prompt (`continue_text` in `pipeline.tasks.text`).
 
         Raises:
             UserError: the task has no predictions, or what is given is malformed.
         """
-        task = find_task(self.experiment.data.task)
+        name = self.experiment.data.task
+        task = find_task(name)
         if task.predict is None:
-            raise UserError(f"data.task: {self.experiment.data.task!r} has no `predict`; call the `model` itself")
+            raise UserError(
+                f"the model was trained with data.task: {name!r}, which has no `predict`; call its `model` itself, or "
+                "give the task a `predict` (docs/tasks.md)"
+            )
         return task.predict(self, given, *options, **named)
 
-    def require_task(self, name: str) -> None:
-        """Whether it was trained on the task of this name.
+    def answer(self, file: Path) -> Answers:
+        """The model's answers to what is in a file: of ARC to a file of tasks, of text to the prompts in its lines.
 
         Raises:
-            UserError: it was trained on another.
+            UserError: the task answers no files, or the file cannot be read or is malformed.
         """
-        found = self.experiment.data.task
-        if found != name:
-            raise UserError(f"the model was trained with data.task: {found}; expected one trained with {name}")
+        name = self.experiment.data.task
+        task = find_task(name)
+        if task.answer is None:
+            raise UserError(
+                f"the model was trained with data.task: {name!r}, which answers no files; use "
+                "pipeline.api.load_model(run), or give the task an `answer` (docs/tasks.md)"
+            )
+        answers = task.answer(self, file)
+        if not isinstance(answers, Answers):
+            raise UserError(
+                f"data.task: {name!r}: `answer` returned a {type(answers).__name__}; expected pipeline.tasks.Answers"
+            )
+        return answers
 
 
 def save_model(
@@ -201,5 +216,5 @@ def _to_compute(experiment: Experiment, card: dict[str, Any], weights: Mapping[s
 
 
 def _load_pyfunc(path: str) -> TrainedModel:
-    """For mlflow.pyfunc.load_model, whose result's `predict` takes a task as ARC's JSON has it."""
+    """For mlflow.pyfunc.load_model; its result's `predict` is that of the TrainedModel."""
     return open_model(Path(path), own_code=True)

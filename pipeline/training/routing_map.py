@@ -1,6 +1,6 @@
-"""The routing map of an ARC task: its grids, each cell coloured by the expert that dominates there, layer by layer."""
+"""The routing map of a row: its tokens as cells, each in the colour of the expert that dominates there, by layer."""
 
-import itertools
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +12,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pipeline.colours import GRID_COLOURS
-from pipeline.data.batch import collate
-from pipeline.data.given import task_given
+from pipeline.data.contract import Task, find_task
+from pipeline.data.model_use import Layout
 from pipeline.data.sequence import Sequence
-from pipeline.data.task import COLOURS, Task
-from pipeline.data.tokens import INPUT, OUTPUT, encode_task
+from pipeline.data.tokens import grid_layout
 from pipeline.errors import UserError
 from pipeline.files import flush
+from pipeline.foreign_json import DamagedJson, parse_json
 from pipeline.training.checkpoint import write_tensors
 from pipeline.training.model_file import TrainedModel
+from pipeline.training.modes import in_evaluation_mode
 from pipeline.training.places import places_of
 from tiny_onn.routing_patterns import dominating_experts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROJECTION = "o"  # of each layer, whose experts are shown: what the layer adds to the residual stream
+PROJECTION = "o"  # of each layer of our transformer: its experts are what the layer adds to the residual stream
 NAMED = 10  # experts of a layer that have a colour of their own, those that dominate most cells; tab10 has as many
 _WRITTEN = 5  # of them, that are written beside the layer
 _NOTE = (
@@ -35,87 +36,113 @@ _NOTE = (
     "part of the cells; grey: other experts; white: none dominates"
 )
 _OTHERS, _NONE = (0.79, 0.79, 0.79), (1.0, 1.0, 1.0)  # colours
-_LINES, _LINES_OF_TASK, _FRAME = 1.0, 0.45, 0.3  # greys: between cells, and around a grid
-_PIXELS, _GAP = 16, 2  # of a cell, and cells between two grids
+_LINES, _LINES_OF_ROW, _FRAME = 1.0, 0.45, 0.3  # greys: between cells, and around a panel
+_PIXELS, _GAP = 16, 2  # of a cell, and cells between two panels
 _WIDTH, _LEFT, _RIGHT, _HEAD = 9.6, 0.62, 1.0, 0.55  # inches
 _NARROWEST, _LOWEST_ROW = 40, 4  # cells
 _MOST_LAYERS, _MOST_TOKENS = 1000, 65_536
+_LONGEST_LABEL = 64
 
 
 @dataclass(frozen=True, eq=False)
 class RoutingMap:
-    """A task's tokens with their coordinates, [n], and the expert that dominates at each, [layers, n]; -1 for none.
+    """A row's n tokens as cells of a drawing, and the expert that dominates at each, [layers, n]; -1 for none.
 
-    `step` is that of training, None where it is not known.
+    `labels` name the layers, as in "L0.o". `step` is that of training, None where it is not known.
     """
 
     task_id: str
-    tokens: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
+    layout: Layout
     experts: np.ndarray
-    projection: str = PROJECTION
+    labels: tuple[str, ...]
     step: int | None = None
 
 
 @torch.no_grad()
 def map_routing(
-    model: nn.Module, sequence: Sequence, *, projection: str = PROJECTION, step: int | None = None
+    model: nn.Module, row: Sequence, task: Task, *, projection: str | None = None, step: int | None = None
 ) -> RoutingMap:
-    """Routes a task through the model, in one forward pass.
+    """Routes a row through the model, in one forward pass in evaluation mode.
 
     Args:
-        projection: q, k, v or o: the experts of which module of each layer.
+        projection: the experts of which module of each layer, by the last word of its name, as in "up" of "up.3". By
+            default those of the module `o`, or of the layer's last where it has none.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the model has no such module, or none that routes each token of the row once; or the task does not
+            draw its rows.
     """
-    if projection not in tuple("qkvo"):
-        raise UserError(f"projection: found {projection!r}; expected q, k, v or o")
-    batch = collate([sequence]).to(next(model.parameters()).device)
-    with dominating_experts(model) as found:
+    if task.maps is None:
+        raise UserError(f"routing map: data.task {task.name!r} draws no rows (Task.maps is None)")
+    layout, n = task.maps.lay_out(row), len(row)
+    if problem := layout.problem(n):
+        raise UserError(f"routing map: the layout of row {row.task_id!r} by data.task {task.name!r} {problem}")
+    batch = task.batch([row]).to(next(model.parameters()).device)
+    with in_evaluation_mode(model), dominating_experts(model) as routed:
         model(*batch.inputs)
-    wanted = sorted((layer, name) for name, (layer, last) in places_of(found).items() if last == projection)
+    places = places_of(routed)
+    there = sorted({last for _, last in places.values()})
+    if projection is not None and projection not in there:
+        raise UserError(f"projection: found {projection!r}; expected one of the model's: {', '.join(there)}")
+    wanted: dict[int, str] = {}
+    for name, experts in routed.items():  # in the order of the model
+        layer, last = places[name]
+        chosen = last == projection or (projection is None and not _is_default(wanted.get(layer)))
+        if chosen and experts.dim() == 2 and experts.shape[0] == 1 and experts.shape[1] >= n:
+            wanted[layer] = name
     if not wanted:
-        raise UserError(f"projection: the model has no layer that is called {projection}: it is not ours, but your own")
-    experts = torch.stack([found[name][0] for _, name in wanted])
-    known = sequence.tokens, *sequence.coordinates, experts.cpu().numpy()
-    tokens, rows, columns, dominating = (np.asarray(each, dtype=np.int32) for each in known)
-    return RoutingMap(sequence.task_id, tokens, rows, columns, dominating, projection, step)
+        raise UserError("routing map: none of the model's layers routes each token once, as [1, tokens, experts]")
+    names = [wanted[layer] for layer in sorted(wanted)]
+    dominating = np.stack([routed[name][0, :n].cpu().numpy() for name in names]).astype(np.int32)
+    return RoutingMap(row.task_id, layout, dominating, tuple("L{}.{}".format(*places[name]) for name in names), step)
 
 
-def sequence_of(model: TrainedModel, task: Any, pair: int) -> Sequence:
-    """A task with one of its test pairs, as the model reads it.
+def _is_default(name: str | None) -> bool:
+    return name is not None and name.rpartition(".")[2] == PROJECTION
+
+
+def row_of(model: TrainedModel, given: Any, *options: Any, **named: Any) -> Sequence:
+    """The row that the model reads for `given`, a row itself or what the task makes a row of.
 
     Raises:
-        UserError: see `pipeline.api.routing_map`.
+        UserError: the task makes no row of it, or one that is longer than the model was trained on.
     """
-    model.require_task("arc")
-    known = task if isinstance(task, Task) else task_given(task)
-    if not 0 <= pair < len(known.test):
-        raise UserError(f"task {known.task_id}: has no test pair {pair}; there are {len(known.test)}, from 0")
-    sequence, most = encode_task(known, pair), model.experiment.data.max_tokens
-    if len(sequence) > most:
-        raise UserError(f"task {known.task_id}: has {len(sequence)} tokens; the model was trained on at most {most}")
-    return sequence
+    name, most = model.experiment.data.task, model.experiment.data.max_tokens
+    maps = find_task(name).maps
+    if isinstance(given, Sequence):
+        row = given
+    elif maps is None or maps.row_of is None:
+        raise UserError(
+            f"routing map: found a {type(given).__name__}; expected a pipeline.tasks.Sequence, because data.task "
+            f"{name!r} has no RoutingMaps.row_of"
+        )
+    else:
+        row = maps.row_of(model, given, *options, **named)
+    if len(row) > most:
+        raise UserError(f"task {row.task_id}: has {len(row)} tokens; the model was trained on at most {most}")
+    return row
 
 
-def save_map(path: Path, found: RoutingMap) -> None:
+def save_map(path: Path, drawn: RoutingMap) -> None:
     """As safetensors, whole or not at all.
 
     Raises:
         OSError: the disk is full, or will not be written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    tensors = {name: torch.from_numpy(getattr(found, name)) for name in ("tokens", "rows", "columns", "experts")}
-    write_tensors(aside, tensors, {"task_id": found.task_id, "projection": found.projection, "step": str(found.step)})
+    aside, layout = path.with_name(f".{path.name}"), drawn.layout
+    arrays = {"panels": layout.panels, "rows": layout.rows, "columns": layout.columns, "experts": drawn.experts}
+    arrays |= {} if layout.colours is None else {"colours": layout.colours}
+    tensors = {name: torch.from_numpy(np.asarray(array).astype(np.int32)) for name, array in arrays.items()}
+    texts = {"letters": layout.letters, "arrows": layout.arrows, "labels": drawn.labels}
+    facts = {"task_id": drawn.task_id, "title": layout.title, "step": str(drawn.step)}
+    write_tensors(aside, tensors, {**facts, **{name: json.dumps(value) for name, value in texts.items()}})
     flush(aside)
     aside.rename(path)
 
 
 def read_map(path: Path) -> RoutingMap:
-    """What `save_map` wrote.
+    """What `save_map` wrote, now or in an earlier version.
 
     Raises:
         UserError: the file is damaged, or holds something else.
@@ -124,51 +151,60 @@ def read_map(path: Path) -> RoutingMap:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        tokens, experts = tensors["tokens"], tensors["experts"]
-        n = len(tokens)
-        shapes = [tuple(tensors[name].shape) for name in ("tokens", "rows", "columns", "experts")]
-        if n > _MOST_TOKENS or shapes != [(n,), (n,), (n,), (len(experts), n)] or not 0 < len(experts) <= _MOST_LAYERS:
-            raise ValueError(f"shapes {shapes}")
         if any(tensor.dtype != torch.int32 for tensor in tensors.values()):
             raise ValueError("something else than whole numbers")
-        arrays = [tensors[name].numpy() for name in ("tokens", "rows", "columns", "experts")]
-        if any(array.min(initial=0) < low for array, low in zip(arrays, (0, 0, 0, -1), strict=True)):
-            raise ValueError("numbers below 0")
-        if max(array.max(initial=0) for array in arrays[1:3]) > 255:
-            raise ValueError("coordinates of no grid")
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        experts = arrays["experts"]
+        layers, n = experts.shape
+        if not 0 < layers <= _MOST_LAYERS or not 0 < n <= _MOST_TOKENS or experts.min() < -1:
+            raise ValueError(f"experts {list(experts.shape)}")
+        if "tokens" in arrays:  # of an earlier version, which drew ARC's rows alone
+            layout = grid_layout(arrays["tokens"], arrays["rows"], arrays["columns"])
+            labels = [f"L{layer}.{facts['projection']}" for layer in range(layers)]
+        else:
+            places, colours = (arrays["panels"], arrays["rows"], arrays["columns"]), arrays.get("colours")
+            letters, arrows = (parse_json(facts[name], name) for name in ("letters", "arrows"))
+            title, labels = facts["title"][:_LONGEST_LABEL], parse_json(facts["labels"], "labels")
+            layout = Layout(*places, colours, None if letters is None else tuple(letters), tuple(arrows), title)
+        if problem := layout.problem(n):
+            raise ValueError(f"its layout {problem}")
+        if len(labels) != layers or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"{layers} layers with the labels {labels!r:.80}")
         step = None if facts["step"] == "None" else int(facts["step"])
-        ids, rows, columns, dominating = arrays
-        return RoutingMap(facts["task_id"], ids, rows, columns, dominating, facts["projection"], step)
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        return RoutingMap(facts["task_id"], layout, experts, tuple(label[:_LONGEST_LABEL] for label in labels), step)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, DamagedJson) as error:
         raise UserError(f"{path}: not a readable routing map ({error}).") from error
 
 
-def plot_map(found: RoutingMap, title: str = "") -> "Figure":
-    """The task's grids in ARC's colours, and below them, for each layer, the same cells by the expert that dominates.
+def plot_map(drawn: RoutingMap, title: str = "") -> "Figure":
+    """The row's panels in the tokens' own colours, and below them, for each layer, the same cells by the expert that
+    dominates.
 
     Colours are matplotlib's tab10, in each layer given to its ten most frequent experts anew, so that a colour means
     something within a layer alone; grey is any other expert, white a token at which none dominates.
 
     Raises:
-        UserError: there is no grid.
+        UserError: nothing of the row is drawn.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
     from matplotlib.figure import Figure
 
-    grids = list(_grids(found))
-    if not grids:
-        raise UserError(f"task {found.task_id}: has no grid to draw")
-    layers, tab10 = len(found.experts), colormaps["tab10"].colors  # type: ignore[attr-defined]
-    arc = {value: to_rgb(colour) for value, colour in enumerate(GRID_COLOURS)}
-    cells = np.concatenate([where for where, _, _ in grids])
-    ranked = [_ranked(experts[cells]) for experts in found.experts]
+    layout = drawn.layout
+    panels = list(_panels(layout))
+    if not panels:
+        raise UserError(f"task {drawn.task_id}: its layout draws none of its tokens")
+    layers, tab10 = len(drawn.experts), colormaps["tab10"].colors  # type: ignore[attr-defined]
+    own = {value: to_rgb(colour) for value, colour in enumerate(GRID_COLOURS)}
+    cells = np.concatenate([where for _, where, _, _ in panels])
+    ranked = [_ranked(experts[cells]) for experts in drawn.experts]
     named = [{expert: tab10[n] for n, (expert, _) in enumerate(each[:NAMED])} for each in ranked]
-    rows = [_row(found, grids, found.tokens, arc, _LINES_OF_TASK)]
-    rows += [_row(found, grids, experts, of, _LINES) for experts, of in zip(found.experts, named, strict=True)]
+    colours = np.full(len(layout.panels), -1) if layout.colours is None else layout.colours
+    rows = [_row(layout, panels, colours, own, _LINES_OF_ROW)]
+    rows += [_row(layout, panels, experts, of, _LINES) for experts, of in zip(drawn.experts, named, strict=True)]
     high, wide = rows[0].shape[0] / _PIXELS, rows[0].shape[1] / _PIXELS
     pitch = max(high, _LOWEST_ROW) + 1.0
-    inch = (_WIDTH - _LEFT - _RIGHT) / max(wide, _NARROWEST)  # of a cell: a small task is not blown up
+    inch = (_WIDTH - _LEFT - _RIGHT) / max(wide, _NARROWEST)  # of a cell: a small row is not blown up
     figure = Figure(figsize=(_WIDTH, _HEAD + inch * pitch * (layers + 1)))
     height = figure.get_figheight()
     across = (_WIDTH - _LEFT - _RIGHT) / inch
@@ -180,11 +216,14 @@ def plot_map(found: RoutingMap, title: str = "") -> "Figure":
         top, middle = place * pitch, place * pitch + high / 2
         extent = (0, wide, top + high, top)
         axes.imshow(image, extent=extent, interpolation="nearest", aspect="auto", clip_on=False)
-        for x in _arrows(grids):
+        for x in _arrows(layout, panels):
             axes.text(x, top + min(high, 2) / 2, "→", ha="center", va="center", fontsize=7)
-        name = f"{len(grids) // 2} pairs" if place == 0 else f"L{place - 1}.{found.projection}"
-        axes.text(-0.08 / inch, middle, name, va="center", ha="right", fontsize=9)
+        name = layout.title if place == 0 else drawn.labels[place - 1]
+        axes.text(-0.08 / inch, middle, name, va="center", ha="right", fontsize=9, parse_math=False)
         if place == 0:
+            for x, y, text in _letters(layout, panels):
+                size = min(9.0, 50 * inch)  # points: two thirds of a cell
+                axes.text(x, y, text, ha="center", va="center", fontsize=size, parse_math=False)
             continue
         lines = ranked[place - 1][:_WRITTEN]
         for number, (expert, count) in enumerate(lines):
@@ -197,20 +236,20 @@ def plot_map(found: RoutingMap, title: str = "") -> "Figure":
             words = f"+ {more} more" if lines else "no expert dominates"
             y = middle + (len(lines) + 1) / 2 * line
             axes.text(across + 0.05 / inch, y, words, fontsize=7, va="center", color="#555555")
-    words = title or f"Routing map of task {found.task_id}" + ("" if found.step is None else f", step {found.step}")
-    figure.text(0.006, 1 - 0.17 / height, words, fontsize=10.5, va="center")
+    words = title or f"Routing map of task {drawn.task_id}" + ("" if drawn.step is None else f", step {drawn.step}")
+    figure.text(0.006, 1 - 0.17 / height, words, fontsize=10.5, va="center", parse_math=False)
     figure.text(0.006, 1 - 0.38 / height, _NOTE, fontsize=7, va="center", color="#555555")
     return figure
 
 
-def _grids(found: RoutingMap) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Of each grid the places of its cells among the tokens, its height and its width."""
-    starts = [*np.flatnonzero((found.tokens == INPUT) | (found.tokens == OUTPUT)), len(found.tokens)]
-    for start, stop in itertools.pairwise(starts):
-        places = np.arange(start + 1, stop)
-        where = places[(found.tokens[places] < COLOURS) & (found.rows[places] > 0) & (found.columns[places] > 0)]
-        if len(where):
-            yield where, int(found.rows[where].max()), int(found.columns[where].max())
+Panel = tuple[int, np.ndarray, int, int]
+"""A panel's number, the places of its cells among the tokens, its height and its width."""
+
+
+def _panels(layout: Layout) -> Iterator[Panel]:
+    for panel in np.unique(layout.panels[layout.panels >= 0]).tolist():
+        where = np.flatnonzero(layout.panels == panel)
+        yield panel, where, int(layout.rows[where].max()) + 1, int(layout.columns[where].max()) + 1
 
 
 def _ranked(cells: np.ndarray) -> list[tuple[int, int]]:
@@ -220,20 +259,21 @@ def _ranked(cells: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _row(
-    found: RoutingMap,
-    grids: list[tuple[np.ndarray, int, int]],
+    layout: Layout,
+    panels: list[Panel],
     values: np.ndarray,
     colours: Mapping[int, tuple[float, float, float]],
     lines: float,
 ) -> np.ndarray:
-    """The grids side by side, as pixels [height, width, 3] in the colours of their values; `lines` is a grey."""
-    high, wide = max(height for _, height, _ in grids), sum(width for _, _, width in grids) + _GAP * (len(grids) - 1)
+    """The panels side by side, as pixels [height, width, 3] in the colours of their values; `lines` is a grey."""
+    high = max(height for _, _, height, _ in panels)
+    wide = sum(width for *_, width in panels) + _GAP * (len(panels) - 1)
     canvas, left = np.ones((high * _PIXELS + 1, wide * _PIXELS + 1, 3)), 0
-    for where, height, width in grids:
+    for _, where, height, width in panels:
         cells = np.ones((height, width, 3))
         for token in where:
             value = int(values[token])
-            cells[found.rows[token] - 1, found.columns[token] - 1] = _NONE if value < 0 else colours.get(value, _OTHERS)
+            cells[layout.rows[token], layout.columns[token]] = _NONE if value < 0 else colours.get(value, _OTHERS)
         part = canvas[: height * _PIXELS + 1, left * _PIXELS : (left + width) * _PIXELS + 1]
         part[:-1, :-1] = cells.repeat(_PIXELS, axis=0).repeat(_PIXELS, axis=1)
         part[::_PIXELS], part[:, ::_PIXELS] = lines, lines
@@ -242,10 +282,20 @@ def _row(
     return canvas
 
 
-def _arrows(grids: list[tuple[np.ndarray, int, int]]) -> Iterator[float]:
-    """The places between an input and its output."""
+def _arrows(layout: Layout, panels: list[Panel]) -> Iterator[float]:
+    """The middles of the gaps in which there is an arrow, in cells from the left."""
     left = 0
-    for number, (_, _, width) in enumerate(grids):
+    for number, (panel, _, _, width) in enumerate(panels):
         left += width + _GAP
-        if number % 2 == 0 and number + 1 < len(grids):
+        if panel in layout.arrows and number + 1 < len(panels):
             yield left - _GAP / 2
+
+
+def _letters(layout: Layout, panels: list[Panel]) -> Iterator[tuple[float, float, str]]:
+    """The middle of each cell that something is written in, in cells from the left and the top, and the text."""
+    left = 0
+    for _, where, _, width in panels:
+        for token in where if layout.letters is not None else ():
+            assert layout.letters is not None
+            yield left + float(layout.columns[token]) + 0.5, float(layout.rows[token]) + 0.5, layout.letters[token]
+        left += width + _GAP

@@ -189,7 +189,7 @@ def open_trial(experiment: Experiment, folder: TrialFolder, data: Place, device:
     started, clock, training = time.monotonic(), Clock("worker"), experiment.training
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     hashes = rank == 0 and isinstance(data, Path)
-    prepared = patiently(lambda: open_prepared(data, hashes, experiment.data.task))
+    prepared = patiently(lambda: open_prepared(data, experiment.data.task, hashes=hashes))
     held_out = patiently(lambda: read_rows(prepared, "held_out"))
     scored = training.score_evaluation != "never"
     evaluation = patiently(lambda: read_rows(prepared, "evaluation")) if scored else []

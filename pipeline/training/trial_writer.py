@@ -1,6 +1,7 @@
 """What rank 0 alone writes of a trial."""
 
 import json
+import logging
 import math
 import shutil
 import time
@@ -27,6 +28,8 @@ from pipeline.training.routing_map import map_routing, save_map
 from pipeline.training.trial import Entry, OpenTrial
 from tiny_onn.layers import sparse_layers
 from tiny_onn.routing_health import Health
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,18 @@ class TrialWriter:
         aside.rename(folder / f"step-{step:06d}.safetensors")
 
     def _routing_maps(self, step: int) -> None:
-        """The routing of the first held-out tasks, as they are judged; only of our model, on rows that are grids."""
-        if not self.trial.task.maps_routing or self.trial.experiment.model.build is not None:
+        """The routing of the first row of the first held-out items, as the task draws it."""
+        trial = self.trial
+        if trial.task.maps is None:
             return
-        rows = {row.task_id: row for row in reversed(self.trial.held_out)}  # of each task the first test pair
-        wanted = list(dict.fromkeys(row.task_id for row in self.trial.held_out))[: self.trial.training.routing_maps]
-        for number, task in enumerate(wanted, 1):
-            place = self.trial.folder.routing_maps / str(number) / f"step-{step:06d}.safetensors"
-            save_map(place, map_routing(self.trial.model, rows[task], step=step))
+        rows = {row.task_id: row for row in reversed(trial.held_out)}  # of each item the first row
+        wanted = list(dict.fromkeys(row.task_id for row in trial.held_out))[: trial.training.routing_maps]
+        for number, task_id in enumerate(wanted, 1):
+            place = trial.folder.routing_maps / str(number) / f"step-{step:06d}.safetensors"
+            try:
+                save_map(place, map_routing(trial.model, rows[task_id], trial.task, step=step))
+            except UserError as error:  # a model of somebody else's may route something else than the tokens
+                _log.warning("Step %d: no routing map of %s is written. %s", step, task_id, error)
 
     @cached_property
     def _pieces(self) -> DistributionPieces:

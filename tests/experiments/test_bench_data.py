@@ -20,7 +20,7 @@ CONFIG = DataConfig(max_tokens=200, dihedral_views=2, rows_per_group=4, rows_per
 def _written(folder: Path, times: int) -> list[tuple[str, bytes]]:
     long = replace(random_task("long", 99, side=20), train=random_task("", 98, side=20).train * 9)
     write_repeated(CONFIG, Corpus((*TASKS, long), TASKS, (), "0" * 64), times, folder, lambda done, total: None)
-    prepared = open_prepared(folder)
+    prepared = open_prepared(folder, "arc")
     assert prepared.manifest.counts["evaluation"].rows == 0
     return [(s.task_id, s.tokens.tobytes()) for split in ("train", "held_out") for s in read_rows(prepared, split)]
 

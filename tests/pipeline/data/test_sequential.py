@@ -209,7 +209,7 @@ def test_the_order_changes_neither_the_prepared_data_nor_what_was_filed_before(p
     assert again.folder == folder
     assert (folder / "manifest.json").read_text() == text
     assert '"order"' not in text
-    assert open_prepared(folder).manifest.config.order == "mixed"
+    assert open_prepared(folder, "arc").manifest.config.order == "mixed"
     assert isinstance(open_loader(mixed, prepared), Loader)
     assert isinstance(open_loader(sequential(small_experiment(steps=40)), prepared), SequentialLoader)
 

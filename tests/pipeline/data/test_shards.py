@@ -179,7 +179,7 @@ def test_what_a_killed_run_left_is_no_data_set(prepared, config, tmp_path):
 def test_a_damaged_data_set_is_written_anew_and_says_so(prepared, config, tmp_path, caplog):
     prepared.path(prepared.manifest.shards[1]).write_bytes(b"")
     assert prepare(config, tmp_path / "data") == prepared
-    assert open_prepared(prepared.folder) == prepared
+    assert open_prepared(prepared.folder, "arc") == prepared
     assert "is damaged" in caplog.text
 
 
@@ -187,7 +187,7 @@ def test_two_processes_may_prepare_at_once(config, tmp_path):
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may wait for ever for a lock
     with ProcessPoolExecutor(2, context) as pool:
         first, second = pool.map(prepare, [config] * 2, [tmp_path / "data"] * 2)
-    assert first == second == open_prepared(first.folder)
+    assert first == second == open_prepared(first.folder, "arc")
 
 
 def test_a_place_that_cannot_be_written_to_is_named(config, tmp_path):
@@ -205,7 +205,7 @@ def test_any_flipped_bit_is_noticed(prepared):
         torn[place] ^= 1 << int(draw.integers(8))
         path.write_bytes(torn)
         with pytest.raises(UserError, match=r"train-00000\.parquet: is damaged: sha256"):
-            open_prepared(prepared.folder)
+            open_prepared(prepared.folder, "arc")
 
 
 def test_a_flipped_bit_in_the_values_is_noticed_without_the_hash(prepared):
@@ -217,7 +217,7 @@ def test_a_flipped_bit_in_the_values_is_noticed_without_the_hash(prepared):
     torn = bytearray(path.read_bytes())
     torn[column.data_page_offset + column.total_compressed_size // 2] ^= 4
     path.write_bytes(torn)
-    open_prepared(prepared.folder, hashes=False)
+    open_prepared(prepared.folder, "arc", hashes=False)
     read_group(path, 0, FORMAT)
     with pytest.raises(UserError, match=r"train-00000\.parquet, row group 1: cannot be read"):
         read_group(path, 1, FORMAT)
@@ -241,7 +241,7 @@ def test_a_flipped_bit_in_the_values_is_noticed_without_the_hash(prepared):
 def test_a_shard_of_another_make_is_refused(prepared, change, reason):
     _rewrite(prepared, change)
     with pytest.raises(UserError, match=f"train-00000.parquet: .*{reason}"):
-        open_prepared(prepared.folder)
+        open_prepared(prepared.folder, "arc")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.5, 0.99])
@@ -250,7 +250,7 @@ def test_a_truncated_shard_is_refused_even_if_its_hash_agrees(prepared, part):
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
     _edit_manifest(prepared, lambda m: m["shards"][0].update(sha256=file_hash(path)))
     with pytest.raises(UserError, match=r"train-00000\.parquet: is no readable Parquet file"):
-        open_prepared(prepared.folder)
+        open_prepared(prepared.folder, "arc")
     with pytest.raises(UserError, match=r"train-00000\.parquet: lengths cannot be read"):
         read_lengths(path)
 
@@ -300,13 +300,13 @@ def test_missing_files_and_foreign_manifests_are_named(prepared):
     ):
         manifest.write_text(changed)
         with pytest.raises(UserError, match=f"manifest.json: .*{reason}"):
-            open_prepared(prepared.folder)
+            open_prepared(prepared.folder, "arc")
     manifest.write_text(text)
     prepared.path(prepared.manifest.shards[1]).unlink()
     with pytest.raises(UserError, match=r"train-00001\.parquet: is missing"):
-        open_prepared(prepared.folder)
+        open_prepared(prepared.folder, "arc")
     with pytest.raises(UserError, match="cannot be read"):
-        open_prepared(prepared.folder / "absent")
+        open_prepared(prepared.folder / "absent", "arc")
 
 
 @pytest.mark.parametrize("views", [1, 8])
@@ -332,7 +332,7 @@ def test_a_data_set_made_under_an_older_version_is_not_used_again(prepared, conf
     assert prepare(config, tmp_path / "data").folder == prepared.folder
     reason = rf"schema_version is {SCHEMA_VERSION - 1}; expected {SCHEMA_VERSION}\. Prepare the data again"
     with pytest.raises(UserError, match=reason):
-        open_prepared(older.folder)
+        open_prepared(older.folder, "arc")
 
 
 def test_the_public_tasks_are_split_without_a_leak(tmp_path):

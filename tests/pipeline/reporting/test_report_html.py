@@ -13,14 +13,15 @@ from pipeline.colours import GRID_COLOURS, arm_colour
 from pipeline.data.tokens import encode_task
 from pipeline.layout import Output
 from pipeline.reporting import figures
-from pipeline.reporting.arc_grids import grid_svg, verdict
 from pipeline.reporting.artifacts import Drawn, read_artifacts
 from pipeline.reporting.columns import Column
 from pipeline.reporting.comparisons import OVER_BASELINES, Primary, compare, note
+from pipeline.reporting.grids import grid_svg, verdict
 from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
 from pipeline.reporting.statistics import paired_difference
 from pipeline.settings.config import StudyConfig
+from pipeline.tasks.arc import ARC
 from pipeline.tracking.tracker import Tracker
 from pipeline.training.build import build_model
 from pipeline.training.distributions import STEPS_A_PIECE, DistributionPieces, last_distributions, last_piece, pieces_in
@@ -46,7 +47,7 @@ def _leave_files(trial, folder):
         {"task_id": "odd", "pair": 0, "input": [[1]], "target": [[1]], "prediction": [["<b>"]], "exact": False},
     ]
     folder.predictions.write_text(json.dumps(predictions))
-    found = map_routing(build_model(small_experiment()), encode_task(random_task(EVIL, 1), 0), step=20)
+    found = map_routing(build_model(small_experiment()), encode_task(random_task(EVIL, 1), 0), ARC, step=20)
     save_map(folder.routing_maps / "1" / "step-000020.safetensors", found)
 
 

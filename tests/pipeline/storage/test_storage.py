@@ -143,7 +143,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for():
 def test_published_data_trains_as_the_files_here_do(storage, prepared):
     there = publish(prepared, storage)
     assert there.manifest == prepared.manifest
-    seen = open_prepared(located(location(there.folder)), hashes=False)
+    seen = open_prepared(located(location(there.folder)), "arc", hashes=False)
     assert [s.task_id for s in read_rows(seen, "held_out")] == [s.task_id for s in read_rows(prepared, "held_out")]
     for rank in range(2):
         here, away = (Loader(each, "train", 512, 0, rank, 2) for each in (prepared, seen))

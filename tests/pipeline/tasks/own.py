@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,20 @@ from torch import Tensor, nn
 
 from pipeline.data.batch import collate
 from pipeline.settings.config import DataConfig
-from pipeline.tasks import Examples, Format, ModelSettings, Rows, Score, Sequence, Source, Splits, Task
+from pipeline.tasks import (
+    Answers,
+    Examples,
+    Format,
+    ModelSettings,
+    RoutingMaps,
+    Rows,
+    Score,
+    Sequence,
+    Source,
+    Splits,
+    Task,
+    in_lines,
+)
 from tiny_onn import SparseProtoLinear
 
 PARITY = Format(vocabulary=5, coordinates={"half": 2}, classes=3, padding=4)
@@ -49,6 +63,13 @@ def draw(model: nn.Module, rows: Any, experiment: Any, alive: Callable[[], None]
         texts = {"given": str(row.tokens.tolist()), "predicted": str(said), "target": str(known)}
         samples.append({"task_id": row.task_id, "pair": int(row.pair), **texts})
     return samples
+
+
+def answer(trained: Any, file: Path) -> Answers:
+    """The class at each of the tokens in the file."""
+    tokens = torch.tensor([[int(word) for word in file.read_text().split()]])
+    classes = trained.model(tokens, torch.zeros_like(tokens))[0].argmax(-1).tolist()
+    return Answers(classes, f"{len(classes)} tokens")
 
 
 TASK = Task(
@@ -105,6 +126,14 @@ SCORE = replace(TASK, scores=(Score("bad", lambda logits, batch: logits.sum()),)
 TAKEN = replace(TASK, scores=(Score("density", wrong_third),))
 SCORE_NAN = replace(TASK, scores=(Score("bad", lambda logits, batch: (logits.sum() * math.nan, logits.sum())),))
 COLLATE = replace(TASK, collate=lambda rows: collate(rows[:1]))
+ANSWERS = replace(TASK, answer=answer)
+NO_ANSWERS = replace(TASK, answer=lambda trained, file: [1])  # type: ignore[arg-type,return-value]
+ANSWERS_NO_JSON = replace(TASK, answer=lambda trained, file: Answers({1, 2}, "two"))
+ANSWER_NO_FUNCTION = replace(TASK, answer="x")  # type: ignore[arg-type]
+MAPS = replace(TASK, maps=True)  # type: ignore[arg-type]
+NO_LAYOUT = replace(TASK, maps=RoutingMaps(lambda row: row))  # type: ignore[arg-type,return-value]
+SHORT_LAYOUT = replace(TASK, maps=RoutingMaps(lambda row: in_lines(parity_row(1, 2))))
+LAYOUT_RAISES = replace(TASK, maps=RoutingMaps(lambda row: 1 / 0))  # type: ignore[arg-type,return-value]
 EXAMPLES = replace(TASK, examples=Examples(lambda model, rows, experiment, alive: []))
 NO_JSON = replace(TASK, examples=Examples(lambda model, rows, experiment, alive: [{"x": row} for row in rows]))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +31,11 @@ from pipeline.submission.own_code import not_sent
 from pipeline.tasks import Format, Sequence
 from pipeline.tasks.check import check_model, check_task
 from pipeline.tracking.images import render_prototypes
+from pipeline.training.build import build_model
 from pipeline.training.kept import open_step
+from pipeline.training.model_file import save_model
 from pipeline.training.places import places_of
+from pipeline.training.routing_map import read_map
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_experiment
 from tests.pipeline.tasks.own import TASK, parity_row
@@ -115,9 +118,12 @@ def test_both_engines_train_anothers_model_alike_and_what_it_leaves_is_whole(
             open_step(folder, step)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has no `predict`"):
         whole.predict("x")
-    for tool in (whole.require_task, earlier.require_task):
-        with pytest.raises(UserError, match=rf"trained with data\.task: {OWN}:TASK; expected one trained with arc"):
-            tool("arc")
+    with pytest.raises(UserError, match=rf"trained with data\.task: '{OWN}:TASK', which answers no files"):
+        whole.answer(tmp_path / "x")
+    root = folder.routing_maps
+    maps = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.safetensors"))
+    assert maps == [f"{number}/step-00000{step}.safetensors" for number in (1, 2) for step in (4, 8)]
+    assert read_map(root / maps[0]).labels == ("L0.rungs", "L1.rungs", "L2.entry")
 
 
 def test_batches_from_a_storage_are_those_from_the_folder(data: Path, tmp_path: Path) -> None:
@@ -201,6 +207,11 @@ def test_scores_are_those_of_single_rows_worked_by_the_definition(data: Path, tm
         ("SCORE", r"score 'bad' cannot be measured"),
         ("SCORE_NAN", r"score 'bad' measured .* expected finite numbers"),
         ("COLLATE", r"`collate` made tokens \[1, 8\]"),
+        ("ANSWER_NO_FUNCTION", r"has answer='x'; expected a function, or None"),
+        ("MAPS", r"has maps=True; expected pipeline\.tasks\.RoutingMaps, or None"),
+        ("NO_LAYOUT", r"`maps\.lay_out` is a Sequence; row 'r00'\. Expected a Layout of it"),
+        ("SHORT_LAYOUT", r"`maps\.lay_out` has panels as int64 \[2\]; expected whole numbers \[3\]"),
+        ("LAYOUT_RAISES", r"`maps\.lay_out` raised ZeroDivisionError"),
     ],
 )
 def test_a_task_that_breaks_its_contract_is_refused_with_its_reason(task: str, message: str) -> None:
@@ -235,6 +246,32 @@ def test_a_task_of_ones_own_is_trained_on_group_by_group_and_forgotten(tmp_path:
     folder = TrialFolder(tmp_path / "trial")
     run_training(experiment, folder, Path(str(data.folder)), CPU)
     assert {measures.FORGETTING_LOSS, measures.FORGETTING_INCREASE} <= metrics_of(folder)[12].keys()
+
+
+def test_what_a_task_answers_to_a_file_is_printed_and_written(tmp_path: Path) -> None:
+    file, out = tmp_path / "asked.txt", tmp_path / "out.json"
+    file.write_text("0 1 2")
+
+    def predict(task: str, *more: str) -> Result:
+        folder = tmp_path / task
+        save_model(folder, build_model(parity(task)), parity(task))
+        return CliRunner().invoke(main, ["predict", str(folder), str(file), *more])
+
+    assert "names code, data.task" in " ".join(predict("ANSWERS").stderr.split())
+    ran = predict("ANSWERS", "--own-code", "--submission", str(out))
+    assert (ran.exit_code, ran.stderr) == (0, f"3 tokens. Written: {out}\n")
+    classes = json.loads(out.read_text())
+    assert len(classes) == 3
+    assert {*classes} <= {0, 1, 2}
+    assert json.loads(predict("ANSWERS", "--own-code").stdout) == classes
+    for task, message in (
+        ("TASK", "answers no files; use pipeline.api.load_model(run), or give the task an `answer` (docs/tasks.md)"),
+        ("NO_ANSWERS", "`answer` returned a list; expected pipeline.tasks.Answers"),
+        ("ANSWERS_NO_JSON", "`answer` returned a value that JSON cannot hold"),
+    ):
+        refused = predict(task, "--own-code")
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -288,6 +325,10 @@ def test_the_commands_refuse_them_before_anything_is_prepared(tmp_path: Path, co
         (
             {"data": {"task": "text", "dataset": "arc-agi-1"}},
             r"data\.dataset: found 'arc-agi-1', a setting of task: arc",
+        ),
+        (
+            {"data": {"task": "a:b"}, "training": {"vote_views": 2}},
+            r"training\.vote_views: found 2, a setting of task: arc",
         ),
         ({"model": {"build": "my_model"}}, r"model\.build: found 'my_model'; expected package\.module:function"),
     ],

@@ -1,5 +1,6 @@
 """The examples of docs/tasks.md and docs/models.md, run as they stand: a sweep of a task and a model of one's own."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -105,11 +106,16 @@ def test_a_sweep_of_ones_own_task_and_model_from_plan_to_report(
     page = (folder / "report" / "report.html").read_text()
     assert "first letter (%)" in page
     assert "rows trained on" in page
+    make_row = importlib.import_module("my_task").make_row
     model = api.load_model(folder / "trials" / "per_token-s0", tmp_path, own_code=True)
     assert type(model.model).__name__ == "Window"
     assert api.load_model(frame["run_id"][0], tmp_path, own_code=True).step == 12
-    with pytest.raises(UserError, match=r"trained with data\.task: my_task:BACKWARDS; expected one trained with arc"):
+    assert "routing map 1: per_token, seed 0" in page
+    assert len(api.routing_map(model, make_row(7, 0, 6)).axes[0].images) == 1 + 2
+    with pytest.raises(UserError, match=r"found a dict; expected a pipeline\.tasks\.Sequence"):
         api.routing_map(model, {})
+    with pytest.raises(UserError, match=r"'my_task:BACKWARDS', which answers no files; use .*\(docs/tasks\.md\)"):
+        api.predict(folder / "trials" / "per_token-s0", config, output=tmp_path, own_code=True)
     (config.parent / "my_model.py").write_text((config.parent / "my_model.py").read_text() + "\n# another\n")
     with pytest.raises(UserError, match=r"(?s)my_model\.py: is another.*--accept-changed-code"):
         api.ablate(config, {"sweep.seeds": [0, 1]}, tmp_path, resume=True)

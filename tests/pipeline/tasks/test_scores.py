@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.data.contract import find_task
+from pipeline.data.contract import BUILT_IN, find_task
 from pipeline.errors import UserError
 from pipeline.layout import Output, TrialFolder
 from pipeline.planning.preflight import check_metrics
@@ -16,9 +16,11 @@ from pipeline.records.pruned import write_pruned
 from pipeline.records.spool import Spool
 from pipeline.reporting.files import markdown
 from pipeline.run import file_report
-from pipeline.settings.config import BUILT_IN_TASKS, SCORES, Experiment
+from pipeline.settings.built_in_tasks import BUILT_IN_TASKS
+from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
+from pipeline.settings.wrong_settings import setting_names
 from pipeline.tracking.tracker import Tracker
 from tests.pipeline.pruning_samples import PolledPruner
 
@@ -59,10 +61,11 @@ def experiment(
     return validate_experiment(values, "test")
 
 
-def test_the_scores_that_settings_know_are_those_that_the_tasks_declare() -> None:
-    assert tuple(SCORES) == BUILT_IN_TASKS
-    for name in BUILT_IN_TASKS:
-        assert SCORES[name] == tuple(f"held_out/{score.name}" for score in find_task(name).scores)
+def test_what_settings_know_of_the_built_in_tasks_is_what_the_tasks_declare() -> None:
+    assert BUILT_IN_TASKS.keys() == BUILT_IN.keys()
+    for name, its in BUILT_IN_TASKS.items():
+        assert its.scores == tuple(f"held_out/{score.name}" for score in find_task(name).scores)
+        assert set(its.settings) <= set(setting_names(Experiment))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_a_study_concludes_from_it_and_draws_are_ranked_by_it(tmp_path: Path) ->
         tracker.end_trial(delivery, "FINISHED")
     console = Console(file=io.StringIO(), width=200)
     report, files = file_report(output.tracking_uri, "tests", searched.name, output.root, console)
-    for ranking in report.draws:
+    for ranking in report.samples:
         rates = [float(ranking.settings(row)["training.learning_rate"]) for row in ranking.ranked]
         assert rates == [0.4, 0.1]
     text = " ".join(markdown(report).replace("\\_", "_").split())

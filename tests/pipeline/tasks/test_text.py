@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pipeline import api
+from pipeline.cli import main
 from pipeline.data.batch import IGNORED
 from pipeline.data.sequential import SequentialLoader, open_loader
 from pipeline.data.shards import prepare, read_rows
@@ -26,6 +29,7 @@ from pipeline.tasks import Sequence
 from pipeline.tasks.text import BEGIN, TEXT, as_text, as_tokens, bits_per_byte, continue_text, say
 from pipeline.training.build import build_model
 from pipeline.training.model_file import open_model
+from pipeline.training.routing_map import read_map
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL
 from tiny_onn.generate import generate
@@ -232,7 +236,45 @@ def test_what_is_measured_is_the_loss_in_bits_and_examples_go_on_from_their_rows
     for each in examples:
         assert each["given"] + each["target"] in texts[each["task_id"]]
         assert each["predicted"]
-    assert not trained.routing_maps.exists()  # there are no grids
+    drawn = read_map(trained.routing_maps / "1" / "step-000008.safetensors")
+    assert drawn.layout.letters is not None
+    assert "".join(drawn.layout.letters).replace("↵", "\n") in texts[drawn.task_id]
+    assert drawn.experts.shape == (2, 1 + len("".join(drawn.layout.letters)))
+
+
+def test_each_line_of_a_file_is_a_prompt_that_the_model_continues(trained: TrialFolder, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out" / "said.json"
+    prompts.write_text("the cat\n\n  \none big red\n")
+    ran = CliRunner().invoke(main, ["predict", str(trained.model), str(prompts)])
+    assert ran.exit_code == 0, ran.output
+    model = open_model(trained.model)
+    expected = [{"prompt": line, "continuation": model.predict(line)} for line in ("the cat", "one big red")]
+    assert json.loads(ran.stdout) == expected
+    assert ran.stderr == "2 prompts continued\n"
+    out.parent.mkdir()
+    written = CliRunner().invoke(main, ["predict", str(trained.model), str(prompts), "--submission", str(out)])
+    assert written.stderr == f"2 prompts continued. Written: {out}\n"
+    assert json.loads(out.read_text()) == expected
+    for text, message in (
+        (b"\n \n", "holds no prompt"),
+        (b"\xff", "cannot be read"),
+        (b"a\n" + b"x" * 47, "line 2: the prompt has 47 bytes; the model takes at most 46"),
+    ):
+        prompts.write_bytes(text)
+        refused = CliRunner().invoke(main, ["predict", str(trained.model), str(prompts)])
+        assert refused.exit_code == 2
+        assert message in " ".join(refused.stderr.split())
+    assert len(api.routing_map(model, "the cat").axes[0].images) == 3
+
+
+def test_text_stands_in_lines_of_64_with_a_sign_for_what_is_no_letter() -> None:
+    row = Sequence(as_tokens("é\n".encode() + b"x" * 70), (), np.ones(74, dtype=np.bool_), "d", 0)
+    assert TEXT.maps is not None
+    layout = TEXT.maps.lay_out(row)
+    assert layout.problem(74) is None
+    assert layout.panels.tolist() == [-1] + [0] * 73
+    assert layout.letters == ("", "·", "·", "↵", *"x" * 70)
+    assert [(int(layout.rows[n]), int(layout.columns[n])) for n in (1, 64, 65, 73)] == [(0, 0), (0, 63), (1, 0), (1, 8)]
 
 
 def test_generated_text_depends_only_on_the_prompt_and_the_random_numbers(trained: TrialFolder) -> None:

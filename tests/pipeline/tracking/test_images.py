@@ -13,6 +13,7 @@ from pipeline.records.delivery import delivery_state, read_delivery
 from pipeline.remote.index import is_allowed
 from pipeline.reporting.page import html
 from pipeline.reporting.report import make_report
+from pipeline.tasks.arc import ARC
 from pipeline.tracking.images import last_images, open_figure, run_images
 from pipeline.tracking.shipping import has_all, lacks
 from pipeline.tracking.store import open_store
@@ -29,7 +30,7 @@ STATE = {"creation_key": 32 * "0", "run_id": 32 * "0", "offset": 0, "ended": Non
 def write_images(folder: TrialFolder, *steps: int) -> None:
     for step in steps:
         write_snapshot(folder, step)
-        found = map_routing(build_model(small_experiment()), encode_task(random_task("sample", 1), 0), step=step)
+        found = map_routing(build_model(small_experiment()), encode_task(random_task("sample", 1), 0), ARC, step=step)
         save_map(folder.routing_maps / "1" / f"step-{step:06d}.safetensors", found)
         figure = Figure(figsize=(2, 1))
         figure.subplots().plot([0, step])

@@ -64,7 +64,7 @@ def trained(
         for block in model.blocks:
             checkpointed(block, reentrant)
     wrapped = distribute(model, router_in_backward=dynamics.router_in_backward)
-    stream = Loader(open_prepared(folder), "train", 1024, 0).stream()
+    stream = Loader(open_prepared(folder, "arc"), "train", 1024, 0).stream()
     batches = islice((batch for _, batch in stream if len(batch.valid) >= 5), STEPS)
     seen = []
     for step, batch in enumerate(batches):

@@ -15,6 +15,7 @@ from pipeline.data.shards import read_rows
 from pipeline.layout import TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.config import Experiment, replace
+from pipeline.tasks.arc import ARC
 from pipeline.tasks.check import check_model
 from pipeline.training.build import build_model
 from pipeline.training.checkpoint import checkpoints, read_checkpoint
@@ -101,12 +102,12 @@ def test_a_run_with_dropout_resumes_bit_for_bit_and_depends_on_its_seed(
 def test_a_model_is_judged_without_dropout_and_left_in_the_modes_it_had(data: Prepared, whole: TrialFolder) -> None:
     model = open_step(whole, "last", own_code=True).model
     rows = read_rows(data, "held_out")
-    expected = evaluate(model.eval(), rows, 512, 0, 1)
+    expected = evaluate(model.eval(), rows, 512, 0, 1, task=ARC)
     assert metrics_of(whole)[8][measures.HELD_OUT_LOSS] == expected[measures.HELD_OUT_LOSS]
     model.train()
     model.frozen.eval()
     before = int(model.passes)
-    assert evaluate(model, rows, 512, 0, 1) == expected
+    assert evaluate(model, rows, 512, 0, 1, task=ARC) == expected
     assert int(model.passes) == before == 8  # the steps, and no evaluation
     assert model.training
     assert model.drop.training

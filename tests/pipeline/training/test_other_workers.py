@@ -90,7 +90,7 @@ def test_two_workers_take_up_what_one_began_with_the_batches_of_two(data: Prepar
     mp.spawn(worker, args=(str(tmp_path), str(data.folder)), nprocs=2)
     dynamics = build_dynamics(build_model(twin), twin.training)
     assert load_newest(tmp_path / "before", dynamics, twin.digests()) == (4, [])
-    streams = [Loader(open_prepared(data.folder), "train", 512, 0, rank, 2).stream(4) for rank in (0, 1)]
+    streams = [Loader(open_prepared(data.folder, "arc"), "train", 512, 0, rank, 2).stream(4) for rank in (0, 1)]
     for step in range(4, 8):
         set_learning_rates(dynamics, twin.training, step)
         train_step(dynamics.model, together([next(stream)[1] for stream in streams]), dynamics)

@@ -23,6 +23,7 @@ from pipeline.records.spool import read_spool
 from pipeline.settings.config import Experiment, replace
 from pipeline.settings.growth import growth
 from pipeline.settings.trials import trials_of
+from pipeline.tasks.arc import ARC
 from pipeline.training.build import build_dynamics, build_model, set_learning_rates
 from pipeline.training.checkpoint import checkpoints, load_newest, read_checkpoint, save_checkpoint
 from pipeline.training.evaluate import evaluate
@@ -131,7 +132,7 @@ def test_forgetting_is_the_growth_of_the_loss_since_each_tasks_end(data: Prepare
 
     def loss(step: int, number: int) -> float:
         model.load_state_dict(model_of(read_checkpoint(saved[step])[1]))
-        return evaluate(model, sample[number], 1000, 0, 1)[measures.HELD_OUT_LOSS]
+        return evaluate(model, sample[number], 1000, 0, 1, task=ARC)[measures.HELD_OUT_LOSS]
 
     by_step = forgot(whole)
     assert list(by_step) == [5, 10, 15, 17]
@@ -182,7 +183,7 @@ def test_two_workers_train_and_forget_as_one_that_takes_both_shares(data: Prepar
     mp.spawn(worker, args=(str(tmp_path), str(data.folder)), nprocs=2)
     experiment = sequential(2)
     dynamics = build_dynamics(build_model(experiment), experiment.training)
-    prepared = open_prepared(data.folder)
+    prepared = open_prepared(data.folder, "arc")
     streams = [loader_of(experiment, prepared, rank, 2).stream() for rank in (0, 1)]
     forgetting = Forgetting(loader_of(experiment, prepared), False)
     expected: dict[int, dict[str, float]] = {}

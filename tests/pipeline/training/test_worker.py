@@ -18,12 +18,13 @@ from pipeline.layout import TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.settings.trials import trials_of
+from pipeline.tasks.arc import ARC
+from pipeline.tasks.arc_predictions import exact_match, predict
 from pipeline.training.build import build_dynamics, build_model, schedule
 from pipeline.training.checkpoint import checkpoints
 from pipeline.training.evaluate import evaluate
 from pipeline.training.measuring import step_metrics
 from pipeline.training.model_file import open_model
-from pipeline.training.predictions import exact_match, predict
 from pipeline.training.step import StepReport, batch_logits
 from pipeline.training.stopping import TrainingStopped
 from pipeline.training.trial import Entry, OpenTrial, open_trial
@@ -227,7 +228,7 @@ def test_evaluation_does_not_depend_on_batches_and_counts_every_row_once(data: P
                 right += int(predicted[place - 1].argmax() == int(row.tokens[place]))
                 count += 1
     for budget in (128, 1000):
-        metrics = evaluate(model, rows, budget, 0, 1)
+        metrics = evaluate(model, rows, budget, 0, 1, task=ARC)
         assert metrics[measures.HELD_OUT_LOSS] == pytest.approx(total / count, rel=1e-10)
         assert metrics[measures.HELD_OUT_TOKEN_ACCURACY] == pytest.approx(right / count)
 
@@ -236,7 +237,7 @@ def test_routing_of_held_out_rows_does_not_depend_on_batches_and_patterns_come_a
     data: Prepared, whole: TrialFolder
 ) -> None:
     model, rows = build_model(small_experiment()), read_rows(data, "held_out")
-    some, many = (evaluate(model, rows, budget, 0, 1, patterns=True) for budget in (128, 1000))
+    some, many = (evaluate(model, rows, budget, 0, 1, task=ARC, patterns=True) for budget in (128, 1000))
     assert some == pytest.approx(many, rel=1e-9)
     assert 0 < many[measures.DENSITY] < many[measures.UNION_OF_CHUNK] <= 1 - many[measures.DEAD_EXPERTS]
     metrics = metrics_of(whole)
@@ -252,7 +253,7 @@ def test_evaluation_has_the_precision_of_training(data: Prepared, tmp_path: Path
     run_training(small_experiment(precision="bfloat16"), folder, data.folder, CPU)
     model = open_model(folder.model).model
     rows = read_rows(data, "held_out")
-    narrow, wide = (evaluate(model, rows, 512, 0, 1, autocast=autocast) for autocast in (True, False))
+    narrow, wide = (evaluate(model, rows, 512, 0, 1, task=ARC, autocast=autocast) for autocast in (True, False))
     assert metrics_of(folder)[8][measures.HELD_OUT_LOSS] == narrow[measures.HELD_OUT_LOSS]
     assert narrow[measures.HELD_OUT_LOSS] != wide[measures.HELD_OUT_LOSS]
     rounding = 2**-8  # of bfloat16

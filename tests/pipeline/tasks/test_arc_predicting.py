@@ -15,9 +15,9 @@ from pipeline.data.shards import open_prepared, read_rows
 from pipeline.layout import TrialFolder
 from pipeline.settings.config import Experiment
 from pipeline.settings.experiment_file import validate_experiment
-from pipeline.training import decode
+from pipeline.tasks import arc_decode as decode
+from pipeline.tasks.arc_predictions import exact_match, predict
 from pipeline.training.model_file import open_model
-from pipeline.training.predictions import exact_match, predict
 from pipeline.training.worker import run_training
 from tests.pipeline.samples import SMALL, small_data
 
@@ -55,7 +55,7 @@ def test_workers_share_the_decoding_and_wait_for_the_slowest(tmp_path: Path) -> 
     mp.spawn(worker, (tmp_path, data), nprocs=2)
     assert float((tmp_path / "took-1").read_text()) > 1.5 * LIMIT_S  # rank 0 was waited for
     folder = TrialFolder(tmp_path / "trial")
-    rows = read_rows(open_prepared(data), "held_out")
+    rows = read_rows(open_prepared(data, "arc"), "held_out")
     tasks = list(dict.fromkeys(row.task_id for row in rows))[:3]
     asked = [row for row in rows if row.task_id in tasks]
     alone = predict(open_model(folder.model).model, asked, 128, views=2)

@@ -12,7 +12,7 @@ from pipeline.data.task import Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
 from pipeline.settings.config import Experiment
-from pipeline.training.decode import Grid, decode_grids, decode_in_views, prompt_of, task_of, vote
+from pipeline.tasks.arc_decode import Grid, decode_grids, decode_in_views, prompt_of, task_of, vote
 
 if TYPE_CHECKING:
     from pipeline.training.model_file import TrainedModel

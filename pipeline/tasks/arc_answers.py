@@ -1,69 +1,55 @@
 """Answers to whole files of tasks, as Kaggle's ARC competitions take them: two attempts at each test pair."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.data.model_use import Answers
 from pipeline.data.sources.folder import read_tasks
 from pipeline.data.task import Pair, Task
 from pipeline.data.tokens import encode_task
 from pipeline.errors import UserError
-from pipeline.files import write_whole
-from pipeline.training.decode import ATTEMPTS, Grid, decode_in_views, vote
+from pipeline.tasks.arc_decode import ATTEMPTS, Grid, decode_in_views, vote
+from pipeline.tasks.arc_predictions import voting_views
 from pipeline.training.model_file import TrainedModel
-from pipeline.training.predictions import voting_views
 
 _NO_ANSWER: Grid = [[0]]
 Submission = dict[str, list[dict[str, Grid]]]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """`submission` by task id, for each test pair `attempt_1` and `attempt_2`; where no grid was drawn, [[0]].
+class ArcAnswers(Answers):
+    """`values`, a submission: by task id, for each test pair `attempt_1` and `attempt_2`; [[0]] where there is no grid.
 
     Counts of test pairs: all; those too long for the model; and others of which it drew no grid.
     """
 
-    submission: Submission
     pairs: int
     too_long: int
     without_grid: int
 
 
-def answer_file(model: TrainedModel, file: Path, submission: Path | None) -> Answers:
-    """Answers all tasks of a file, in any of the formats that data sets come in, and writes the submission.
+def answer_file(model: TrainedModel, file: Path) -> ArcAnswers:
+    """Answers all tasks of a file, in any of the formats that data sets come in.
 
     Raises:
-        UserError: a task is malformed, or there is none: a submission without some of the tasks would count as wrong;
-            or the submission cannot be written.
+        UserError: a task is malformed, or there is none: a submission without some of the tasks would count as wrong.
     """
     try:
         file.stat()
-        found = read_tasks(file, for_prediction=True)
+        tasks = read_tasks(file, for_prediction=True)
     except (OSError, ValueError) as error:
         raise UserError(f"FILE {file}: cannot be read ({error}). Expected a file of ARC tasks.") from None
-    if found.refused or not found.train:
-        reasons = "".join(f"\n  {reason}" for reason in [*found.refused, *found.notes][:10])
-        total = len(found.train) + len(found.refused)
-        problem = f"of {total} tasks {len(found.refused)} cannot be read" if total else "holds no task"
+    if tasks.refused or not tasks.train:
+        reasons = "".join(f"\n  {reason}" for reason in [*tasks.refused, *tasks.notes][:10])
+        total = len(tasks.train) + len(tasks.refused)
+        problem = f"of {total} tasks {len(tasks.refused)} cannot be read" if total else "holds no task"
         raise UserError(f"FILE {file}: {problem}:{reasons}" if reasons else f"FILE {file}: {problem}.")
-    made = answer(model, found.train)
-    if submission is not None:
-        try:
-            write_whole(submission, json.dumps(made.submission))
-        except OSError as error:
-            raise UserError(f"--submission {submission}: cannot be written ({error})") from None
-    return made
+    return answer(model, tasks.train)
 
 
-def answer(model: TrainedModel, tasks: Sequence[Task]) -> Answers:
-    """Draws two attempts at every test pair. Where there is one grid only, it is both.
-
-    Raises:
-        UserError: the model was trained on another task than ARC's.
-    """
-    model.require_task("arc")
+def answer(model: TrainedModel, tasks: Sequence[Task]) -> ArcAnswers:
+    """Draws two attempts at every test pair. Where there is one grid only, it is both."""
     limit, views = model.experiment.data.max_tokens, voting_views(model.experiment)
     asked = [(task, pair) for task in tasks for pair in range(len(task.test))]
     fits = [_prompt_length(task, pair) < limit for task, pair in asked]
@@ -75,7 +61,14 @@ def answer(model: TrainedModel, tasks: Sequence[Task]) -> Answers:
         without += fit and not attempts
         both = [*attempts, *[attempts[0] if attempts else _NO_ANSWER] * ATTEMPTS][:ATTEMPTS]
         submission[task.task_id].append({f"attempt_{n}": grid for n, grid in enumerate(both, 1)})
-    return Answers(submission, len(asked), fits.count(False), without)
+    too_long = fits.count(False)
+    return ArcAnswers(submission, _summary(len(tasks), len(asked), too_long, without), len(asked), too_long, without)
+
+
+def _summary(tasks: int, pairs: int, too_long: int, without_grid: int) -> str:
+    words = f"{tasks} task{'s' * (tasks != 1)}, {pairs} test pair{'s' * (pairs != 1)}"
+    words += f"; {too_long} too long for the model, answered with [[0]]" if too_long else ""
+    return words + (f"; {without_grid} without a grid drawn, answered with [[0]]" if without_grid else "")
 
 
 def _prompt_length(task: Task, pair: int) -> int:

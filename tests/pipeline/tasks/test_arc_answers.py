@@ -17,9 +17,9 @@ from pipeline.data.arc_json import parse_task
 from pipeline.data.given import task_given
 from pipeline.data.task import Task
 from pipeline.errors import UserError
-from pipeline.training.answers import answer
+from pipeline.tasks.arc_answers import answer
+from pipeline.tasks.arc_decode import decode_in_views, vote
 from pipeline.training.build import build_model
-from pipeline.training.decode import decode_in_views, vote
 from pipeline.training.model_file import TrainedModel, open_model, save_model
 from tests.pipeline.arc_samples import as_json, parquet_of, random_task, write_tasks
 from tests.pipeline.samples import small_experiment
@@ -107,9 +107,9 @@ def test_each_test_pair_has_two_attempts(model: TrainedModel, monkeypatch: pytes
         assert (limit, views) == (128, 2)
         return [next(answers) for _ in asked]
 
-    monkeypatch.setattr("pipeline.training.answers.decode_in_views", drawn)
+    monkeypatch.setattr("pipeline.tasks.arc_answers.decode_in_views", drawn)
     made = answer(model, tasks)
-    assert made.submission == {
+    assert made.values == {
         "one": [{"attempt_1": A, "attempt_2": B}, {"attempt_1": A, "attempt_2": A}],
         "two": [{"attempt_1": [[0]], "attempt_2": [[0]]}],
         "long": [{"attempt_1": [[0]], "attempt_2": [[0]]}],

@@ -14,10 +14,10 @@ from pipeline.data.augment import View, inverse, view_grid, view_task
 from pipeline.data.sequence import Sequence
 from pipeline.data.task import Pair, Task, grid_of
 from pipeline.data.tokens import encode_task
-from pipeline.training import decode
+from pipeline.tasks import arc_decode as decode
+from pipeline.tasks.arc_decode import batch_size, decode_grids, decode_in_views, prompt_of, task_of, vote
+from pipeline.tasks.arc_predictions import Prediction, exact_match, predict, voting_views
 from pipeline.training.build import build_model
-from pipeline.training.decode import batch_size, decode_grids, decode_in_views, prompt_of, task_of, vote
-from pipeline.training.predictions import Prediction, exact_match, predict, voting_views
 from tests.pipeline.arc_samples import random_task
 from tests.pipeline.samples import small_experiment
 
