@@ -157,7 +157,7 @@ class Examples:
         measured: those of the numbers of `measure` that the report names.
         part: what the report calls a `pair`.
         all_zero: what the report says, after "Of the held-out rows that were decoded", where all of these are 0.
-        not_drawn: what the report says that nothing shows, after "nor", where nothing was drawn.
+        not_drawn: what the report lists as not tested, where nothing was drawn.
     """
 
     draw: "Callable[[nn.Module, Items[Sequence], Experiment, Callable[[], None]], list[dict[str, Any]]]"

@@ -24,7 +24,9 @@ def _at_equal_density(report: Report) -> str:
     rows = report.results.rows
     found = {place: each.mean for place, each in report.over_baselines.items() if math.isfinite(each.mean)}
     if not any(is_baseline(row.arm) for row in rows):
-        return "No baseline was run, so what the losses are worth at their densities cannot be told."
+        return (
+            "No baseline was run, so the losses cannot be compared at equal density. Add an arm such as top_k or dense."
+        )
     if not found:
         return "No arm could be compared with the baselines at equal density."
     best = sorted(found, key=found.__getitem__)
@@ -40,7 +42,7 @@ def _how_sparse(report: Report) -> str:
     rows = [row for row in report.results.rows if not is_baseline(row.arm)] or report.results.rows
     known = sorted((row for row in rows if math.isfinite(density_of(row))), key=density_of)
     if not known:
-        return "How many experts are active was not measured."
+        return "The density was not measured."
     least, most = known[0], known[-1]
     text = f"{_name(least)} has {_percent(least)} of its experts active (held-out loss {_loss(least)} nats)"
     return f"{text}." if least is most else f"{text}, {_name(most)} {_percent(most)} ({_loss(most)})."
@@ -49,7 +51,7 @@ def _how_sparse(report: Report) -> str:
 def _seeds(report: Report) -> str:
     seeds = seeds_of(report)
     if seeds < 2:
-        return "One seed tells nothing of chance; add seeds before you conclude anything."
+        return "With one seed, chance cannot be ruled out; add seeds before you draw a conclusion."
     smallest = 2 / 2**seeds
     text = f"With {seeds} seeds the sign-flip test cannot give a p below {smallest:.2g}"
     return f"{text}, so no difference here is significant." if smallest > _CONVENTIONAL else f"{text}."

@@ -14,11 +14,11 @@ def changed_code(results: Results) -> list[str]:
             seeds.setdefault(trial.tags.get(USER_CODE, ""), []).append(trial.seed)
         if len(seeds) > 1 or any(", " in codes for codes in seeds):
             parts = [
-                f"seed {', '.join(map(str, sorted(set(of))))} with {codes.replace(', ', ' and then ') or 'none noted'}"
+                f"seed {', '.join(map(str, sorted(set(of))))} with {codes.replace(', ', ', then ') or 'unknown code'}"
                 for codes, of in seeds.items()
             ]
             sentences.append(
-                f"The code of {arm} was changed in mid-sweep, and that was accepted (--accept-changed-code): "
-                f"{'; '.join(parts)}. Its means are of trials that were not trained alike."
+                f"The code of {arm} changed during the sweep, which --accept-changed-code allowed: "
+                f"{'; '.join(parts)}. Its means mix trials of different code."
             )
     return sentences

@@ -105,26 +105,27 @@ def note(differences: Differences, comparisons: Mapping[Key, Comparison], refere
     text += " and ".join(parts)
     by_chance = sum(chance_of(LEVEL, each) for each in seeds)
     if total > 1 and by_chance >= 0.05:
-        text += f"; were none of them real, {by_chance:.1f} would be expected not above {LEVEL:g} by chance alone"
-    text += ". The p-values are those of the exact sign-flip test over seeds, which assumes nothing but that, without "
-    text += "a difference, either sign is as likely; Holm's correction makes them hold for all of these together. "
+        text += f"; without any real difference, {by_chance:.1f} of them would be at or below {LEVEL:g} by chance"
+    text += (
+        ". The p-values come from the exact sign-flip test over seeds, which only assumes that without a difference "
+    )
+    text += "both signs are equally likely; Holm's correction makes them valid for all of these comparisons together. "
     most = max(seeds)
     if most > MOST_EXACT:
-        text += f"With more than {MOST_EXACT} seeds they come from signs drawn at random, and are not quite exact. "
+        text += f"With more than {MOST_EXACT} seeds the signs are sampled at random, so the p-values are approximate. "
     if least_p(most) > LEVEL / total:
         needed = seeds_needed(total, LEVEL)
         text += (
-            f"With {most} seeds no p-value can be smaller than {least_p(most):.2g}, however large the difference: "
-            f"no exploratory difference can pass here, and it would take {needed} seeds before one of {total} could. "
-            "What can be looked at is the size of a difference beside its spread over seeds, and whether all seeds "
-            "agree on its sign."
+            f"With {most} seeds no p-value can be below {least_p(most):.2g}, however large the difference, so no "
+            f"exploratory difference can be significant here; {needed} seeds are needed for one of {total}. Compare "
+            "the size of a difference with its spread over seeds, and check whether all seeds agree on its sign."
         )
     else:
         passed = sum(each.adjusted <= LEVEL for each in exploring.values())
         text += f"{passed} of {total} are below {LEVEL:g} after the correction."
     if min(seeds) < ENOUGH_SEEDS:
         text += (
-            f" With fewer than {ENOUGH_SEEDS} seeds a bootstrap interval is only the spread of the differences, too: "
-            "it is too narrow, and says nothing of other seeds."
+            f" With fewer than {ENOUGH_SEEDS} seeds a bootstrap interval only shows the spread of the differences: it "
+            "is too narrow to predict other seeds."
         )
     return text

@@ -85,8 +85,8 @@ def _order(results: Results) -> str:
     number = max((trial.last(measures.TASK_NUMBER) for trial in some), default=math.nan)
     tasks = f"one after the other of {number:.0f} tasks" if math.isfinite(number) else "one task after the other"
     return (
-        f"{where} on {tasks}, in the same order in all trials; forgetting is by how much the loss on earlier tasks has "
-        "grown since each was finished, on some of their training rows."
+        f"{where} on {tasks}, in the same order in all trials. Forgetting is the increase of the loss on earlier tasks "
+        "since each was finished, on a sample of their training rows."
     )
 
 

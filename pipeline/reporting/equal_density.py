@@ -26,11 +26,11 @@ def primary_words(
         return ""
     head = f"Primary comparison, named before the runs: {primary.name}: "
     if primary.key is None:
-        return f"{head}it cannot be made: {primary.problem}."
+        return f"{head}not made, because {primary.problem}."
     place, key = primary.key
     found = differences.get(place, {}).get(key)
     if found is None or not math.isfinite(found.mean):
-        return f"{head}it cannot be made: a value is missing or not finite, or there is nothing to compare with."
+        return f"{head}not made, because a value is missing or not finite, or there is nothing to compare with."
     text = f"{head}{signed(found.mean, 4)}{_interval(found)}, the mean and its 95 % interval"
     tested = comparisons.get(primary.key)
     text += f", p = {tested.p:.3g} by the sign-flip test over {found.seeds} seeds, without correction" if tested else ""
@@ -47,7 +47,7 @@ def at_density(row: Row, reference: Row) -> str:
     """Whether two arms' losses may be compared as they are."""
     ours, theirs = density_of(row), density_of(reference)
     if not (math.isfinite(ours) and math.isfinite(theirs)):
-        return "at densities that were not measured, so that the two may not be comparable"
+        return "at densities that were not measured, so the losses may not be comparable"
     if equally_dense((ours, theirs)):
         return f"at equal density ({_percent(ours)} and {_percent(theirs)} active)"
     return f"but not at equal density: {_percent(ours)} of its experts are active against {_percent(theirs)}"
@@ -65,8 +65,8 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
         return []
     if not curves:
         return [
-            "No baseline was run (a router that the task loss trains, or a dense model): what these arms' losses are "
-            "worth at their densities cannot be told."
+            "No baseline was run (a router that the task loss trains, or a dense model), so the losses cannot be "
+            "compared at equal density. Add an arm such as top_k or dense."
         ]
     sentences: dict[str, list[str]] = {}
     outside: list[str] = []
@@ -84,7 +84,7 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
         paragraphs[0] = f"At equal density, nats above (+) or below (-) {_ENVELOPE}. {paragraphs[0]}"
     if outside:
         named = ", ".join(outside[:_NAMED]) + (", ..." if len(outside) > _NAMED else "")
-        paragraphs.append(f"Not compared at equal density, as no baselines are sparser and denser: {named}.")
+        paragraphs.append(f"Not compared at equal density, because no baselines are both sparser and denser: {named}.")
     return paragraphs
 
 

@@ -140,8 +140,8 @@ def left_out(results: Results) -> str:
     if cells <= MOST_CELLS and len(results.rows) <= MOST_ROWS:
         return ""
     return (
-        f"But for that at equal density, the figures show the first {min(MOST_CELLS, cells)} of {cells} "
-        f"cell{'s' * (cells != 1)} of the grid, or the first {MOST_ROWS} rows of them."
+        f"Except for the figure at equal density, figures show the first {min(MOST_CELLS, cells)} of {cells} "
+        f"cell{'s' * (cells != 1)} of the grid, or their first {MOST_ROWS} rows."
     )
 
 

@@ -35,7 +35,9 @@ def findings(results: Results, reference: str) -> list[str]:
                 texts.append(f"{density(row, compared)} {loss(row, compared)}")
                 pairs.append(len(row.trials.keys() & compared.trials.keys()))
         if few := [count for count in pairs if 1 < count < ENOUGH_SEEDS]:  # of one seed there is no interval
-            texts.append(f"From {min(few)} seeds an interval is only the spread of the differences: too few to tell.")
+            texts.append(
+                f"With {min(few)} seeds, an interval only shows the spread of the differences: it is too narrow."
+            )
         sparse = [text for row in rows if (text := selectivity(row))]
         if dense := [row.arm for row in rows if _is_dense(row)]:
             sparse.append(f"No layer of {_or(dense)} has less than {100 * _SPARSE:.0f} % of its experts active.")
@@ -51,7 +53,7 @@ def own_settings(results: Results) -> str:
         for arm, settings in results.own.items()
         if any(value != NOT_SET for value in settings.values())
     ]
-    return f"Settings of one arm alone: {'; '.join(of_arms)}." if of_arms else ""
+    return f"Settings that only one arm has: {'; '.join(of_arms)}." if of_arms else ""
 
 
 def density(row: Row, reference: Row) -> str:
@@ -71,8 +73,8 @@ def density(row: Row, reference: Row) -> str:
             unanimous[layer] = all(a > b for a, b in pairs) or all(a < b for a, b in pairs)
     if not factors:
         return (
-            f"The activation rates of {row.arm} and {reference.arm} cannot be compared: they were not measured, or "
-            "are 0."
+            f"The activation rates of {row.arm} and {reference.arm} are not compared, because they were not measured "
+            "or are 0."
         )
     parts = []
     for word, chosen in (
@@ -100,14 +102,15 @@ def loss(row: Row, reference: Row) -> str:
     found = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(reference))
     if found is None or not math.isfinite(found.mean):
         return (
-            f"The held-out losses of {row.arm} and {reference.arm} cannot be compared: one is missing or not a number."
+            f"The held-out losses of {row.arm} and {reference.arm} are not compared, because one is missing or not "
+            "finite."
         )
     differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
     if abs(found.mean) < 0.00005:
         differs = "differs by less than 0.0001"
     text = f"The held-out loss of {row.arm} {differs} nats per token, {at_density(row, reference)}"
     if found.interval is None:
-        return f"{text}, in the one seed that both have, which tells nothing of chance."
+        return f"{text}, in the only seed that both have; chance cannot be ruled out."
     text += f" (95 % interval {signed(found.interval[0], 4)} to {signed(found.interval[1], 4)}"
     return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
 
@@ -123,19 +126,23 @@ def selectivity(row: Row) -> str:
         elif active < _SPARSE:
             unknown.append(f"L{layer}")
     less = f"less than {100 * _SPARSE:.0f} % active"
-    dead = f"What the expert tells in {', '.join(unknown)} of {row.arm} ({less}) was not measured." if unknown else ""
+    dead = (
+        f"Information about the token was not measured in {', '.join(unknown)} of {row.arm} ({less})."
+        if unknown
+        else ""
+    )
     if not sparse:
         return dead
     tells = [nats for nats, _ in sparse.values()]
     text = (
         f"In the {len(sparse)} sparse layer{'s' * (len(sparse) > 1)} of {row.arm} "
-        f"({less}) the expert tells {_range(tells)} nats about the token"
+        f"({less}) the active expert carries {_range(tells)} nats of information about the token"
     )
     useful = [(nats, effective) for nats, effective in sparse.values() if effective > 1]
     if useful:
         shares = [100 * nats / math.log(effective) for nats, effective in useful]
-        text += f", which is {_range(shares, 0)} % of the most that its "
-        text += f"{_range([effective for _, effective in useful], 1)} effective experts could"
+        text += f", which is {_range(shares, 0)} % of the maximum for "
+        text += f"{_range([effective for _, effective in useful], 1)} effective experts"
     return f"{text}. {dead}".rstrip()
 
 
@@ -177,40 +184,40 @@ def limits(results: Results) -> str:
     """What the numbers do not show, from what was and was not run."""
     trials = [trial for row in results.rows for trial in row.trials.values()]
     if not trials:
-        return "No trial has finished: there is nothing to tell."
+        return "No trial has finished, so there are no results."
     sizes = {name: _values(trials, name) for name in ("model.hidden", "model.layers", "training.steps")}
     data = " / ".join(sorted({name for name, _ in results.data})) or _values(trials, "data.dataset")
     seeds = sorted({trial.seed for trial in trials})
     diverged = sorted({f"{t.arm} s{t.seed}" for t in trials if not math.isfinite(t.held_out_loss)})
     text = (
-        f"What this does not show: it rests on {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
+        f"Limits: these results are from {len(seeds)} seed{'s' * (len(seeds) != 1)}, hidden width "
         f"{sizes['model.hidden']}, {_counted(sizes['model.layers'], 'layer')}, "
         f"{_counted(sizes['training.steps'], 'training step')} and "
-        f"the data {data}; nothing here tests wider or deeper models, longer training or other data"
+        f"the data {data}. Not tested: wider or deeper models, longer training, other data"
     )
     words = example_words(results)
     drawn = (trial.last(f"held_out/{each.name}") for trial in trials for each in words.measured)
     if words.not_drawn and not any(map(math.isfinite, drawn)):
-        text += f", nor {words.not_drawn}"
+        text += f", {words.not_drawn}"
     text += (
-        ". Step times are of this machine under this load; closed experts are computed all the same, so that sparsity "
-        "saves no time yet."
+        ". Step times hold for this machine under this load. Closed experts are still computed, so sparsity saves no "
+        "time yet."
     )
     if settings_text := own_settings(results):
         text += f" {settings_text}"
     if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
-        text += f" The trials differ in workers.count ({_or(sorted(counts))}), and so in the batches that they saw."
+        text += f" The trials differ in workers.count ({_or(sorted(counts))}), and therefore in their batches."
     if diverged:
-        text += f" Without a finite held-out loss, and so in no comparison of it: {', '.join(diverged)}."
+        text += f" Left out of comparisons of held-out loss, because theirs is not finite: {', '.join(diverged)}."
     if results.pruned:
         text += (
-            f" {results.pruned} of {results.total} trials were pruned, ended early because other settings did better, "
-            "and are not in it: only the samples that were left are compared."
+            f" {results.pruned} of {results.total} trials were pruned (ended early, because other settings did better) "
+            "and are left out: only the other samples are compared."
         )
     missing = results.total - results.finished - results.pruned
     if missing:
         named = ", ".join(results.unfinished[:_NAMED]) + (", ..." if len(results.unfinished) > _NAMED else "")
-        text += f" {missing} of {results.total} trials did not finish and are not in it{named and ': '}{named}."
+        text += f" {missing} of {results.total} trials did not finish and are left out{named and ': '}{named}."
     return text
 
 

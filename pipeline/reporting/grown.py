@@ -16,9 +16,9 @@ def workers_words(results: Results) -> str:
     if not changed:
         return ""
     return (
-        f"Resumed with another workers.count: {', '.join(changed)}. From the step at which such a trial was resumed, "
-        "its data come in the order that they have with the new number of workers: rows of that epoch may have been "
-        "seen twice or not at all. It is not equal to a trial with either number throughout."
+        f"Resumed with another workers.count: {', '.join(changed)}. From the resumed step on, the data order is that "
+        "of the new number of workers, so some rows of that epoch may have been seen twice or not at all. Such a trial "
+        "differs from one with the same number of workers throughout."
     )
 
 
@@ -37,7 +37,7 @@ def grown_words(results: Results, primary: Primary | None) -> list[str]:
         text += f" Its finished trials were begun at different commits of the code: {', '.join(parts)}."
     if primary is not None and "seed " in results.about[GROWN]:
         text += (
-            " The p-value of the comparison that the study named holds for a number of seeds that was fixed before the "
-            "first result was seen; where seeds were added because of what the first ones showed, it is too small."
+            " The p-value of the primary comparison assumes that the number of seeds was fixed before the first result "
+            "was seen. If seeds were added because of the first results, it is too small."
         )
     return [text]

@@ -95,8 +95,8 @@ def _few_seeds(report: Report) -> str:
     if not seeds or seeds >= ENOUGH_SEEDS:
         return ""
     return (
-        f"At most {seeds} seed{'s' * (seeds != 1)} an arm: too few to tell how far other seeds would differ. Read "
-        "differences as what these runs did, not as what such runs do."
+        f"At most {seeds} seed{'s' * (seeds != 1)} per arm: too few to predict other seeds. The differences describe "
+        "these runs only."
     )
 
 
@@ -116,10 +116,10 @@ def _findings(report: Report) -> Section:
 
 def _equal_density(report: Report) -> Section:
     words = (
-        "Every trial as a dot, baselines hollow; an arm's cells are joined through their means. Thick line: the mean "
-        "over seeds of the baselines' lower envelope, the lowest loss that any of them reaches with at most so many "
-        "experts active, linear in the logarithm of the density between them. Thin lines: the seeds' own. Below: each "
-        "trial's loss less the envelope of its seed; where there are many arms, their dots are moved a little sideways."
+        "Each dot is a trial; those of baselines are hollow. A line joins the means of an arm's cells. Thick line: the "
+        "baselines' lower envelope, the lowest loss that any of them reaches with at most so many experts active, "
+        "interpolated linearly in the logarithm of the density; mean over seeds. Thin lines: the envelopes of single "
+        "seeds. Below: each trial's loss minus the envelope of its seed; with many arms, dots are shifted sideways."
     )
     figure = _picture(loss_over_density(report.results), "Held-out loss against active experts", words)
     return Section("At equal density", "density", figure + _table(tables.equal_density(report)))
@@ -180,8 +180,8 @@ def _forgetting(report: Report) -> Section:
 
 def _activation(report: Report) -> Section:
     words = (
-        "The part of the experts that a token activates, by layer and step, mean over valid tokens, projections and "
-        "seeds. Dark is sparse; the colours follow the square root, so that small rates can be told apart."
+        "The part of the experts that a token activates, by layer and step: mean over valid tokens, projections and "
+        "seeds. Dark is sparse. The colour scale is a square root, which makes small rates distinguishable."
     )
     parts = _picture(activation_map(report.results), "Heat maps of activation rates", words)
     return Section("Activation by layer and step", "activation", parts)
@@ -189,10 +189,10 @@ def _activation(report: Report) -> Section:
 
 def _distributions(report: Report) -> Section:
     words = (
-        "All pairs of a valid token and an expert in the batch of the last evaluation, by layer; mean over seeds. What "
-        "is too small for the scale, zeros above all, is a percentage at the left. Costs of arms that sum over tokens "
-        "are of the mean loss, those of single tokens of their own loss: compare shapes, not places. Right of the "
-        "dashed line an expert is judged good. Heights have a scale of their own in each panel."
+        "All pairs of a valid token and an expert in the batch of the last evaluation, by layer; mean over seeds. "
+        "Values too small for the scale, mostly zeros, are a percentage at the left. Arms that sum over tokens measure "
+        "costs of the mean loss, others of each token's loss: compare shapes, not positions. Right of the dashed "
+        "line an expert is judged good. Each panel has its own scale of heights."
     )
     figure = figures.distributions(report.results, report.filed)
     parts = _picture(figure, "Histograms of learning cost and Goodness by layer", words)
@@ -283,7 +283,7 @@ def _routing_maps(report: Report) -> Section:
 
 
 def _observed(report: Report) -> Section:
-    words = "What the runs' own observer has drawn last, by each arm's lowest seed."
+    words = "The last figures of the runs' own observer, from each arm's lowest seed."
     parts = _figures_of(report, lambda name: not name.startswith(ROUTING_MAP))
     return Section("Figures of the observer", "observer", (Part("text", words), *parts) if parts else (), False)
 
@@ -304,8 +304,8 @@ def _figures_of(report: Report, wanted: Callable[[str], bool]) -> tuple[Part, ..
 
 def _speed(report: Report) -> Section:
     words = (
-        "A dot for each seed: the median step, and throughput and a worker's memory at the end of training, on the "
-        "machine and under the load that there was. The stroke is their mean."
+        "A dot for each seed: the median step time, and throughput and a worker's memory at the end of training, for "
+        "the machine and load of these runs. The stroke is the mean."
     )
     figure = figures_of_seeds.speed_and_memory(report.results)
     return Section("Step time and memory", "speed", _picture(figure, "Step time, throughput and memory by arm", words))

@@ -119,8 +119,8 @@ def _lost_files(results: Results, filed: Artifacts) -> str:
     if not filed.lost:
         return ""
     return (
-        f"The files of {len(filed.lost)} of {results.finished} runs are not where MLflow has put them, so that "
-        "figures of them are missing here. A SQLite store expects them in mlflow-artifacts beside it."
+        f"The files of {len(filed.lost)} of {results.finished} runs are not where MLflow stored them, so their figures "
+        "are missing here. A SQLite store expects them in the folder mlflow-artifacts beside it."
     )
 
 
@@ -131,7 +131,7 @@ def headline(results: Results) -> str:
     text += f" ({', '.join(others)})" if others else ""
     if results.older:
         runs = "run of the same trials is" if results.older == 1 else "runs of the same trials are"
-        text += f"; {results.older} older {runs} set aside"
+        text += f"; {results.older} older {runs} left out"
     return text + "."
 
 

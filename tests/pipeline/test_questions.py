@@ -94,7 +94,7 @@ def test_the_page_does_what_it_says(folder: Path) -> None:
         assert said in done.stdout + done.stderr, f"{text}\n{done.stdout[-3000:]}"
         if part == "report my-study":
             page = (folder / "runs" / "sweeps" / "my-study" / "report" / "report.html").read_text()
-            assert "At most 1 seed an arm: too few to tell" in page
+            assert "At most 1 seed per arm: too few to predict other seeds" in page
     output = Output(folder / "runs")
     for trial in ("per_token-s0", "my_costs_SALIENCE-s0", "per_token-s1", "my_costs_SALIENCE-s1"):
         assert len(noted_attempts(output.trial("my-study", trial))) == 1  # what was there was not run again

@@ -36,10 +36,10 @@ def test_an_arm_is_called_dense_only_where_every_layer_was_seen_to_be() -> None:
     lost = row("lost", [NAN, 0.5], [1.0, 1.0])
     said = " ".join(findings(results(dead, unmeasured, dense, lost), "per_token"))
     assert "No layer of dense has less than 10 %" in said
-    assert selectivity(dead) == "What the expert tells in L0 of dead (less than 10 % active) was not measured."
+    assert selectivity(dead) == "Information about the token was not measured in L0 of dead (less than 10 % active)."
     half = selectivity(row("half", [0.0, 0.05], [NAN, 1.0]))
     assert half.startswith("In the 1 sparse layer of half")
-    assert half.endswith("could. What the expert tells in L0 of half (less than 10 % active) was not measured.")
+    assert half.endswith("experts. Information about the token was not measured in L0 of half (less than 10 % active).")
 
 
 def test_layers_that_cannot_be_compared_are_not_among_all() -> None:
@@ -55,15 +55,15 @@ def test_layers_that_cannot_be_compared_are_not_among_all() -> None:
 
 def test_an_interval_is_judged_by_the_pairs_it_comes_from() -> None:
     control, few, one = (row(arm, [0.5], [1.0], seeds) for arm, seeds in (("per_token", 5), ("few", 2), ("one", 1)))
-    assert "From 2 seeds an interval is only the spread" in " ".join(findings(results(control, few), "per_token"))
+    assert "With 2 seeds, an interval only shows the spread" in " ".join(findings(results(control, few), "per_token"))
     assert "an interval is" not in " ".join(findings(results(control, one), "per_token"))
 
 
 def test_one_is_not_called_many() -> None:
     assert "1 layer, 1 training step and" in limits(results(row("per_token", [0.5], [1.0])))
     assert "2 layers" in limits(results(row("per_token", [0.5] * 2, [1.0] * 2)))
-    assert headline(results(older=1)).endswith("; 1 older run of the same trials is set aside.")
-    assert headline(results(older=2)).endswith("; 2 older runs of the same trials are set aside.")
+    assert headline(results(older=1)).endswith("; 1 older run of the same trials is left out.")
+    assert headline(results(older=2)).endswith("; 2 older runs of the same trials are left out.")
 
 
 def test_the_number_of_cells_shown_is_no_larger_than_that_of_cells() -> None:
@@ -108,5 +108,5 @@ def test_trials_with_other_numbers_of_workers_saw_other_batches() -> None:
     for each, count in ((one, "1"), (two, "2")):
         for seen in each.trials.values():
             seen.params["workers.count"] = count
-    assert "The trials differ in workers.count (1 or 2), and so in the batches" in limits(results(one, two))
+    assert "The trials differ in workers.count (1 or 2), and therefore in their batches" in limits(results(one, two))
     assert "workers.count" not in limits(results(one))

@@ -160,7 +160,7 @@ def test_unfinished_trials_are_counted_and_left_out(output, tracker):
     assert [row.arm for row in report.results.rows] == ["per_token", "aggregated"]
     assert report.differences[1]["held_out_loss"].seeds == 2
     assert report.findings[-1].endswith(
-        "4 of 9 trials did not finish and are not in it: aggregated-s0, task_only-s0, task_only-s1, task_only-s2."
+        "4 of 9 trials did not finish and are left out: aggregated-s0, task_only-s0, task_only-s1, task_only-s2."
     )
 
 

@@ -134,7 +134,7 @@ def test_what_older_runs_lack_is_left_out_and_named(output):
     assert "observer" not in said
     assert "Versions and machine were not recorded" in text
     assert "peak memory (MiB)" not in text
-    assert "At most 1 seed an arm: too few to tell" in text
+    assert "At most 1 seed per arm: too few to predict other seeds" in text
 
 
 def test_a_study_says_what_it_asked_and_a_grid_has_a_panel_for_each_cell(output, monkeypatch):

@@ -73,7 +73,7 @@ def test_the_excess_stands_beside_the_density_with_its_interval_and_the_primary_
     )
     assert "mine: -0.1333 [-0.2000, -0.1000] at 5 % active." in report.findings[1]
     assert report.findings[2] == (
-        "Not compared at equal density, as no baselines are sparser and denser: other (2 % active)."
+        "Not compared at equal density, because no baselines are both sparser and denser: other (2 % active)."
     )
     others = {key: each for key, each in report.comparisons.items() if not each.primary}
     assert others
@@ -101,7 +101,7 @@ def test_a_gap_between_baselines_and_seeds_without_one_are_reported() -> None:
     assert table is not None
     assert "1 of 2 seeds" in table.rows[0][-1].small
     alone = report_of(results(row("mine", {0: 1.5})), Artifacts({}, {}))
-    assert "cannot be told" in alone.findings[0]
+    assert "cannot be compared at equal density" in alone.findings[0]
     assert equal_density(alone) is None
     assert EXCESS not in [column.key for column in columns_of(alone.results)]
     diverged = report_of(results(row("mine", {0: 1.5, 1: NAN}), *BASELINES), Artifacts({}, {}))
@@ -111,8 +111,11 @@ def test_a_gap_between_baselines_and_seeds_without_one_are_reported() -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ({"primary_arm": "nosuch"}, "it cannot be made: 0 rows of this report are so named."),
-        ({"primary_arm": "mine", "primary_metric": "held_out/loss"}, "held_out/loss of mine against per_token: it can"),
+        ({"primary_arm": "nosuch"}, "not made, because 0 rows of this report are so named."),
+        (
+            {"primary_arm": "mine", "primary_metric": "held_out/loss"},
+            "held_out/loss of mine against per_token: not made",
+        ),
         ({"primary_arm": "mine", "primary_cell.model.density": "0.2"}, "excess of mine, model.density = 0.2 against"),
     ],
 )

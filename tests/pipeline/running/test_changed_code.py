@@ -136,6 +136,6 @@ def test_the_report_says_that_changed_code_was_accepted(tmp_path: Path, module: 
     assert not tracker.close("FINISHED")
     made = make_report(output.tracking_uri, "tests", "mixed")
     (told,) = [words for words in made.findings if "--accept-changed-code" in words]
-    assert told.startswith(f"The code of {ARM} was changed in mid-sweep")
+    assert told.startswith(f"The code of {ARM} changed during the sweep")
     assert "seed 0 with " in told
     assert "; seed 1 with " in told
