@@ -45,7 +45,7 @@ class Prefetch(Generic[Item]):
                 return self._fetched.get(timeout=_LOOK_S if alive else 0.0)
             except Empty:
                 if not alive:
-                    raise RuntimeError("the thread that reads batches ahead has ended without a word") from None
+                    raise RuntimeError("the thread that prefetches batches ended without an error") from None
 
 
 def _fetch(items: Iterator[Item], wanted: SimpleQueue[bool], fetched: SimpleQueue[Item | BaseException]) -> None:

@@ -59,8 +59,8 @@ def lengths_of(prepared: Prepared, split: Split) -> list[tuple[Place, int, np.nd
         for shard, groups in zip(shards, found, strict=True):
             if (shard.rows, shard.row_groups) != (sum(map(len, groups)), len(groups)):
                 raise UserError(
-                    f"{file}: tells of {sum(map(len, groups))} rows in {len(groups)} row groups of {shard.file}; the "
-                    f"manifest says {shard.rows} in {shard.row_groups}. Remove {prepared.folder} and prepare again."
+                    f"{file}: lists {sum(map(len, groups))} rows in {len(groups)} row groups of {shard.file}; the "
+                    f"manifest lists {shard.rows} in {shard.row_groups}. Remove {prepared.folder} and prepare again."
                 )
     return [
         (prepared.path(shard), number, lengths)

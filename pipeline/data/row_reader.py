@@ -41,7 +41,7 @@ class RowReader:
             self._groups.append((path, number))
             self.lengths.append(lengths)
         if not self.lengths:
-            raise UserError(f"{self.name}: there is no row. Raise data.max_tokens or give more data.")
+            raise UserError(f"{self.name}: has no rows. Raise data.max_tokens or give more data.")
         longest = max(int(group.max()) for group in self.lengths)
         if longest > self.budget:
             raise UserError(
@@ -60,7 +60,9 @@ class RowReader:
             found = [ids for of_shard in pool.map(lambda path: patiently(partial(read_ids, path)), shards)
                      for ids in of_shard]  # fmt: skip
         if list(map(len, found)) != list(map(len, self.lengths)):
-            raise UserError(f"{self.name}: its row groups do not have as many rows as were planned with.")
+            raise UserError(
+                f"{self.name}: its row groups have other numbers of rows than planned. Prepare the data again."
+            )
         return found
 
     def read(self, wanted: Collection[Address]) -> dict[Address, Sequence]:
@@ -81,5 +83,7 @@ class RowReader:
         path, index = self._groups[group]
         sequences = patiently(partial(read_group, path, index, self._format, self._footer(path)))
         if [len(sequence) for sequence in sequences] != self.lengths[group].tolist():
-            raise UserError(f"{path}, row group {index}: its rows are not as long as was planned with.")
+            raise UserError(
+                f"{path}, row group {index}: its rows have other lengths than planned. Prepare the data again."
+            )
         return sequences

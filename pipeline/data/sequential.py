@@ -38,9 +38,9 @@ def group_problem(task: Task, name: str) -> str | None:
     if task.group is not None:
         return None
     return (
-        f"data.order: sequential needs to know which rows are of one task, and data.task: {name!r} does not say: its "
-        "Task has no `group`. Give it one, task_id of a row -> name of what is trained on at a time, for example "
-        "group=lambda task_id: task_id; or use data.order: mixed"
+        f"data.order: sequential needs groups of rows, but the Task of data.task: {name!r} has no `group`. Give it "
+        "one, a function from a row's task_id to the name of its group, for example group=lambda task_id: task_id; or "
+        "use data.order: mixed"
     )
 
 
@@ -73,8 +73,8 @@ class SequentialLoader:
         self.tasks = order_of(list(self._places), order_seed)
         if len(self.tasks) < 2:
             raise UserError(
-                f"{self._reader.name}: data.order: sequential, but all rows are of one task, {self.tasks[0]!r}. Give "
-                "data of two tasks at least, or use data.order: mixed."
+                f"{self._reader.name}: data.order: sequential, but all rows belong to one task, {self.tasks[0]!r}. "
+                "Give data of at least two tasks, or use data.order: mixed."
             )
         if len(self.tasks) > steps:
             raise UserError(

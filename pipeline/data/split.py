@@ -60,9 +60,9 @@ def _cut(tasks: Sequence[Task], target: int, seed: int, purpose: str) -> tuple[l
     groups = [{task.task_id for task in group} for group in related_groups(tasks)]
     if len(groups) < 2:
         raise UserError(
-            f"data: {len(tasks)} tasks that are all related: each shares pairs with another, as they are, turned, "
-            "mirrored or recoloured, or all are made of one list of pairs. None can be held out from training. Give "
-            "tasks of at least 2 rules, or raise data.max_tokens."
+            f"data: all {len(tasks)} tasks are related, so none can be held out from training: each shares pairs with "
+            "another (also rotated, mirrored or recoloured), or all are made of one list of pairs. Give tasks of at "
+            "least 2 rules, or raise data.max_tokens."
         )
     held = _choose(groups, target, seed, purpose)
     train = [task for task in tasks if task.task_id not in held]

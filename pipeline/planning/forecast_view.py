@@ -67,14 +67,14 @@ def summary(forecast: Forecast, where: str) -> list[str]:
     busy = []
     if share < _BUSY and forecast.alone_seconds is not None:
         busy.append(
-            f"Other work was running: the workers got {100 * share:.0f} % of the time that they asked for. With the "
-            f"machine to themselves it would be about {duration(forecast.alone_seconds)}"
+            f"Other work was running: the workers got {100 * share:.0f} % of the CPU time that they asked for. On an "
+            f"idle machine it would take about {duration(forecast.alone_seconds)}"
         )
     return [
         *lines,
-        f"Time: {most}{duration(seconds)}, until {clock(ends)}, by steps that were timed {where}. Of it, "
-        f"{TRIAL_START_S:.0f} s a trial to start its workers and {SWEEP_START_S:.0f} s for Ray and the report are not "
-        "timed but reckoned as on two cores" + ("; trials that are pruned shorten it" if forecast.prunes else ""),
+        f"Time: {most}{duration(seconds)}, until {clock(ends)}, from steps that were timed {where}. It "
+        f"includes {TRIAL_START_S:.0f} s per trial to start its workers and {SWEEP_START_S:.0f} s for Ray and the "
+        "report, as measured before on two cores" + ("; pruned trials shorten it" if forecast.prunes else ""),
         *busy,
     ]
 

@@ -29,10 +29,10 @@ def check_memory(kinds: Sequence[Kind], at_once: int, total_bytes: float, where:
         if at_once * one > total_bytes:
             enough = math.floor(total_bytes / one)
             raise UserError(
-                f"memory: {at_once} trials at once of {kind.example.workers.count} workers, "
-                f"{kind.measured.peak_bytes / 1e9:.2f} GB each as measured ({kind.trials[0].key}), and "
-                f"{HELPERS_BYTES / 1e9:.2f} GB for Ray's own processes of each take {at_once * one / 1e9:.1f} GB, but "
-                f"{where} has {total_bytes / 1e9:.1f} GB. "
+                f"memory: {at_once} trials at once need {at_once * one / 1e9:.1f} GB, but {where} has "
+                f"{total_bytes / 1e9:.1f} GB. Each trial needs {kind.measured.peak_bytes / 1e9:.2f} GB for each of "
+                f"{kind.example.workers.count} workers (measured, {kind.trials[0].key}), and {HELPERS_BYTES / 1e9:.2f} "
+                "GB for Ray's processes. "
                 + (f"Use sweep.max_concurrent <= {enough}" if enough else "Use a smaller model")
                 + " or a smaller training.batch_tokens, or more training.micro_batches."
             )
@@ -44,9 +44,9 @@ def _check_gpu_memory(kind: Kind, measured: Measured, at_once: int) -> None:
     one = measured.peak_bytes + GPU_CONTEXT_BYTES
     if sharing * one > measured.gpu_bytes:
         raise UserError(
-            f"workers.gpus={workers.gpus:g}: of workers that take {measured.peak_bytes / 1e9:.2f} GB as measured "
-            f"({kind.trials[0].key}) and {GPU_CONTEXT_BYTES / 1e9:.2f} GB for CUDA itself, {sharing} would be on one "
-            f"GPU, which has {measured.gpu_bytes / 1e9:.1f} GB. Use a larger workers.gpus (1: one each), a smaller "
+            f"workers.gpus={workers.gpus:g}: {sharing} workers would share a GPU of {measured.gpu_bytes / 1e9:.1f} GB, "
+            f"but each needs {measured.peak_bytes / 1e9:.2f} GB (measured, {kind.trials[0].key}) and "
+            f"{GPU_CONTEXT_BYTES / 1e9:.2f} GB for CUDA. Use a larger workers.gpus (1: one each), a smaller "
             "sweep.max_concurrent, or a smaller training.batch_tokens."
         )
 

@@ -124,7 +124,7 @@ def open_tracker(destination: Destination, output: Output, later: bool, console:
     for lacking in mlflow_private.missing():
         console.print(lacking, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if tracker.problem:
-        warning = f"{tracker.problem}\nTraining starts all the same; metrics wait on disk until it answers."
+        warning = f"{tracker.problem}\nTraining starts anyway; metrics are kept on disk until the tracker answers."
         console.print(warning, style="yellow", highlight=False, markup=False, soft_wrap=True)
     return tracker
 

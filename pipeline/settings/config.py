@@ -319,9 +319,9 @@ class SweepConfig(Settings):
             *((f"grid.{f}", v) for f, v in self.grid.items()),
         ):
             if len({_canonical(v) for v in values}) != len(values):
-                raise ValueError(f"{field} names a value twice: {list(values)}")
+                raise ValueError(f"{field}: has a value twice: {list(values)}")
             if not values:
-                raise ValueError(f"{field} is empty")
+                raise ValueError(f"{field}: is empty; expected at least one value")
         for arm in self.arm_settings:
             if arm not in self.arms:
                 raise ValueError(f"arm_settings: {arm!r} is not among the arms{did_you_mean(arm, self.arms)}")
@@ -431,7 +431,7 @@ class Experiment(Settings):
                 )
             orders = self.sweep.grid.get("data.order", ()) if self.sweep else ()
             if metric.startswith("forgetting/") and "sequential" not in (self.data.order, *orders):
-                raise ValueError(f"{setting}: found {metric!r}, which is measured with data.order: sequential alone")
+                raise ValueError(f"{setting}: found {metric!r}, which is only measured with data.order: sequential")
         return self
 
     def compared_by(self) -> dict[str, str]:

@@ -48,17 +48,17 @@ def _compare_sweeps(before: SweepConfig, now: SweepConfig, added: list[str], pro
     for field in sorted(before.grid.keys() | now.grid.keys()):
         if field not in before.grid:
             problems.append(
-                f"sweep.grid: {field} was not varied before, and the trials that there are would have other names. "
-                "Values can be added to a field that the grid has; another field needs another sweep"
+                f"sweep.grid: {field} was not varied before, so the existing trials would get other names. Values can "
+                "be added to a field of the grid; another field needs another sweep"
             )
         elif field not in now.grid:
-            problems.append(f"sweep.grid: {field} is gone, and the trials that there are with it. Put it back")
+            problems.append(f"sweep.grid: {field} was removed, but trials of its values exist. Put it back")
         else:
             _compare_lists(f"sweep.grid.{field}", field, before.grid[field], now.grid[field], added, problems)
     if before.search is not None and now.search is not None:
         then, samples = before.search.samples, now.search.samples
         if samples < then:
-            problems.append(f"sweep.search.samples: were {then}, and are {samples} now. Use {then} or more")
+            problems.append(f"sweep.search.samples: {then} before, {samples} now. Use {then} or more")
         elif samples > then:
             added.append(f"samples {then + 1} to {samples}")
 
@@ -70,7 +70,7 @@ def _compare_lists(
     new = [each for each in now if each not in before]
     if gone:
         whole = ", ".join(map(str, [*before, *new]))
-        problems.append(f"{place}: {', '.join(map(str, gone))} is gone, but its trials are there. Use [{whole}]")
+        problems.append(f"{place}: {', '.join(map(str, gone))} was removed, but its trials exist. Use [{whole}]")
     elif new:
         added.append(f"{what} {', '.join(map(str, new))}")
 
@@ -87,17 +87,17 @@ def _compare_trials(before: Experiment, now: Experiment, added: list[str], probl
         new = trials.get(old.key)
         if new is None or _but_for_length(new) != _but_for_length(old.experiment):
             why = "sweep.arm_settings, or the order of values"
-            problems.append(f"{old.key}: was begun with other settings than it would have now ({why})")
+            problems.append(f"{old.key}: was begun with settings that differ from its settings now ({why})")
             continue
         if new.workers.count != old.experiment.workers.count:
             workers.setdefault((old.experiment.workers.count, new.workers.count), []).append(old.key)
         then, steps = old.experiment.training.steps, new.training.steps
         if steps < then:
-            problems.append(f"{STEPS}: {old.key} was begun for {then}, and would have {steps} now. Use {then} or more")
+            problems.append(f"{STEPS}: {then} before, {steps} now, for {old.key}. Use {then} or more")
         elif steps > then:
             longer.setdefault((then, steps), []).append(old.key)
             if problem := _why_no_more_steps(now, new):
-                problems.append(f"{STEPS}: there {then}, now {steps}: {problem}")
+                problems.append(f"{STEPS}: {then} before, {steps} now, but {problem}")
     problems[:] = list(dict.fromkeys(problems))
     every = len(every_trial(before))
     for (then, steps), keys in longer.items():
@@ -109,17 +109,17 @@ def _compare_trials(before: Experiment, now: Experiment, added: list[str], probl
 
 def _why_no_more_steps(sweep: Experiment, trial: Experiment) -> str | None:
     if sweep.sweep is not None and sweep.sweep.scheduler is not None:
-        return "a scheduler has compared its trials up to the step where they were to end, and pruned some for it"
+        return "a scheduler has already compared and pruned trials up to their last step"
     if trial.training.schedule != "constant":
         return (
-            f"with training.schedule={trial.training.schedule} the learning rate at every step depends on how many "
-            "steps there are, so that nothing trained so far is part of a longer run. An experiment that is to be "
-            "lengthened later begins with training.schedule=constant"
+            f"with training.schedule={trial.training.schedule} the learning rate of every step depends on the number "
+            "of steps, so a longer run must start anew, under another name. To add steps later, begin with "
+            "training.schedule=constant"
         )
     if trial.data.order == "sequential":
         return (
-            "with data.order=sequential every task has an equal share of the steps, so that nothing trained so far is "
-            "part of a longer run. Begin a new one with so many steps"
+            "with data.order=sequential every task has an equal share of the steps, so a longer run must start anew, "
+            "under another name"
         )
     return None
 

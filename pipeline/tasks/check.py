@@ -55,8 +55,8 @@ def check_task(config: DataConfig) -> None:
         raise UserError(f"{who} {first if isinstance(first, str) else again}")
     if first[0] != again[0] or not _alike(first[1], again[1]):
         raise UserError(
-            f"{who}: `read` gives other rows, or another digest, when it is called again; expected the same for the "
-            "same settings. Draw at random from a generator that config.seed begins."
+            f"{who}: `read` gave other rows, or another digest, when it was called a second time; expected the same "
+            "for the same settings. Use a random generator that is seeded with config.seed."
         )
     rows = first[1]
     for split, sample in rows.items():
@@ -64,7 +64,7 @@ def check_task(config: DataConfig) -> None:
             check_sequence(row, task.format, config.max_tokens, f"{who}, split {split}")
     for split in ("train", "held_out"):
         if not rows[split]:
-            raise UserError(f"{who} has no row in the split {split}; expected one at least")
+            raise UserError(f"{who} has no rows in the split {split}; expected at least one")
     if config.order == "sequential" and (problem := _group_problem(task, [row.task_id for row in rows["train"]])):
         raise UserError(f"{who}: {problem}")
     everything = list(itertools.chain.from_iterable(rows.values()))
@@ -72,7 +72,7 @@ def check_task(config: DataConfig) -> None:
         table_of(everything, task.format)
         batch = task.batch(everything)
     except Exception as error:
-        raise UserError(f"{who}: its rows make no batch ({type(error).__name__}: {error})") from error
+        raise UserError(f"{who}: no batch can be made of its rows ({type(error).__name__}: {error})") from error
     if problem := _batch_problem(batch, task, len(everything)):
         raise UserError(f"{who}: `collate` {problem}")
     for score in task.scores:
@@ -92,7 +92,7 @@ def check_model(experiment: Experiment) -> None:
     who = f"data.task: {task!r}, its model" if name is None else f"model.build: {name!r}"
     if name is None and experiment.model.options:
         raise UserError(
-            f"model.options: found {experiment.model.options}, settings of a model of your own; expected model.build"
+            f"model.options: found {experiment.model.options}, which only a model of your own takes; set model.build"
         )
     small = _small(experiment)
     try:
@@ -109,8 +109,8 @@ def check_model(experiment: Experiment) -> None:
                                 f"{list(expected)}, a number for each token and output")  # fmt: skip
             if found.format.classes is None and (seen := _looks_ahead(model, batch)):
                 raise UserError(
-                    f"{who} is not causal: with other tokens from place {seen[1]} on its logits at place {seen[0]} "
-                    "change, so it sees the tokens that it predicts. Mask later tokens."
+                    f"{who} is not causal: changing the tokens from place {seen[1]} on changes its logits at place "
+                    f"{seen[0]}, so it sees the tokens that it predicts. Mask later tokens."
                 )
             train_step(model, batch, build_dynamics(model, small.training), observe=True)
             if found.examples is not None and task not in BUILT_IN:
@@ -120,7 +120,7 @@ def check_model(experiment: Experiment) -> None:
     except Exception as error:  # whatever somebody's model does
         raise UserError(
             f"{who} cannot be trained with arm {experiment.training.arm!r} ({type(error).__name__}: {error}); tried on "
-            "two rows that are made up. It is called as model(tokens, *coordinates), each [b, s]."
+            "two generated rows. It is called as model(tokens, *coordinates), each [b, s]."
         ) from error
 
 
@@ -151,7 +151,7 @@ def _declared(task: Task) -> str | None:
     if task.maps is not None and not isinstance(task.maps, RoutingMaps):
         return f"has maps={task.maps!r:.80}; expected pipeline.tasks.RoutingMaps, or None"
     if taken := sorted(_MEASURED.intersection(names)):
-        return f"has a score {taken[0]!r}, which is measured of every task or shown by that name; expected another"
+        return f"has a score {taken[0]!r}, a name that is taken by a metric of every task; expected another"
     return None
 
 

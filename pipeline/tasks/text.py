@@ -45,8 +45,8 @@ def _splits(found: list[Passage], config: DataConfig) -> Splits:
     train, held_out = hold_out_groups(related_passages(found), config.held_out, config.seed, config.held_out_for)
     if not held_out or not train:
         raise UserError(
-            f"data: {len(found)} passages of at most {config.max_tokens - 1} bytes, of which none can be held out: all "
-            "are related, or there is one alone. Give more text, or lower data.max_tokens."
+            f"data: none of the {len(found)} passages of at most {config.max_tokens - 1} bytes can be held out, "
+            "because all are related or there is only one. Give more text, or lower data.max_tokens."
         )
     trained = [passage for passage in found if passage.name in train]
     order = generator("order of rows", config.seed).permutation(len(trained))

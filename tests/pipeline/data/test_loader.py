@@ -166,7 +166,7 @@ def test_a_row_longer_than_the_budget_is_refused(prepared):
 
 
 def test_an_empty_split_is_refused(prepared):
-    with pytest.raises(UserError, match="split evaluation: there is no row"):
+    with pytest.raises(UserError, match="split evaluation: has no rows"):
         Loader(prepared, "evaluation", BUDGET, 0)
 
 

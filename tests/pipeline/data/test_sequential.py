@@ -190,7 +190,7 @@ def test_what_cannot_be_is_refused(prepared: Prepared, tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=r"a row has \d+ tokens"):
         loaders(prepared, 20)
     two = prepared_in(tmp_path, TASKS[:2], 1)  # of which one is held out
-    with pytest.raises(UserError, match="all rows are of one task, 't0"):
+    with pytest.raises(UserError, match="all rows belong to one task, 't0"):
         loaders(two, 1)
 
 

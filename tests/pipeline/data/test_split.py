@@ -43,10 +43,10 @@ def test_tasks_that_share_a_pair_stay_together(seed):
 
 
 def test_too_few_independent_tasks_are_refused():
-    with pytest.raises(UserError, match="1 tasks that are all related"):
+    with pytest.raises(UserError, match="all 1 tasks are related"):
         hold_out(TASKS[:1], 0.5, 0)
     copies = [Task(name, TASKS[0].train, TASKS[0].test) for name in "abc"]
-    with pytest.raises(UserError, match="3 tasks that are all related"):
+    with pytest.raises(UserError, match="all 3 tasks are related"):
         hold_out(copies, 0.5, 0)
     assert sorted(len(part) for part in hold_out([*copies, TASKS[1]], 0.9, 0)) == [1, 3]
     assert [len(part) for part in hold_out([*copies, TASKS[1]], 0.1, 0)] == [3, 1]

@@ -142,10 +142,12 @@ def test_workers_that_share_a_gpu_must_fit_its_memory(data: Prepared) -> None:
     check(4, gpus=1)
     check(2, gpus=0.5)  # 2 x (3 + 0.5 of CUDA's own)
     check(2, gpus=0.25)  # four could share it, but two run
-    with pytest.raises(UserError, match=r"workers\.gpus=0\.25: .* 3\.00 GB .* 4 would be on one GPU, which has 8\.0"):
+    with pytest.raises(
+        UserError, match=r"workers\.gpus=0\.25: 4 workers would share a GPU of 8\.0 GB, but each needs 3\.00 GB"
+    ):
         check(2, gpus=0.25, count=2)
     measured = replace(measured, gpu_bytes=3_400_000_000)
-    with pytest.raises(UserError, match=r"workers\.gpus=1: .* 1 would be on one GPU"):
+    with pytest.raises(UserError, match=r"workers\.gpus=1: 1 workers would share a GPU"):
         check(1, gpus=1)
 
 

@@ -79,19 +79,23 @@ LINEAR = TrainingConfig(steps=3, warmup_steps=1, batch_tokens=64)
 @pytest.mark.parametrize(
     ("changes", "training", "problem"),
     [
-        ({"sweep.seeds": [1, 2]}, CONSTANT, r"sweep\.seeds: 0 is gone, but its trials are there\. Use \[0, 1, 2\]"),
-        ({"sweep.arms": ["task_only"]}, CONSTANT, r"sweep\.arms: per_token is gone"),
-        ({"sweep.grid": {"model.gain": [2.0]}}, CONSTANT, r"sweep\.grid\.model\.gain: 1\.0 is gone"),
-        ({"sweep.grid": {"model.gain": [1.0, 2, 4.0]}}, CONSTANT, r"gain: 2\.0 is gone.* Use \[1\.0, 2\.0, 4\.0\]"),
-        ({"sweep.grid": {}}, CONSTANT, r"sweep\.grid: model\.gain is gone.*Put it back"),
+        ({"sweep.seeds": [1, 2]}, CONSTANT, r"sweep\.seeds: 0 was removed, but its trials exist\. Use \[0, 1, 2\]"),
+        ({"sweep.arms": ["task_only"]}, CONSTANT, r"sweep\.arms: per_token was removed"),
+        ({"sweep.grid": {"model.gain": [2.0]}}, CONSTANT, r"sweep\.grid\.model\.gain: 1\.0 was removed"),
+        ({"sweep.grid": {"model.gain": [1.0, 2, 4.0]}}, CONSTANT, r"gain: 2\.0 was removed.* Use \[1\.0, 2\.0, 4\.0\]"),
+        ({"sweep.grid": {}}, CONSTANT, r"sweep\.grid: model\.gain was removed.*Put it back"),
         (
             {"sweep.grid": {"model.gain": [1.0, 2.0], "model.layers": [3]}},
             CONSTANT,
             r"model\.layers was not varied bef",
         ),
-        ({"sweep.search": {**SEARCH, "samples": 1}}, CONSTANT, r"samples: were 2, and are 1 now\. Draw 2 or more"),
-        ({"training.steps": 2}, CONSTANT, r"training\.steps: .* was begun for 3, and would have 2 now"),
-        ({"training.steps": 9}, LINEAR, r"there 3, now 9: with training\.schedule=linear .*=constant.*--set name="),
+        ({"sweep.search": {**SEARCH, "samples": 1}}, CONSTANT, r"samples: 2 before, 1 now\. Use 2 or more"),
+        ({"training.steps": 2}, CONSTANT, r"training\.steps: 3 before, 2 now, for "),
+        (
+            {"training.steps": 9},
+            LINEAR,
+            r"3 before, 9 now, but with training\.schedule=linear .*=constant.*--set name=",
+        ),
         ({"sweep.arm_settings": {"task_only": {"model.heads": 1}}}, CONSTANT, r"task_only-s0-.* begun with other sett"),
     ],
 )
@@ -110,7 +114,7 @@ def test_a_sweep_that_prunes_gets_more_seeds_and_not_more_steps() -> None:
     before = changed(asha)
     assert growth(before, changed({**asha, "sweep.seeds": [0, 1, 2]})).problems == ()
     (problem,) = growth(before, changed({**asha, "training.steps": 9})).problems
-    assert "a scheduler has compared its trials" in problem
+    assert "a scheduler has already compared and pruned trials" in problem
 
 
 def test_a_claim_grows_once_asked_and_keeps_its_id(tmp_path: Path) -> None:
@@ -129,7 +133,7 @@ def test_a_claim_grows_once_asked_and_keeps_its_id(tmp_path: Path) -> None:
     assert len(told) == 1
     claim(tmp_path, changed({"sweep.seeds": [0, 1, 2], "training.steps": 4}), "aa", True, COMMAND)
     assert [each.partition(": ")[2] for each in grown(tmp_path).split("; ")] == ["seed 2", "steps 4 to 4"]
-    with pytest.raises(UserError, match="2 is gone"):
+    with pytest.raises(UserError, match="2 was removed"):
         claim(tmp_path, changed({}), "aa", True, COMMAND)
     with pytest.raises(UserError, match=r"another experiment.*\n  model.layers: there 3, now 4\n(?s:.*)can be added"):
         claim(tmp_path, changed({"sweep.seeds": [0, 1, 2, 3], "model.layers": 4}), "aa", True, COMMAND)

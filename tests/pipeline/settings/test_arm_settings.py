@@ -27,7 +27,7 @@ def test_none_is_called_task_only_wherever_an_arm_is_named() -> None:
     read = validate_experiment(sweep(arms=["none", "top_k"], arm_settings={"none": {"model.density": 0.5}}), "my.yaml")
     assert [(t.key, t.experiment.model.density) for t in trials_of(read)] == [("task_only-s0", 0.5), ("top_k-s0", None)]
     assert small_experiment(arm="none") == small_experiment(arm="task_only")
-    with pytest.raises(UserError, match="names a value twice"):
+    with pytest.raises(UserError, match="has a value twice"):
         validate_experiment(sweep(arms=["none", "task_only"]), "my.yaml")
 
 

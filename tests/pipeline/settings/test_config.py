@@ -58,7 +58,7 @@ ROOT = Path(__file__).parents[3]
         ),
         ({"name": "x", "sweep": {"arms": ["task_only"], "seeds": []}}, "seeds: found []; expected at least 1 of them"),
         ({"name": "x", "workers": {"count": 4}}, "use batch_tokens >= 2048"),
-        ({"name": "x", "sweep": {"arms": ["task_only", "task_only"], "seeds": [0]}}, "arms names a value twice"),
+        ({"name": "x", "sweep": {"arms": ["task_only", "task_only"], "seeds": [0]}}, "arms: has a value twice"),
         (
             {"name": "x", "sweep": {"arms": ["task_onl"], "seeds": [0]}},
             "unknown arm 'task_onl' (did you mean 'task_only'?)",
@@ -189,7 +189,7 @@ def test_every_trial_has_a_folder_of_its_own_whatever_it_is_called() -> None:
     assert trials[0].key == "pack.mod_cost-s0"
     assert trials[3].key == "x_own_cost-s0"
     grid = {"training.compile": ["auto", "eager"], "model.gain": [1, 1.0]}  # one number, written in two ways
-    with pytest.raises(UserError, match=r"sweep\.grid\.model\.gain names a value twice"):
+    with pytest.raises(UserError, match=r"sweep\.grid\.model\.gain: has a value twice"):
         validate_experiment({"name": "x", "sweep": {"arms": ["task_only"], "seeds": [0], "grid": grid}}, "t")
 
 

@@ -189,8 +189,8 @@ def test_scores_are_those_of_single_rows_worked_by_the_definition(data: Path, tm
         ("NO_TASK", r"is a int; expected a pipeline\.tasks\.Task"),
         ("RAISES", r"`read` raised RuntimeError: no such server"),
         ("NO_SOURCE", r"`read` returned \[1, 2\]; expected a Source"),
-        ("CHANGES", r"gives other rows, or another digest, when it is called again"),
-        ("NOTHING_HELD_OUT", r"has no row in the split held_out"),
+        ("CHANGES", r"gave other rows, or another digest, when it was called a second time"),
+        ("NOTHING_HELD_OUT", r"has no rows in the split held_out"),
         ("NO_ROWS", r"in its splits; expected Rows"),
         ("LARGE_TOKEN", r"has 5 among its tokens; expected whole numbers from 0 and below 5"),
         ("FLOATS", r"has tokens as float64 \[6\]; expected whole numbers \[6\]"),
@@ -203,7 +203,7 @@ def test_scores_are_those_of_single_rows_worked_by_the_definition(data: Path, tm
         ("PATH", r"has name='\.\./x'"),
         ("PADDING", r"has padding=5; expected a token id"),
         ("COLUMN", r"has a column 'tokens'"),
-        ("TAKEN", r"has a score 'density', which is measured of every task"),
+        ("TAKEN", r"has a score 'density', a name that is taken by a metric of every task"),
         ("SCORE", r"score 'bad' cannot be measured"),
         ("SCORE_NAN", r"score 'bad' measured .* expected finite numbers"),
         ("COLLATE", r"`collate` made tokens \[1, 8\]"),
@@ -222,7 +222,10 @@ def test_a_task_that_breaks_its_contract_is_refused_with_its_reason(task: str, m
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("TASK", r"data\.order: sequential needs to know .* has no `group`. Give it one.* or use data\.order: mixed"),
+        (
+            "TASK",
+            r"data\.order: sequential needs groups of rows, but .* has no `group`. Give it one.* or use data",
+        ),
         ("NO_GROUP_NAME", r"`group` of 'r12' gave '' and ''; expected the name of a task"),
         ("GROUP_RAISES", r"`group` raised IndexError"),
     ],
@@ -283,7 +286,7 @@ def test_what_a_task_answers_to_a_file_is_printed_and_written(tmp_path: Path) ->
         ("no_layers", r"without a tiny_onn\.SparseProtoLinear"),
         ("ignores_density", r"entry has density=0\.5, but model\.density: None; give each .* \*\*settings\.routing"),
         ("wrong_outputs", r"returns \[2, 13, 17\] for tokens \[2, 13\]; expected logits \[2, 13, 16\]"),
-        ("sees_all", r"is not causal: with other tokens from place 12 on its logits at place 0 change"),
+        ("sees_all", r"is not causal: changing the tokens from place 12 on changes its logits at place 0"),
         ("breaks", r"cannot be trained with arm 'per_token' \(.*is called as model\(tokens, \*coordinates\)"),
     ],
 )
@@ -341,7 +344,7 @@ def test_settings_of_another_task_are_refused(changes: dict[str, object], messag
 def test_unknown_options_are_refused(tmp_path: Path) -> None:
     for changes, message in (
         ({"data.options": {"a": 1}}, r"data\.options: found \{'a': 1\}, but data\.task: arc has none"),
-        ({"model.options": {"a": 1}}, r"model\.options: found \{'a': 1\}, settings of a model of your own"),
+        ({"model.options": {"a": 1}}, r"model\.options: found \{'a': 1\}, which only a model of your own takes"),
     ):
         trials = every_trial(replace(small_experiment(), changes, "test"))
         with pytest.raises(UserError, match=message):

@@ -78,7 +78,7 @@ def test_what_settings_know_of_the_built_in_tasks_is_what_the_tasks_declare() ->
         ({"task": "text", "metric": "evaluation/bits_per_byte"}, "metric: found 'evaluation/bits_per_byte'.*or held"),
         ({"task": "text", "metric": "held_out/density"}, "metric: found 'held_out/density'.*expected one of"),
         ({"task": "text", "primary": "bits_per_byte"}, r"primary_metric: found 'bits_per_byte'"),
-        ({"task": "text", "primary": "forgetting/increase"}, "is measured with data.order: sequential alone"),
+        ({"task": "text", "primary": "forgetting/increase"}, "is only measured with data.order: sequential"),
     ],
 )  # fmt: skip
 def test_what_is_not_measured_is_refused_with_the_settings(words: dict[str, str], message: str) -> None:

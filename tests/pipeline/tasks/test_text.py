@@ -166,7 +166,7 @@ def test_files_that_are_no_text_are_refused_by_name_and_the_rest_is_read(tmp_pat
         (lambda path: None, r"x cannot be read \(No such file"),
         (lambda path: path.mkdir(), "x holds no text; expected a file of UTF-8 text"),
         (lambda path: path.write_bytes(b"\xff"), r"holds no text.*\n.*x: is no UTF-8 text \(byte 0"),
-        (lambda path: path.write_text("Only this."), "1 passages of at most 47 bytes, of which none can be held out"),
+        (lambda path: path.write_text("Only this."), "none of the 1 passages of at most 47 bytes can be held out"),
     ],
 )
 def test_a_folder_without_enough_text_is_refused(tmp_path: Path, make: object, message: str) -> None:
