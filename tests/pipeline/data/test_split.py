@@ -84,5 +84,5 @@ def test_tasks_for_selection_are_none_of_the_tests(seed):
 
 
 def test_of_two_groups_nothing_is_left_to_select_by():
-    with pytest.raises(UserError, match="None can be held out"):
+    with pytest.raises(UserError, match="so none can be held out"):
         hold_out(TASKS[:2], 0.5, 0, "selection")

@@ -131,7 +131,7 @@ def test_without_a_record_the_trials_say_whose_the_folder_is(tmp_path: Path) -> 
     with pytest.raises(UserError, match=f"{COMMAND} --resume"):
         claim(tmp_path, mine, "aa", False, COMMAND)
     other = toy_experiment(training=TrainingConfig(steps=4, warmup_steps=1, batch_tokens=64))
-    with pytest.raises(UserError, match=r"training\.steps: there 3, now 4"):
+    with pytest.raises(UserError, match=r"training\.steps: 3 before, 4 now"):
         claim(tmp_path, other, "aa", True, COMMAND)
     swept = toy_experiment(sweep=SweepConfig(arms=("task_only",), seeds=(7,)))
     with pytest.raises(UserError, match="is no trial of this experiment"):

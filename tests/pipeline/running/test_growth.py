@@ -55,7 +55,7 @@ def changed(changes: dict[str, Any], training: TrainingConfig = CONSTANT) -> Exp
         ({"sweep.seeds": [1, 0, 5, 2]}, ("seed 5, 2",)),
         ({"sweep.arms": ["top_k", "per_token", "task_only", "dense"]}, ("arm top_k, dense",)),
         ({"sweep.grid": {"model.gain": [0.5, 1.0, 2.0]}}, ("model.gain 0.5",)),
-        ({"sweep.search": {**SEARCH, "samples": 5}}, ("draws 3 to 5",)),
+        ({"sweep.search": {**SEARCH, "samples": 5}}, ("samples 3 to 5",)),
         ({"training.steps": 9}, ("steps 4 to 9",)),
         ({"sweep.seeds": [0, 1, 2], "training.steps": 9}, ("seed 2", "steps 4 to 9")),
         (
@@ -96,7 +96,11 @@ LINEAR = TrainingConfig(steps=3, warmup_steps=1, batch_tokens=64)
             LINEAR,
             r"3 before, 9 now, but with training\.schedule=linear .*=constant.*--set name=",
         ),
-        ({"sweep.arm_settings": {"task_only": {"model.heads": 1}}}, CONSTANT, r"task_only-s0-.* begun with other sett"),
+        (
+            {"sweep.arm_settings": {"task_only": {"model.heads": 1}}},
+            CONSTANT,
+            r"task_only-s0-.* begun with settings",
+        ),
     ],
 )
 def test_what_cannot_be_added_is_refused_with_the_reason(

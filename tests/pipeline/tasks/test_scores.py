@@ -163,7 +163,7 @@ def test_a_study_concludes_from_it_and_draws_are_ranked_by_it(tmp_path: Path) ->
     assert "is training.learning_rate 0.4: hits 45.5 % over 2 seeds, standard deviation 0.7" in text
     assert "The highest of several means is too high by chance" in text
     page = next(path for path in files if path.suffix == ".html").read_text()
-    assert "the draws with the highest hits" in page
+    assert "samples of each arm with the highest hits" in page
     assert "hits (%)" in page
     table = next(path for path in files if path.name == "results.csv").read_text()
     assert "hits" in table.splitlines()[0].split(",")
