@@ -208,7 +208,7 @@ def limits(results: Results) -> str:
     if len(counts := {trial.params.get("workers.count", "") for trial in trials}) > 1:
         text += f" The trials differ in workers.count ({_or(sorted(counts))}), and therefore in their batches."
     if diverged:
-        text += f" Left out of comparisons of held-out loss, because theirs is not finite: {', '.join(diverged)}."
+        text += f" Not compared by held-out loss, because theirs is not finite: {', '.join(diverged)}."
     if results.pruned:
         text += (
             f" {results.pruned} of {results.total} trials were pruned (ended early, because other settings did better) "

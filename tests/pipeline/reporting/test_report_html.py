@@ -150,7 +150,7 @@ def test_a_study_says_what_it_asked_and_a_grid_has_a_panel_for_each_cell(output,
     text = html(_report(output, sample.model_copy(update={"study": StudyConfig(**told)}), False))
     assert "<b>question</b>: Is it &lt;b&gt;so&lt;/b&gt;?" in text
     assert "<b>expectation</b>: Yes." in text
-    assert "the figures show the first 2 of 3 cells of the grid" in text
+    assert "figures show the first 2 of 3 cells of the grid" in text
     assert '<th class="text">layers</th>' in text
 
 
@@ -241,8 +241,8 @@ def test_the_note_says_what_so_few_seeds_can_tell():
     few = {1: {"loss": paired_difference(dict.fromkeys(range(3), 1.0), {s: 0.5 - s / 100 for s in range(3)})}}
     text = _note(few)
     assert "1 exploratory comparison: 1 to per_token. The p-values" in text
-    assert "With 3 seeds no p-value can be smaller than 0.25" in text
-    assert "it would take 6 seeds" in text
+    assert "With 3 seeds no p-value can be below 0.25" in text
+    assert "6 seeds are needed for one of 1" in text
     two = {**few, 2: few[1]}
     assert "by chance" not in _note(two)  # of 3 seeds no p-value is below 0.25
     nine = range(9)
@@ -254,7 +254,7 @@ def test_the_note_says_what_so_few_seeds_can_tell():
     }
     text = _note(many)
     assert "2 of 3 are below 0.05 after the correction." in text
-    assert "0.1 would be expected not above 0.05 by chance alone" in text  # 3 x 12/256
+    assert "without any real difference, 0.1 of them would be at or below 0.05 by chance" in text  # 3 x 12/256
     assert _note({}) == ""
     # The one that was named before the runs is none of them, and what is timed is not tested.
     timed = Column("seconds", "time", "s", lambda _: 0.0, tested=False)
