@@ -122,7 +122,7 @@ def test_the_words_follow_from_the_numbers(whole):
     assert "Goodness in aggregated ranks experts most like their contribution" in text  # which it has of all of them
     assert "contribution +0.90, relevance -0.10, cost +0.20" in text
     assert "Goodness in task_only" not in text
-    assert "losses of task_only and per_token cannot be compared" in text
+    assert "losses of task_only and per_token are not compared" in text
     assert "3 seeds, hidden width 8, 3 layers, 20 training steps" in text
 
 
