@@ -115,9 +115,9 @@ def test_the_words_follow_from_the_numbers(whole):
     assert "all 3 seeds agree" in text
     assert "held-out loss of aggregated is lower by 0.0833 nats per token" in text
     assert "(95 % interval -0.1000 to -0.0500, which excludes 0)" in text
-    assert "From 3 seeds" in text
+    assert "With 3 seeds" in text
     # only the first layer of per_token has under 10 % active: 0.5 nats of ln 8
-    assert f"tells 0.50 nats about the token, which is {100 * 0.5 / math.log(8):.0f} %" in text
+    assert f"carries 0.50 nats of information about the token, which is {100 * 0.5 / math.log(8):.0f} %" in text
     assert "Goodness in per_token ranks active experts most like their contribution" in text
     assert "Goodness in aggregated ranks experts most like their contribution" in text  # which it has of all of them
     assert "contribution +0.90, relevance -0.10, cost +0.20" in text
