@@ -58,7 +58,7 @@ def test_a_thread_that_has_ended_without_a_word_is_noticed(monkeypatch: pytest.M
     stream = Prefetch(iter("ab"))
     assert next(stream) == "a"
     threading.Timer(0.2, release.set).start()
-    with pytest.raises(RuntimeError, match="reads batches ahead has ended"):
+    with pytest.raises(RuntimeError, match="prefetches batches ended"):
         next(stream)
 
 

@@ -168,7 +168,7 @@ def test_unfinished_trials_are_counted_and_left_out(output, tracker):
     ("arms", "seeds", "said"),
     [
         (("aggregated", "task_only"), (0, 1), "no finished per_token trial"),
-        (("per_token", "aggregated"), (0,), "in the one seed that both have"),
+        (("per_token", "aggregated"), (0,), "in the only seed that both have"),
         (("per_token",), (0, 1, 2), "Goodness in per_token"),
     ],
 )
