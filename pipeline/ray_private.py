@@ -191,8 +191,8 @@ def is_startup_timeout(error: BaseException) -> bool:
 def root_cause(error: BaseException) -> BaseException:
     """What Ray has wrapped: with a traceback a worker's own exception, with the worker's data that of its death."""
     inner = getattr(error, "_base_exc", error)
-    found: BaseException = getattr(inner, "health_check_failure", inner)
-    return found if isinstance(found, BaseException) else error
+    cause: BaseException = getattr(inner, "health_check_failure", inner)
+    return cause if isinstance(cause, BaseException) else error
 
 
 def exit_detail(text: str) -> str:

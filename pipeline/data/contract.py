@@ -259,10 +259,10 @@ def find_task(name: str) -> Task:
     Raises:
         UserError: it cannot be imported, or is no Task.
     """
-    found = import_attribute(BUILT_IN.get(name, name), "data.task", "a pipeline.tasks.Task")
-    if not isinstance(found, Task):
-        raise UserError(f"data.task: {name!r} is a {type(found).__name__}; expected a pipeline.tasks.Task")
-    return found
+    task = import_attribute(BUILT_IN.get(name, name), "data.task", "a pipeline.tasks.Task")
+    if not isinstance(task, Task):
+        raise UserError(f"data.task: {name!r} is a {type(task).__name__}; expected a pipeline.tasks.Task")
+    return task
 
 
 def score_problem(setting: str, metric: str, task: str) -> str:
@@ -284,13 +284,13 @@ def import_attribute(name: str, setting: str, expected: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in attribute.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise UserError(
             f"{setting}: {name!r} cannot be used ({reason(error)}). Expected "
             f"package.module:attribute, {expected}, which the workers can import too: `pip install -e` its package, or "
             "name its folder in PYTHONPATH."
         ) from error
-    return found
+    return value

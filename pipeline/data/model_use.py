@@ -52,11 +52,11 @@ class Layout:
             if name == "colours" and values is None:
                 continue
             low, high = {"panels": (-1, n), "colours": (-1, len(GRID_COLOURS))}.get(name, (0, LARGEST_SIDE))
-            found = np.asarray(values)
-            if found.dtype.kind not in "iu" or found.shape != (n,):
-                return f"has {name} as {found.dtype} {list(found.shape)}; expected whole numbers [{n}]"
-            if n and not low <= found.min() <= found.max() < high:
-                return f"has {name} from {found.min()} to {found.max()}; expected {low} to {high - 1}"
+            array = np.asarray(values)
+            if array.dtype.kind not in "iu" or array.shape != (n,):
+                return f"has {name} as {array.dtype} {list(array.shape)}; expected whole numbers [{n}]"
+            if n and not low <= array.min() <= array.max() < high:
+                return f"has {name} from {array.min()} to {array.max()}; expected {low} to {high - 1}"
         shown = np.asarray(self.panels) >= 0
         if not shown.any():
             return "draws none of the tokens; expected a panel from 0 for at least one"

@@ -234,9 +234,9 @@ class _Parts:
     def read(self, size: int = -1) -> bytes:
         for start, raw in self._parts:
             if start <= self._at < start + len(raw):
-                found = raw[self._at - start :][: None if size < 0 else size]
-                self._at += len(found)
-                return found
+                part = raw[self._at - start :][: None if size < 0 else size]
+                self._at += len(part)
+                return part
         return b""
 
     def close(self) -> None:

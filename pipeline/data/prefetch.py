@@ -31,12 +31,12 @@ class Prefetch(Generic[Item]):
         return self
 
     def __next__(self) -> Item:
-        found = self._next()
-        if isinstance(found, BaseException):
-            self._fetched.put(found)  # for whoever asks once more
-            raise found
+        item = self._next()
+        if isinstance(item, BaseException):
+            self._fetched.put(item)  # for whoever asks once more
+            raise item
         self._wanted.put(True)
-        return found
+        return item
 
     def _next(self) -> Item | BaseException:
         while True:

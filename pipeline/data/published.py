@@ -52,11 +52,11 @@ def lengths_of(prepared: Prepared, split: Split) -> list[tuple[Place, int, np.nd
     """
     shards = prepared.shards(split)
     if isinstance(prepared.folder, Path):
-        found = [read_lengths(prepared.path(shard)) for shard in shards]
+        of_shards = [read_lengths(prepared.path(shard)) for shard in shards]
     else:
         file = prepared.folder / _name(split)
-        found = _read(file, len(shards)) if shards else []
-        for shard, groups in zip(shards, found, strict=True):
+        of_shards = _read(file, len(shards)) if shards else []
+        for shard, groups in zip(shards, of_shards, strict=True):
             if (shard.rows, shard.row_groups) != (sum(map(len, groups)), len(groups)):
                 raise UserError(
                     f"{file}: lists {sum(map(len, groups))} rows in {len(groups)} row groups of {shard.file}; the "
@@ -64,7 +64,7 @@ def lengths_of(prepared: Prepared, split: Split) -> list[tuple[Place, int, np.nd
                 )
     return [
         (prepared.path(shard), number, lengths)
-        for shard, groups in zip(shards, found, strict=True)
+        for shard, groups in zip(shards, of_shards, strict=True)
         for number, lengths in enumerate(groups)
     ]
 
@@ -91,8 +91,8 @@ def _read(file: Storage, shards: int) -> list[list[np.ndarray]]:
         table = read_of(file, footer, range(len(footer.rows)), _COLUMNS.names, MOST_LENGTHS_BYTES)
         shard, group, length = (table[name].to_numpy() for name in _COLUMNS.names)
     starts = np.flatnonzero((np.diff(shard) != 0) | (np.diff(group) != 0)) + 1
-    found: list[list[np.ndarray]] = [[] for _ in range(shards)]
+    by_shard: list[list[np.ndarray]] = [[] for _ in range(shards)]
     for start, lengths in zip((0, *starts), np.split(length, starts), strict=True):
         if len(lengths) and shard[start] < shards:
-            found[shard[start]].append(lengths)
-    return found
+            by_shard[shard[start]].append(lengths)
+    return by_shard

@@ -57,13 +57,13 @@ class RowReader:
         """
         shards = list(dict.fromkeys(path for path, _ in self._groups))
         with ThreadPoolExecutor(self._readers) as pool:
-            found = [ids for of_shard in pool.map(lambda path: patiently(partial(read_ids, path)), shards)
+            by_group = [ids for of_shard in pool.map(lambda path: patiently(partial(read_ids, path)), shards)
                      for ids in of_shard]  # fmt: skip
-        if list(map(len, found)) != list(map(len, self.lengths)):
+        if list(map(len, by_group)) != list(map(len, self.lengths)):
             raise UserError(
                 f"{self.name}: its row groups have other numbers of rows than planned. Prepare the data again."
             )
-        return found
+        return by_group
 
     def read(self, wanted: Collection[Address]) -> dict[Address, Sequence]:
         """The rows at these places; reads the row groups that they are in, and no others.

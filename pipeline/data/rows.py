@@ -63,8 +63,10 @@ def read_group(path: Place, group: int, form: Format, footer: Footer | None = No
     lengths = table["length"].to_numpy()
     lists = {name: _lists(table, name, lengths, where) for name in ("tokens", *form.coordinates, form.target)}
     for name, limit in form.limits.items():
-        found = [(int(values.min()), int(values.max())) for values in lists[name]]
-        _check_values(name, min((a for a, _ in found), default=0), max((b for _, b in found), default=0), limit, where)
+        ranges = [(int(values.min()), int(values.max())) for values in lists[name]]
+        _check_values(
+            name, min((a for a, _ in ranges), default=0), max((b for _, b in ranges), default=0), limit, where
+        )
     ids, pairs = table["task_id"].to_pylist(), table["pair"].to_pylist()
     no_mask, targets = np.zeros(0, dtype=np.bool_), lists[form.target]
     return [
@@ -107,7 +109,7 @@ def read_ids(path: Place) -> list[list[str]]:
 
 
 def check_file(path: Place, rows: int, row_groups: int, form: Format, values: bool = True) -> None:
-    """Columns, types and counts are as they must be; with `values`, which are read for that, so are all ids.
+    """Columns, types and size are as they must be; with `values`, which are read for that, so are all ids.
 
     The file's own statistics would be quicker, but damaged ones make Arrow end the process.
 
@@ -116,13 +118,13 @@ def check_file(path: Place, rows: int, row_groups: int, form: Format, values: bo
     """
     with read_by_arrow(path, f"{path}: is no readable Parquet file"):
         footer = footer_of(path)
-        schema, found = footer.schema, (sum(footer.rows), len(footer.rows))
+        schema, size = footer.schema, (sum(footer.rows), len(footer.rows))
         ranges = _ranges(path, footer, form) if values and schema.equals(form.schema) else {}
     if not schema.equals(form.schema):
         raise UserError(f"{path}: {_schema_difference(schema, form.schema)}. {_MEND}")
-    if found != (rows, row_groups):
+    if size != (rows, row_groups):
         raise UserError(
-            f"{path}: found {found[0]} rows in {found[1]} row groups; the manifest says {rows} in {row_groups}. {_MEND}"
+            f"{path}: found {size[0]} rows in {size[1]} row groups; the manifest says {rows} in {row_groups}. {_MEND}"
         )
     for name, (least, most) in ranges.items():
         _check_values(name, least, most, form.limits[name], path)
@@ -146,13 +148,13 @@ def read_by_arrow(path: Place, what: str) -> Iterator[None]:
 
 def _ranges(path: Place, footer: Footer, form: Format) -> dict[str, tuple[int, int]]:
     """The smallest and the largest value of each limited column."""
-    found = dict.fromkeys(form.limits, (0, 0))
+    ranges = dict.fromkeys(form.limits, (0, 0))
     for group in range(len(footer.rows)):
         table = read_of(path, footer, [group], list(form.limits), MOST_GROUP_BYTES)
-        for name, (least, most) in found.items():
+        for name, (least, most) in ranges.items():
             there = pc.min_max(pc.list_flatten(table[name])).as_py()
-            found[name] = min(least, there["min"] or 0), max(most, there["max"] or 0)
-    return found
+            ranges[name] = min(least, there["min"] or 0), max(most, there["max"] or 0)
+    return ranges
 
 
 def _check_values(name: str, least: int, most: int, limit: int, where: object) -> None:
@@ -174,17 +176,17 @@ def _lists(table: pa.Table, name: str, lengths: np.ndarray, where: str) -> list[
     return [values[start:stop] for start, stop in pairwise(offsets)]
 
 
-def _schema_difference(found: pa.Schema, wanted: pa.Schema) -> str:
+def _schema_difference(schema: pa.Schema, wanted: pa.Schema) -> str:
     expected = {field.name: field for field in wanted}
-    missing = [name for name in expected if name not in found.names]
+    missing = [name for name in expected if name not in schema.names]
     if missing:
-        return f"column {missing[0]!r} is missing; found {', '.join(found.names)}"
-    for field in found:
+        return f"column {missing[0]!r} is missing; found {', '.join(schema.names)}"
+    for field in schema:
         if field.name not in expected:
             return f"found an unknown column {field.name!r}; expected {', '.join(expected)}"
         if field != expected[field.name]:
             return f"column {field.name!r} is {_kind(field)}; expected {_kind(expected[field.name])}"
-    return f"columns are {', '.join(found.names)}; expected {', '.join(expected)}"
+    return f"columns are {', '.join(schema.names)}; expected {', '.join(expected)}"
 
 
 def _kind(field: pa.Field) -> str:

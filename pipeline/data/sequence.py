@@ -148,14 +148,14 @@ def _problem(row: Any, form: Format, most: int) -> str | None:
     else:
         named["labels"] = row.labels
     for name, values in named.items():
-        found = np.asarray(values)
-        if found.dtype.kind not in "iu" or found.shape != (n,):
-            return f"has {name} as {found.dtype} {list(found.shape)}; expected whole numbers [{n}]"
+        array = np.asarray(values)
+        if array.dtype.kind not in "iu" or array.shape != (n,):
+            return f"has {name} as {array.dtype} {list(array.shape)}; expected whole numbers [{n}]"
         if name == "labels":
-            found = found[found != IGNORED]
+            array = array[array != IGNORED]
         limit = form.limits[name]
-        if len(found) and not 0 <= found.min() <= found.max() < limit:
-            wrong = found.min() if found.min() < 0 else found.max()
+        if len(array) and not 0 <= array.min() <= array.max() < limit:
+            wrong = array.min() if array.min() < 0 else array.max()
             return f"has {wrong} among its {name}; expected whole numbers from 0 and below {limit}"
     if set(row.extra) != set(form.extra):
         return f"has extra columns {sorted(row.extra)}; expected {sorted(form.extra)}"

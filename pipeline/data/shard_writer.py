@@ -79,8 +79,8 @@ def _noting(
 ) -> Iterator[Sequence]:
     """The rows; those that equal one that the model is judged by are added to `leaks`, whatever task they are of."""
     for row in rows:
-        if (found := judged.get(_content(row))) is not None:
-            leaks[(*found, row.task_id)] = None
+        if (related := judged.get(_content(row))) is not None:
+            leaks[(*related, row.task_id)] = None
         yield row
 
 

@@ -100,8 +100,8 @@ def open_prepared(folder: Place, task: str, *, hashes: bool = True) -> Prepared:
         file = prepared.path(shard)
         if not file.is_file():
             raise UserError(f"{file}: is missing, but {MANIFEST} names it. Prepare the data again.")
-        if hashes and (found := file_hash(file)) != shard.sha256:
-            raise UserError(f"{file}: is damaged: sha256 {found}; expected {shard.sha256}. Prepare the data again.")
+        if hashes and (digest := file_hash(file)) != shard.sha256:
+            raise UserError(f"{file}: is damaged: sha256 {digest}; expected {shard.sha256}. Prepare the data again.")
         check_file(file, shard.rows, shard.row_groups, prepared.task.format, values=hashes)
     return prepared
 

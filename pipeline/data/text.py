@@ -43,11 +43,11 @@ class Documents:
 
     def digest(self) -> str:
         """Changes with any name or text."""
-        found = hashlib.sha256()
+        sha = hashlib.sha256()
         for name, text in self.texts.items():
             data = text.encode()
-            found.update(f"{len(name.encode())} {len(data)} ".encode() + name.encode() + data)
-        return found.hexdigest()
+            sha.update(f"{len(name.encode())} {len(data)} ".encode() + name.encode() + data)
+        return sha.hexdigest()
 
 
 def python_topics() -> Documents:
@@ -98,7 +98,7 @@ def passages(documents: Documents, most: int) -> tuple[list[Passage], str]:
     dropped: what is repeated would be learnt by heart, and would be in training and held-out text.
     """
     seen: set[bytes] = set()
-    found: list[Passage] = []
+    pieces: list[Passage] = []
     dropped = dropped_bytes = 0
     for document, text in documents.texts.items():
         kept: list[bytes] = []
@@ -110,15 +110,15 @@ def passages(documents: Documents, most: int) -> tuple[list[Passage], str]:
                 continue
             seen.add(mark)
             kept += _cut(paragraph.encode(), most)
-        found += [Passage(document, number, data) for number, data in enumerate(_packed(kept, most))]
+        pieces += [Passage(document, number, data) for number, data in enumerate(_packed(kept, most))]
     note = f"{dropped:,} paragraphs ({dropped_bytes:,} bytes) repeat earlier ones and are left out" if dropped else ""
-    return found, note
+    return pieces, note
 
 
-def related_passages(found: Sequence[Passage]) -> list[list[str]]:
+def related_passages(pieces: Sequence[Passage]) -> list[list[str]]:
     """The passages' names in the smallest groups such that no two of different groups have SHARED_WORDS words in a row
     in common; of shorter passages all words."""
-    group_of = list(range(len(found)))
+    group_of = list(range(len(pieces)))
     first_with: dict[bytes, int] = {}
 
     def find(number: int) -> int:
@@ -126,12 +126,12 @@ def related_passages(found: Sequence[Passage]) -> list[list[str]]:
             group_of[number] = number = group_of[group_of[number]]
         return number
 
-    for number, passage in enumerate(found):
+    for number, passage in enumerate(pieces):
         for mark in _marks(passage.data.decode()):
             one, other = find(first_with.setdefault(mark, number)), find(number)
             group_of[max(one, other)] = min(one, other)
     groups: dict[int, list[str]] = {}
-    for number, passage in enumerate(found):
+    for number, passage in enumerate(pieces):
         groups.setdefault(find(number), []).append(passage.name)
     return list(groups.values())
 

@@ -45,12 +45,12 @@ def get(fields: dict[int, Field], number: int, kind: int, default: Any = None) -
     Raises:
         Damaged: it is of another kind, or is not there and has no default.
     """
-    found = fields.get(number)
-    if found is None and default is not None:
+    field = fields.get(number)
+    if field is None and default is not None:
         return default
-    if found is None or found[0] != kind:
+    if field is None or field[0] != kind:
         raise Damaged(f"field {number} is missing or of another kind")
-    return found[1]
+    return field[1]
 
 
 def _value(raw: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
@@ -90,8 +90,8 @@ def _number(raw: bytes, at: int, bits: int) -> tuple[int, int]:
     part = raw[at]
     if part < 128:
         return (part >> 1) ^ -(part & 1), at + 1
-    found, at = _varint(raw, at, bits)
-    return (found >> 1) ^ -(found & 1), at
+    number, at = _varint(raw, at, bits)
+    return (number >> 1) ^ -(number & 1), at
 
 
 def _varint(raw: bytes, at: int, bits: int) -> tuple[int, int]:

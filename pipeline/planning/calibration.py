@@ -44,7 +44,7 @@ def timed(kinds: Sequence[Kind], data: Path, side_by_side: int, tell: Callable[[
     try:
         with ThreadPoolExecutor(side_by_side) as pool:
             try:
-                found = list(pool.map(lambda job: _time(chosen[job].example, data, one_more, running), jobs))
+                timings = list(pool.map(lambda job: _time(chosen[job].example, data, one_more, running), jobs))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list(running):
@@ -54,7 +54,7 @@ def timed(kinds: Sequence[Kind], data: Path, side_by_side: int, tell: Callable[[
         for process in running:
             process.kill()
     slowest: dict[int, Measured] = {}
-    for job, measured in zip(jobs, found, strict=True):
+    for job, measured in zip(jobs, timings, strict=True):
         if job not in slowest or measured.seconds_per_token > slowest[job].seconds_per_token:
             slowest[job] = measured
     there = {chosen[job].trials[0].key: (chosen[job], measured) for job, measured in slowest.items()}

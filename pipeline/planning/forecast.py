@@ -69,21 +69,21 @@ class Kind:
         return self._seconds(self.measured.core_share if self.measured else 1.0)
 
     def _seconds(self, core_share: float) -> float | None:
-        found, training, count = self.measured, self.example.training, self.example.workers.count
-        if found is None:
+        timing, training, count = self.measured, self.example.training, self.example.workers.count
+        if timing is None:
             return None
         evaluations = cadence.evaluations(training)
         scored = {"always": evaluations, "end": 1, "never": 0}[training.score_evaluation]
         return TRIAL_START_S + core_share * (
-            found.prepare_seconds
-            + found.compile_seconds
-            + training.steps * found.seconds_per_token * self.tokens_per_step / count
-            + len(cadence.logged_steps(training)) * found.observe_seconds
-            + evaluations * found.evaluate_seconds
-            + scored * found.evaluation_seconds
-            + (evaluations + 1) * found.forgetting_seconds  # once in all right after each task
-            + cadence.saves(training) * found.checkpoint_seconds
-            + found.decode_seconds
+            timing.prepare_seconds
+            + timing.compile_seconds
+            + training.steps * timing.seconds_per_token * self.tokens_per_step / count
+            + len(cadence.logged_steps(training)) * timing.observe_seconds
+            + evaluations * timing.evaluate_seconds
+            + scored * timing.evaluation_seconds
+            + (evaluations + 1) * timing.forgetting_seconds  # once in all right after each task
+            + cadence.saves(training) * timing.checkpoint_seconds
+            + timing.decode_seconds
         )
 
 

@@ -85,13 +85,13 @@ def told_apart(kinds: Sequence[Kind]) -> list[list[str]]:
     for place, kind in enumerate(kinds):
         model, training = kind.example.model, kind.example.training
         looks.setdefault((training.arm, str(model.layers), str(model.hidden), str(training.steps)), []).append(place)
-    found: list[list[str]] = [[] for _ in kinds]
+    differences: list[list[str]] = [[] for _ in kinds]
     for places in looks.values():
         settings = [_settings(kinds[place]) for place in places]
         differing = [name for name in settings[0] if len({str(each[name]) for each in settings}) > 1]
         for place, each in zip(places, settings, strict=True):
-            found[place] = [f"{name} {each[name]}" for name in differing if name not in ALIKE]
-    return found
+            differences[place] = [f"{name} {each[name]}" for name in differing if name not in ALIKE]
+    return differences
 
 
 def _settings(kind: Kind) -> dict[str, object]:

@@ -62,7 +62,7 @@ def forecast(
     if calibrate and kinds:
         kinds = _timed(kinds, Path(location(prepared.folder)), together, address is None, console)
         memories.check_memory(kinds, together, memory, whose)
-    found = forecasting.Forecast(
+    estimate = forecasting.Forecast(
         name=experiment.name,
         kinds=kinds,
         order=tuple(trial.key for trial in left),
@@ -73,8 +73,8 @@ def forecast(
         prunes=bool(sweep and sweep.scheduler),
     )
     if show:
-        print_forecast(found, console, "on this machine" + ("" if address is None else ", not on the cluster"))
-    return found
+        print_forecast(estimate, console, "on this machine" + ("" if address is None else ", not on the cluster"))
+    return estimate
 
 
 def _timed(kinds: tuple[Kind, ...], data: Path, at_once: int, here: bool, console: Console) -> tuple[Kind, ...]:

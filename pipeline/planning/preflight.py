@@ -179,7 +179,7 @@ def _disguised(experiments: Sequence[Experiment]) -> Iterator[str]:
 def _check_arm(experiment: Experiment, place: str) -> None:
     training = experiment.training
     try:
-        found = arm_of(training)
+        arm = arm_of(training)
     except Exception as error:  # whatever somebody's module does when it is imported
         imported = isinstance(error, ValueError) and error.__cause__ is None  # then it says itself what was expected
         how = (
@@ -188,11 +188,11 @@ def _check_arm(experiment: Experiment, place: str) -> None:
         )
         text = f"{place}: {training.arm!r} cannot be used ({error})" + ("" if imported else how)
         raise UserError(text) from error
-    if problem := optimizer_problem(training, found):
+    if problem := optimizer_problem(training, arm):
         raise UserError(f"training.optimizer: {training.optimizer!r} {problem}")
-    if problem := found.problem(experiment.model.density):
+    if problem := arm.problem(experiment.model.density):
         raise UserError(f"{place}: {training.arm!r} {problem} (model.density: {experiment.model.density})")
-    if found.measures_layers:
+    if arm.measures_layers:
         for field, value, needed in (("engine", training.engine, "fused"), ("compile", training.compile, "blocks")):
             if value == needed:
                 raise UserError(

@@ -22,15 +22,15 @@ def answer(report: Report) -> list[str]:
 
 def _at_equal_density(report: Report) -> str:
     rows = report.results.rows
-    found = {place: each.mean for place, each in report.over_baselines.items() if math.isfinite(each.mean)}
+    means = {place: each.mean for place, each in report.over_baselines.items() if math.isfinite(each.mean)}
     if not any(is_baseline(row.arm) for row in rows):
         return (
             "No baseline was run, so the losses cannot be compared at equal density. Add an arm such as top_k or dense."
         )
-    if not found:
+    if not means:
         return "No arm could be compared with the baselines at equal density."
-    best = sorted(found, key=found.__getitem__)
-    listed = ", ".join(f"{_name(rows[place])} {signed(found[place], 3)}" for place in best[:_NAMED])
+    best = sorted(means, key=means.__getitem__)
+    listed = ", ".join(f"{_name(rows[place])} {signed(means[place], 3)}" for place in best[:_NAMED])
     more = f" and {len(best) - _NAMED} more" if len(best) > _NAMED else ""
     return (
         "At equal density the held-out loss lies above (+) or below (-) the best baseline's by, in nats: "

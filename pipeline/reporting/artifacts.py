@@ -87,8 +87,8 @@ def read_artifacts(uri: str, results: Results, phases: Path | None = None) -> Ar
                     filed.lost.append(trial.run_id)
                 if (name := _file_of_distributions(client, trial.run_id, there)) is not None:
                     text = _text(client, trial.run_id, name, aside)
-                    if (found := _distributions(text)) is not None:
-                        filed.distributions[trial.run_id] = found
+                    if (parsed := _distributions(text)) is not None:
+                        filed.distributions[trial.run_id] = parsed
                 if FIGURES in there and seed == min(row.trials):
                     filed.figures[trial.run_id] = _figures(client, trial.run_id, aside)
                 if "predictions.json" in there and seed == min(row.trials):
@@ -125,7 +125,7 @@ def _figures(client: "MlflowClient", run_id: str, aside: str) -> dict[str, bytes
     """The run's last figure of each kind. They go into the page as they are: what is no PNG, or large, is left out."""
     from mlflow.exceptions import MlflowException
 
-    found: dict[str, bytes] = {}
+    pictures: dict[str, bytes] = {}
     for file in client.list_artifacts(run_id, FIGURES)[:_MOST_FIGURES]:
         name = file.path.rpartition("/")[2]
         if not name.endswith(".png"):
@@ -136,8 +136,8 @@ def _figures(client: "MlflowClient", run_id: str, aside: str) -> dict[str, bytes
         except (MlflowException, OSError):
             continue
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            found[plain(name.removesuffix(".png"))] = data
-    return found
+            pictures[plain(name.removesuffix(".png"))] = data
+    return pictures
 
 
 def _file_of_distributions(client: "MlflowClient", run_id: str, there: set[str]) -> str | None:

@@ -58,19 +58,19 @@ def rankings(results: Results, experiment: Experiment | None) -> tuple[Ranking, 
     for row in results.rows:
         cell = tuple((name, value) for name, value in row.cell if name in sweep.grid)
         groups.setdefault((cell, row.arm), []).append(row)
-    found, by = [], _ranked_by(results)
+    made, by = [], _ranked_by(results)
     for (cell, arm), rows in groups.items():
         whole = [row for row in rows if set(row.trials) == seeds and math.isfinite(by.mean(row))]
         ranked = tuple(sorted(whole, key=by.mean, reverse=by.best is max))
-        found.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), fields, by))
-    return tuple(found)
+        made.append(Ranking(arm, cell, ranked, max(sweep.search.samples, len(rows)) - len(whole), fields, by))
+    return tuple(made)
 
 
 def _ranked_by(results: Results) -> Column:
     metric = measures.current_name(results.about.get("primary_metric", ""))
     key = measures.primary_metrics().get(metric) or measures.score_of(metric)
-    found = (column for column in columns_of(results) if column.key == key and column.best is not None)
-    return next(found, HELD_OUT_LOSS)
+    columns = (column for column in columns_of(results) if column.key == key and column.best is not None)
+    return next(columns, HELD_OUT_LOSS)
 
 
 def samples_words(ranked: tuple[Ranking, ...]) -> list[str]:
@@ -100,13 +100,13 @@ def samples_words(ranked: tuple[Ranking, ...]) -> list[str]:
     return words
 
 
-def reruns(found: tuple[Ranking, ...], experiment: Experiment) -> dict[str, Experiment]:
+def reruns(ranked_arms: tuple[Ranking, ...], experiment: Experiment) -> dict[str, Experiment]:
     """By file name, a sweep for each cell of the grid: each arm with its best sample, and seeds that were not used.
 
     A cell of which nothing is ranked has none; nor has one that today's settings refuse.
     """
     cells: dict[tuple[tuple[str, str], ...], dict[str, dict[str, Any]]] = {}
-    for ranking in found:
+    for ranking in ranked_arms:
         if ranking.ranked:
             settings = dict(ranking.cell) | ranking.settings(ranking.ranked[0])
             typed = {field: _value(text) for field, text in settings.items()}

@@ -99,11 +99,11 @@ def columns_of(results: Results) -> tuple[Column, ...]:
 
     After the density comes the excess over the baselines at this density, where any trial has one.
     """
-    found = excesses(results)
+    excess_of = excesses(results)
     title = "excess over the baselines at this density"
-    excess = Column(EXCESS, title, "nats", lambda t: found.get(t.run_id, math.nan), 1, 4, partial=True)
+    excess = Column(EXCESS, title, "nats", lambda t: excess_of.get(t.run_id, math.nan), 1, 4, partial=True)
     trials = [trial for row in results.rows for trial in row.trials.values()]
-    there = any(map(math.isfinite, found.values()))
+    there = any(map(math.isfinite, excess_of.values()))
     every = [each for c in COLUMNS for each in ((c, excess) if c is DENSITY and there else (c,))]
     every += [*score_columns(results), *observed_columns(results)]
     return tuple(column for column in every if any(not math.isnan(column.of(trial)) for trial in trials))
@@ -111,13 +111,13 @@ def columns_of(results: Results) -> tuple[Column, ...]:
 
 def score_columns(results: Results) -> list[Column]:
     """A column for each score of the data's own task, held-out, as the runs' data sets tell of them."""
-    found: dict[str, Column] = {}
+    by_key: dict[str, Column] = {}
     for each in results.data:
         scores = parse_data(*each).get("scores")
         for facts in scores if isinstance(scores, list) else []:
             if (column := _of_facts(facts)) is not None:
-                found.setdefault(column.key, column)
-    return list(found.values())
+                by_key.setdefault(column.key, column)
+    return list(by_key.values())
 
 
 def _of_facts(facts: Any) -> Column | None:

@@ -79,16 +79,16 @@ def primary_of(results: Results, reference: str) -> Primary | None:
 def compare(differences: Differences, columns: tuple[Column, ...], primary: Primary | None) -> dict[Key, Comparison]:
     """Every difference of at least two seeds that are all finite, but for columns that are not tested."""
     tested = {column.key for column in columns if column.tested} | {OVER_BASELINES}
-    found = {
+    p_values = {
         (place, key): p
         for place, row in differences.items()
         for key, each in row.items()
         if key in tested and not math.isnan(p := sign_flip_p(each.values))
     }
     named = primary.key if primary else None
-    exploring = {key: p for key, p in found.items() if key != named}
+    exploring = {key: p for key, p in p_values.items() if key != named}
     adjusted = dict(zip(exploring, holm(list(exploring.values())), strict=True))
-    return {key: Comparison(p, adjusted.get(key, math.nan)) for key, p in found.items()}
+    return {key: Comparison(p, adjusted.get(key, math.nan)) for key, p in p_values.items()}
 
 
 def note(differences: Differences, comparisons: Mapping[Key, Comparison], reference: str) -> str:

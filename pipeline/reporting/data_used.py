@@ -47,12 +47,12 @@ def _of(data: dict[str, Any]) -> str:
     if data.get("held_out_for") == "selection":
         text += f" {FOR_SELECTION}"
     for what, one, several in (("leaks", "leak", "leaks"), ("refused", "file refused", "files refused")):
-        found = data.get(what)
-        if isinstance(found, dict) and isinstance(found.get("number"), int) and found["number"]:
-            first = found.get("first")
+        listed = data.get(what)
+        if isinstance(listed, dict) and isinstance(listed.get("number"), int) and listed["number"]:
+            first = listed.get("first")
             named = [text for text in first if isinstance(text, str)] if isinstance(first, list) else []
-            more = ", ..." if found["number"] > len(named) else ""
-            text += f" {found['number']} {one if found['number'] == 1 else several}: {'; '.join(named)}{more}."
+            more = ", ..." if listed["number"] > len(named) else ""
+            text += f" {listed['number']} {one if listed['number'] == 1 else several}: {'; '.join(named)}{more}."
     return text
 
 
@@ -61,14 +61,14 @@ def _scores(results: Results, split: str) -> str:
     said, some, words = [], False, example_words(results)
     for row in results.rows:
         name = ", ".join([row.arm, *(f"{field} {value}" for field, value in row.cell)])
-        found = []
+        shares = []
         for each in words.measured:
             value = mean({seed: trial.last(f"{split}/{each.name}") for seed, trial in row.trials.items()})
             if math.isfinite(value):
                 some |= value != 0
-                found.append(each.show(value))
-        if found:
-            said.append(f"{name}: {', '.join(found)}")
+                shares.append(each.show(value))
+        if shares:
+            said.append(f"{name}: {', '.join(shares)}")
     decoded = f"Of the {_SPLITS[split]} {_item(results)}s that were decoded"
     if said and not some and words.all_zero:
         return f"{decoded} {words.all_zero}."

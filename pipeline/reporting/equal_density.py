@@ -28,12 +28,14 @@ def primary_words(
     if primary.key is None:
         return f"{head}not made, because {primary.problem}."
     place, key = primary.key
-    found = differences.get(place, {}).get(key)
-    if found is None or not math.isfinite(found.mean):
+    effect = differences.get(place, {}).get(key)
+    if effect is None or not math.isfinite(effect.mean):
         return f"{head}not made, because a value is missing or not finite, or there is nothing to compare with."
-    text = f"{head}{signed(found.mean, 4)}{_interval(found)}, the mean and its 95 % interval"
+    text = f"{head}{signed(effect.mean, 4)}{_interval(effect)}, the mean and its 95 % interval"
     tested = comparisons.get(primary.key)
-    text += f", p = {tested.p:.3g} by the sign-flip test over {found.seeds} seeds, without correction" if tested else ""
+    text += (
+        f", p = {tested.p:.3g} by the sign-flip test over {effect.seeds} seeds, without correction" if tested else ""
+    )
     row = results.rows[place]
     compared = results.row(reference, row.cell)
     if key == OVER_BASELINES or compared is None:
@@ -71,14 +73,14 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
     sentences: dict[str, list[str]] = {}
     outside: list[str] = []
     for place, row in others:
-        found = differences.get(place, {}).get(OVER_BASELINES)
+        effect = differences.get(place, {}).get(OVER_BASELINES)
         cell = "".join(f", {field.split('.')[-1]} {value}" for field, value in row.cell)
-        if found is None:
+        if effect is None:
             outside.append(f"{row.arm} ({_percent(density_of(row))} active{cell})")
-        elif not math.isfinite(found.mean):
+        elif not math.isfinite(effect.mean):
             sentences.setdefault(row.arm, []).append(f"no finite loss in a seed{cell}")
         else:
-            sentences.setdefault(row.arm, []).append(_one(results, row, found))
+            sentences.setdefault(row.arm, []).append(_one(results, row, effect))
     paragraphs = [f"{arm}: {'; '.join(each)}." for arm, each in sentences.items()]
     if paragraphs:
         paragraphs[0] = f"At equal density, nats above (+) or below (-) {_ENVELOPE}. {paragraphs[0]}"
@@ -88,10 +90,10 @@ def equal_density_words(results: Results, differences: Differences) -> list[str]
     return paragraphs
 
 
-def _one(results: Results, row: Row, found: Difference) -> str:
-    text = f"{signed(found.mean, 4)}{_interval(found)} at {_percent(density_of(row))} active"
-    if found.seeds < len(row.trials):
-        text += f", in {found.seeds} of {len(row.trials)} seeds"
+def _one(results: Results, row: Row, effect: Difference) -> str:
+    text = f"{signed(effect.mean, 4)}{_interval(effect)} at {_percent(density_of(row))} active"
+    if effect.seeds < len(row.trials):
+        text += f", in {effect.seeds} of {len(row.trials)} seeds"
     curves = envelopes(results)
     gaps = [(1.0, 1.0)]
     for seed, trial in row.trials.items():
@@ -106,7 +108,7 @@ def _one(results: Results, row: Row, found: Difference) -> str:
     return text
 
 
-def _interval(found: Difference) -> str:
-    if found.interval is None:
+def _interval(effect: Difference) -> str:
+    if effect.interval is None:
         return " (1 seed)"
-    return f" [{signed(found.interval[0], 4)}, {signed(found.interval[1], 4)}]"
+    return f" [{signed(effect.interval[0], 4)}, {signed(effect.interval[1], 4)}]"

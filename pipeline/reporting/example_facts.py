@@ -51,11 +51,11 @@ def example_words(results: Results) -> ExampleWords:
 
 def _parsed(described: dict[str, Any]) -> ExampleWords:
     listed = described.get("measured")
-    found = [_measure(each) for each in (listed if isinstance(listed, list) else []) if isinstance(each, dict)]
+    measured = [_measure(each) for each in (listed if isinstance(listed, list) else []) if isinstance(each, dict)]
     part = described.get("part")
     words = [described.get(name) for name in ("all_zero", "not_drawn")]
     return ExampleWords(
-        tuple(filter(None, found)),
+        tuple(filter(None, measured)),
         part if isinstance(part, str) and part else ExampleWords.part,
         *(word if isinstance(word, str) else "" for word in words),
     )

@@ -93,9 +93,9 @@ def distributions(results: Results, filed: Artifacts) -> Figure | None:
         figure = new_figure(9.4, 0.4 + sum(heights))
         grid = figure.subplots(len(rows), 2, squeeze=False, sharex="col", height_ratios=heights)
         for pair, row in zip(grid, rows, strict=True):
-            found = [filed.distributions[t.run_id] for t in row.trials.values() if t.run_id in filed.distributions]
+            of_seeds = [filed.distributions[t.run_id] for t in row.trials.values() if t.run_id in filed.distributions]
             for axes, part, title in zip(pair, ("cost", "goodness"), ("learning cost", "Goodness"), strict=True):
-                layers = [getattr(each, part) for each in found]
+                layers = [getattr(each, part) for each in of_seeds]
                 _ridges(axes, layers, arm_colour(row.arm))
                 axes.set_title(wrapped(f"{name_of(row)}: {title}", 42), loc="left")
             pair[1].axvline(-1, color="#444444", lw=1, ls="--")

@@ -41,9 +41,9 @@ def effects(
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         for axes, column in zip(grid.ravel(), shown, strict=False):
             for line, place in enumerate(places):
-                found = differences[place].get(column.key)
-                if found is not None and _finite(found):
-                    _effect(axes, line, found, column.scale, arm_colour(results.rows[place].arm))
+                effect = differences[place].get(column.key)
+                if effect is not None and _finite(effect):
+                    _effect(axes, line, effect, column.scale, arm_colour(results.rows[place].arm))
             axes.axvline(0, color="#444444", lw=1)
             axes.set_title(wrapped(column.heading, 34), loc="left")
             widen_x(axes, 4 * 10.0**-column.digits)
@@ -57,20 +57,20 @@ def effects(
 def speed_and_memory(results: Results) -> Figure | None:
     """Step time, throughput and peak memory: a dot a seed, a stroke for their mean."""
     rows = results.rows[:MOST_ROWS]
-    found: list[tuple[str, list[list[float]]]] = []
+    panels: list[tuple[str, list[list[float]]]] = []
     for name, title in _SPEED:
         if name == measures.STEP_SECONDS:
             values = [[1000 * t.step_seconds for t in row.trials.values()] for row in rows]
         else:
             values = [[t.last(name) for t in row.trials.values()] for row in rows]
         if any(math.isfinite(v) for each in values for v in each):
-            found.append((title, values))
-    if not found:
+            panels.append((title, values))
+    if not panels:
         return None
     with mpl.rc_context(STYLE):
         figure = new_figure(9.4, 0.8 + _height(rows))
-        grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-        for axes, (title, values) in zip(grid, found, strict=True):
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for axes, (title, values) in zip(grid, panels, strict=True):
             for line, (row, each) in enumerate(zip(rows, values, strict=True)):
                 colour = arm_colour(row.arm)
                 axes.scatter(each, [line] * len(each), s=30, color=colour, edgecolors="white", lw=0.6, zorder=3)
@@ -81,11 +81,11 @@ def speed_and_memory(results: Results) -> Figure | None:
     return figure
 
 
-def _effect(axes: Axes, line: int, found: Difference, scale: float, colour: str) -> None:
-    values = [scale * value for value in found.values.values()]
-    if found.interval is not None:
-        axes.plot([scale * end for end in found.interval], [line, line], color=colour, lw=2.2, alpha=0.55)
-    axes.plot([scale * found.mean] * 2, [line - 0.3, line + 0.3], color=colour, lw=2.2)
+def _effect(axes: Axes, line: int, effect: Difference, scale: float, colour: str) -> None:
+    values = [scale * value for value in effect.values.values()]
+    if effect.interval is not None:
+        axes.plot([scale * end for end in effect.interval], [line, line], color=colour, lw=2.2, alpha=0.55)
+    axes.plot([scale * effect.mean] * 2, [line - 0.3, line + 0.3], color=colour, lw=2.2)
     axes.scatter(values, [line] * len(values), s=26, color=colour, edgecolors="white", lw=0.6, zorder=3)
 
 
@@ -105,5 +105,5 @@ def _height(rows: Sequence[Row]) -> float:
     return len(rows) * max(0.34, 0.08 + 0.16 * lines_of(_labels(rows)))
 
 
-def _finite(found: Difference | None) -> bool:
-    return found is not None and math.isfinite(found.mean)
+def _finite(effect: Difference | None) -> bool:
+    return effect is not None and math.isfinite(effect.mean)

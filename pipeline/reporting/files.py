@@ -91,11 +91,11 @@ def markdown(report: Report, figures: Sequence[str] = ()) -> str:
             parts.append(f"## Forgetting\n\n![Loss on earlier tasks over steps]({FORGETTING_FIGURE})")
         if "activation_by_layer.png" in figures:
             parts.append("## Activation rate\n\n![Activation rate by layer over steps](activation_by_layer.png)")
-        if (found := report.filed.phases) is not None:
+        if (timed := report.filed.phases) is not None:
             from pipeline.reporting.phases import WORDS, phases_sentence, phases_table
 
-            sentence = f"{phases_sentence(found)} {WORDS}"
-            parts += ["## Where the wall time went", sentence, markdown_table(phases_table(found))]
+            sentence = f"{phases_sentence(timed)} {WORDS}"
+            parts += ["## Where the wall time went", sentence, markdown_table(phases_table(timed))]
         parts += ["## All seeds", markdown_table(tables.seeds(report))]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -178,18 +178,18 @@ def _as_json(report: Report) -> dict[str, Any]:
     results = report.results
     rows = []
     for place, row in enumerate(results.rows):
-        found = report.differences.get(place, {})
+        effects = report.differences.get(place, {})
         columns = {}
         for column in report.columns:
             tested = report.comparisons.get((place, column.key))
             columns[column.key] = {
                 "mean": column.mean(row),
                 "seeds": column.of_row(row),
-                "minus_reference": asdict(found[column.key]) if column.key in found else None,
+                "minus_reference": asdict(effects[column.key]) if column.key in effects else None,
                 "sign_flip_p": tested.p if tested else None,
                 "holm_adjusted_p": tested.adjusted if tested else None,
             }
-        over, tested = found.get(OVER_BASELINES), report.comparisons.get((place, OVER_BASELINES))
+        over, tested = effects.get(OVER_BASELINES), report.comparisons.get((place, OVER_BASELINES))
         rows.append(
             {
                 "arm": row.arm,

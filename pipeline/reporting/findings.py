@@ -99,20 +99,20 @@ def density(row: Row, reference: Row) -> str:
 
 def loss(row: Row, reference: Row) -> str:
     """How the held-out loss differs from the reference's, at which densities, and whether the interval excludes 0."""
-    found = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(reference))
-    if found is None or not math.isfinite(found.mean):
+    effect = paired_difference(HELD_OUT_LOSS.of_row(row), HELD_OUT_LOSS.of_row(reference))
+    if effect is None or not math.isfinite(effect.mean):
         return (
             f"The held-out losses of {row.arm} and {reference.arm} are not compared, because one is missing or not "
             "finite."
         )
-    differs = f"is {'higher' if found.mean > 0 else 'lower'} by {abs(found.mean):.4f}"
-    if abs(found.mean) < 0.00005:
+    differs = f"is {'higher' if effect.mean > 0 else 'lower'} by {abs(effect.mean):.4f}"
+    if abs(effect.mean) < 0.00005:
         differs = "differs by less than 0.0001"
     text = f"The held-out loss of {row.arm} {differs} nats per token, {at_density(row, reference)}"
-    if found.interval is None:
+    if effect.interval is None:
         return f"{text}, in the only seed that both have; chance cannot be ruled out."
-    text += f" (95 % interval {signed(found.interval[0], 4)} to {signed(found.interval[1], 4)}"
-    return text + (", which excludes 0)." if found.excludes_zero else ", which includes 0).")
+    text += f" (95 % interval {signed(effect.interval[0], 4)} to {signed(effect.interval[1], 4)}"
+    return text + (", which excludes 0)." if effect.excludes_zero else ", which includes 0).")
 
 
 def selectivity(row: Row) -> str:
@@ -169,8 +169,8 @@ def ranking(row: Row) -> str:
         "relevance": measures.RANK_CORRELATION_RELEVANCE,
         "cost": measures.RANK_CORRELATION_COST,
     }
-    found = {word: mean({s: t.over_layers(name) for s, t in row.trials.items()}) for word, name in names.items()}
-    known = {word: value for word, value in found.items() if math.isfinite(value)}
+    correlations = {word: mean({s: t.over_layers(name) for s, t in row.trials.items()}) for word, name in names.items()}
+    known = {word: value for word, value in correlations.items() if math.isfinite(value)}
     if not known:
         return ""
     strongest = max(known, key=lambda word: abs(known[word]))

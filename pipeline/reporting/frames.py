@@ -66,10 +66,10 @@ def _every_column(results: Results) -> dict[str, Column | None]:
     """The same columns for every sweep, measured or not, so that a program that reads them finds them all; and after
     them those of the user's own observer."""
     excess = next((column for column in columns_of(results) if column.key == EXCESS), None)
-    found: dict[str, Column | None] = {}
+    columns: dict[str, Column | None] = {}
     for column in COLUMNS:
-        found |= {column.key: column} | ({EXCESS: excess} if column is DENSITY else {})
-    return found | {column.key: column for column in [*score_columns(results), *observed_columns(results)]}
+        columns |= {column.key: column} | ({EXCESS: excess} if column is DENSITY else {})
+    return columns | {column.key: column for column in [*score_columns(results), *observed_columns(results)]}
 
 
 def _of_one_type(texts: pd.Series) -> pd.Series:

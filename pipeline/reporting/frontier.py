@@ -77,7 +77,7 @@ def envelopes(results: Results) -> dict[tuple[Group, int], Envelope]:
             for seed, trial in row.trials.items():
                 place = (group_of(trial, results.varying), seed)
                 points.setdefault(place, []).append((trial.density, trial.held_out_loss))
-    return {place: found for place, each in points.items() if (found := envelope(each)) is not None}
+    return {place: curve for place, each in points.items() if (curve := envelope(each)) is not None}
 
 
 def excesses(results: Results) -> dict[str, float]:
@@ -86,13 +86,13 @@ def excesses(results: Results) -> dict[str, float]:
     NaN where the trial's density is outside the baselines', or there are none; infinite where its loss is not finite.
     That of a baseline is 0 on the envelope and positive above it, never negative.
     """
-    curves, found = envelopes(results), {}
+    curves, by_run = envelopes(results), {}
     for row in results.rows:
         for seed, trial in row.trials.items():
             curve = curves.get((group_of(trial, results.varying), seed))
             there = curve.at(trial.density) if curve else math.nan
-            found[trial.run_id] = trial.held_out_loss - there if math.isfinite(trial.held_out_loss) else math.inf
-    return found
+            by_run[trial.run_id] = trial.held_out_loss - there if math.isfinite(trial.held_out_loss) else math.inf
+    return by_run
 
 
 def density_of(row: Row) -> float:

@@ -25,13 +25,13 @@ def grid_svg(grid: Grid, label: str) -> str:
 
 def verdict(drawn: Drawn) -> str:
     """How near a prediction is to its target, in words."""
-    found, target = drawn.prediction, drawn.target
-    if found is None:
+    answer, target = drawn.prediction, drawn.target
+    if answer is None:
         return "no grid"
-    if found == target:
+    if answer == target:
         return "exact"
-    shapes = tuple(f"{len(grid)}×{len(grid[0])}" for grid in (found, target))
+    shapes = tuple(f"{len(grid)}×{len(grid[0])}" for grid in (answer, target))
     if shapes[0] != shapes[1]:
         return f"{shapes[0]} instead of {shapes[1]}"
-    cells = [a == b for ours, theirs in zip(found, target, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    cells = [a == b for ours, theirs in zip(answer, target, strict=True) for a, b in zip(ours, theirs, strict=True)]
     return f"{sum(cells)} of {len(cells)} cells right"

@@ -209,11 +209,11 @@ def _experts(report: Report) -> Section:
 
 
 def _predictions(report: Report) -> Section:
-    title, found = "Held-out predictions", report.filed.predictions
+    title, by_run = "Held-out predictions", report.filed.predictions
     if any(report.filed.texts.values()):
         return _texts(report, title)
     first = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
-    shown = [(row, trial, found[trial.run_id]) for row, trial in first if found.get(trial.run_id)]
+    shown = [(row, trial, by_run[trial.run_id]) for row, trial in first if by_run.get(trial.run_id)]
     if not shown:
         return Section(title, "predictions", ())
     part = example_words(report.results).part
@@ -263,13 +263,13 @@ def _task(drawn: Drawn, place: int, part: str, shown: list[tuple[Row, TrialResul
 
 def _measured(results: Results) -> str:
     """The first number that the task measures of its examples, by arm."""
-    found, first = [], next(iter(example_words(results).measured), None)
+    shares, first = [], next(iter(example_words(results).measured), None)
     for row in results.rows if first else ():
         assert first is not None
         value = mean({seed: trial.last(f"held_out/{first.name}") for seed, trial in row.trials.items()})
         if math.isfinite(value):
-            found.append(f"{figures.name_of(row)} {first.show(value)}")
-    return f" Over all examples and seeds: {', '.join(found)}." if found else ""
+            shares.append(f"{figures.name_of(row)} {first.show(value)}")
+    return f" Over all examples and seeds: {', '.join(shares)}." if shares else ""
 
 
 def _routing_maps(report: Report) -> Section:
@@ -293,11 +293,11 @@ def _figures_of(report: Report, wanted: Callable[[str], bool]) -> tuple[Part, ..
     rows = [(row, row.trials[min(row.trials)]) for row in report.results.rows[: figures.MOST_ROWS]]
     known = [(row, trial, report.filed.figures.get(trial.run_id, {})) for row, trial in rows]
     parts = []
-    for name in sorted({name for _, _, found in known for name in found if wanted(name)}):
-        for row, trial, found in known:
-            if name in found:
+    for name in sorted({name for _, _, pictures in known for name in pictures if wanted(name)}):
+        for row, trial, pictures in known:
+            if name in pictures:
                 title = f"{name.replace('_', ' ')}: {figures.name_of(row)}, seed {trial.seed}"
-                data = base64.b64encode(found[name]).decode()
+                data = base64.b64encode(pictures[name]).decode()
                 parts.append(Part("picture", Picture(data, title, title, "png")))
     return tuple(parts)
 
@@ -312,13 +312,13 @@ def _speed(report: Report) -> Section:
 
 
 def _phases(report: Report) -> Section:
-    title, found = "Where the wall time went", report.filed.phases
-    if found is None:
+    title, timed = "Where the wall time went", report.filed.phases
+    if timed is None:
         return Section(title, "phases", (), expected=False)
-    text = Part("text", f"{phases_sentence(found)} {WORDS.replace('*', '')}")
+    text = Part("text", f"{phases_sentence(timed)} {WORDS.replace('*', '')}")
     words = "The command and each trial over time. Compilation, which is part of the first steps, is drawn as steps."
-    chart = _picture(gantt(found), "A Gantt chart of the command and its trials", words)
-    return Section(title, "phases", (text, *_table(phases_table(found)), *chart))
+    chart = _picture(gantt(timed), "A Gantt chart of the command and its trials", words)
+    return Section(title, "phases", (text, *_table(phases_table(timed)), *chart))
 
 
 def _environment(report: Report) -> Section:

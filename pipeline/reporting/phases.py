@@ -24,47 +24,47 @@ WORDS = (
 )
 
 
-def phases_table(found: SweepPhases) -> Table:
+def phases_table(phases: SweepPhases) -> Table:
     """The wall time by phase and as percentages, a mean of the trials, and a row for each of the first trials."""
-    parts = found.of_the_wall()
+    parts = phases.of_the_wall()
     shown = [
         phase
         for phase in PHASES
-        if parts[phase] > 0 or any(trial.seconds.get(phase, 0.0) > 0 for trial in found.trials)
+        if parts[phase] > 0 or any(trial.seconds.get(phase, 0.0) > 0 for trial in phases.trials)
     ]
-    count = len(found.trials)
+    count = len(phases.trials)
     rows = [
-        _row("of the wall", found.wall, (parts[phase] for phase in shown)),
-        [Cell("of the wall, %"), Cell("100"), *(Cell(f"{100 * parts[p] / found.wall:.1f}") for p in shown)],
+        _row("of the wall", phases.wall, (parts[phase] for phase in shown)),
+        [Cell("of the wall, %"), Cell("100"), *(Cell(f"{100 * parts[p] / phases.wall:.1f}") for p in shown)],
         _row(
             f"mean of {count} trial{'s' * (count != 1)}",
-            sum(trial.length for trial in found.trials) / count,
-            (sum(trial.seconds.get(phase, 0.0) for trial in found.trials) / count for phase in shown),
+            sum(trial.length for trial in phases.trials) / count,
+            (sum(trial.seconds.get(phase, 0.0) for trial in phases.trials) / count for phase in shown),
         ),
     ]
-    for trial in sorted(found.trials, key=lambda trial: trial.start)[:_MOST_TRIALS]:
+    for trial in sorted(phases.trials, key=lambda trial: trial.start)[:_MOST_TRIALS]:
         rows.append(_row(trial.key, trial.length, (trial.seconds.get(phase, 0.0) for phase in shown)))
     return Table(["seconds", "wall", *shown], rows, 1)
 
 
-def phases_sentence(found: SweepPhases) -> str:
+def phases_sentence(phases: SweepPhases) -> str:
     """The ratio that the table is about, in words."""
-    if found.wall_over_steps is None:
-        return f"The wall time of {found.wall:.0f} s holds no training steps."
+    if phases.wall_over_steps is None:
+        return f"The wall time of {phases.wall:.0f} s holds no training steps."
     return (
-        f"The wall time, {found.wall:.1f} s, is {found.wall_over_steps:.2f} times what the steps alone would take "
-        f"spread over {found.cores:g} core{'s' * (found.cores != 1)}, {found.steps_over_cores:.1f} s."
+        f"The wall time, {phases.wall:.1f} s, is {phases.wall_over_steps:.2f} times what the steps alone would take "
+        f"spread over {phases.cores:g} core{'s' * (phases.cores != 1)}, {phases.steps_over_cores:.1f} s."
     )
 
 
-def gantt(found: SweepPhases) -> Figure:
+def gantt(phases: SweepPhases) -> Figure:
     """A line for the command and one for each of the first trials, coloured by phase, over seconds since the start."""
-    zero = found.spans[0][1]
-    trials = sorted(found.trials, key=lambda trial: trial.start)[:_MOST_TRIALS]
+    zero = phases.spans[0][1]
+    trials = sorted(phases.trials, key=lambda trial: trial.start)[:_MOST_TRIALS]
     with mpl.rc_context(STYLE):
         figure = new_figure(9.4, 1.6 + 0.24 * (1 + len(trials)))
         axes = figure.subplots()
-        for phase, start, end in found.spans:
+        for phase, start, end in phases.spans:
             if phase != TRIALS:
                 axes.barh(0, end - start, left=start - zero, color=_COLOURS.get(phase, _COLOURS["other"]))
         for place, trial in enumerate(trials, 1):
@@ -77,7 +77,7 @@ def gantt(found: SweepPhases) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel("seconds since the command's start")
         axes.grid(alpha=0.25, axis="x")
-        names = {span[0] for span in found.spans} | {span[0] for trial in trials for span in trial.spans} | {"driver"}
+        names = {span[0] for span in phases.spans} | {span[0] for trial in trials for span in trial.spans} | {"driver"}
         handles = [Patch(color=_COLOURS[phase], label=phase) for phase in PHASES if phase in names]
         figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8)
     return figure

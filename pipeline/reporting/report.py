@@ -47,11 +47,11 @@ class Report:
     @property
     def to_reference(self) -> dict[int, dict[str, Difference]]:
         """The differences to the reference alone, of the rows that have any."""
-        found = {
+        by_row = {
             place: {key: each for key, each in row.items() if key != OVER_BASELINES}
             for place, row in self.differences.items()
         }
-        return {place: row for place, row in found.items() if row}
+        return {place: row for place, row in by_row.items() if row}
 
     @property
     def over_baselines(self) -> dict[int, Difference]:
@@ -103,15 +103,15 @@ def _differences(results: Results, columns: tuple[Column, ...], reference: str) 
     differences: dict[int, dict[str, Difference]] = {}
     for place, row in enumerate(results.rows):
         compared = results.row(reference, row.cell)
-        found: dict[str, Difference] = {}
+        by_column: dict[str, Difference] = {}
         if compared is not None and compared is not row:
             pairs = {column.key: paired_difference(column.of_row(row), column.of_row(compared)) for column in columns}
-            found |= {key: each for key, each in pairs.items() if each is not None}
+            by_column |= {key: each for key, each in pairs.items() if each is not None}
         if excess is not None and not is_baseline(row.arm):
             over = difference(excess.of_row(row))
-            found |= {OVER_BASELINES: over} if over is not None else {}
-        if found:
-            differences[place] = found
+            by_column |= {OVER_BASELINES: over} if over is not None else {}
+        if by_column:
+            differences[place] = by_column
     return differences
 
 
@@ -140,6 +140,6 @@ def seeds_of(report: Report) -> int:
     return max((len(row.trials) for row in report.results.rows), default=0)
 
 
-def is_finite(found: Difference | None) -> bool:
+def is_finite(effect: Difference | None) -> bool:
     """Whether there is a mean to show."""
-    return found is not None and math.isfinite(found.mean)
+    return effect is not None and math.isfinite(effect.mean)

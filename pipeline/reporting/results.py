@@ -45,7 +45,7 @@ class TrialResult:
     @property
     def activation(self) -> dict[int, Curve]:
         """The activation rate of each layer over the run."""
-        return {int(found[1]): curve for name, curve in self.curves.items() if (found := _LAYER.fullmatch(name))}
+        return {int(match[1]): curve for name, curve in self.curves.items() if (match := _LAYER.fullmatch(name))}
 
     @property
     def held_out_loss(self) -> float:

@@ -62,7 +62,7 @@ def difference(differences: Mapping[int, float]) -> Difference | None:
         return Difference(differences, math.nan, None)
     interval = None
     if len(numbers) > 1:
-        found = stats.bootstrap(
+        resampled = stats.bootstrap(
             (numbers,),
             np.mean,
             confidence_level=_LEVEL,
@@ -70,7 +70,7 @@ def difference(differences: Mapping[int, float]) -> Difference | None:
             method="percentile",
             rng=np.random.default_rng(0),
         ).confidence_interval
-        interval = (float(found.low), float(found.high))
+        interval = (float(resampled.low), float(resampled.high))
     return Difference(differences, float(numbers.mean()), interval)
 
 
@@ -87,10 +87,10 @@ def sign_flip_p(differences: Mapping[Any, float]) -> float:
     if not numbers.any():
         return 1.0
     tried = max(_RESAMPLES, 2 ** len(numbers)) if len(numbers) <= MOST_EXACT else _RESAMPLES
-    found = stats.permutation_test(
+    test = stats.permutation_test(
         (numbers,), np.mean, permutation_type="samples", n_resamples=tried, rng=np.random.default_rng(0)
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def least_p(seeds: int) -> float:

@@ -72,13 +72,13 @@ def equal_density(report: Report) -> Table | None:
         return None
     rows = []
     for place, row in enumerate(report.results.rows):
-        found = report.over_baselines.get(place)
+        effect = report.over_baselines.get(place)
         test = report.comparisons.get((place, OVER_BASELINES))
-        over = difference_cell(found, test, excess)
+        over = difference_cell(effect, test, excess)
         if is_baseline(row.arm):
             over = Cell(excess.show(excess.mean(row)), small=("baseline",))
-        elif found is not None and found.seeds < len(row.trials):
-            over = Cell(over.text, small=(*over.small, f"{found.seeds} of {len(row.trials)} seeds"))
+        elif effect is not None and effect.seeds < len(row.trials):
+            over = Cell(over.text, small=(*over.small, f"{effect.seeds} of {len(row.trials)} seeds"))
         numbers = [Cell(c.show(c.mean(row))) for c in (DENSITY, HELD_OUT_LOSS)]
         rows.append([*_names(row), Cell(str(len(row.trials))), *numbers, over])
     head = ["arm", *grid_names(report.results), "seeds", DENSITY.heading, HELD_OUT_LOSS.heading, excess.heading]
@@ -90,9 +90,9 @@ def differences(report: Report) -> Table:
     rows = [
         [
             *_names(report.results.rows[place]),
-            *(difference_cell(found.get(c.key), report.comparisons.get((place, c.key)), c) for c in report.columns),
+            *(difference_cell(effects.get(c.key), report.comparisons.get((place, c.key)), c) for c in report.columns),
         ]
-        for place, found in report.to_reference.items()
+        for place, effects in report.to_reference.items()
     ]
     head = ["arm", *grid_names(report.results), *_titles(report.columns)]
     return Table(head, rows, 1 + len(report.results.varying))
@@ -154,8 +154,8 @@ def is_best(results: Results, row: Row, column: Column) -> bool:
             continue
         if column.best([column.mean(row), column.mean(other)]) != column.mean(row):
             return False
-        found = paired_difference(ours, column.of_row(other))
-        if found is None or found.seeds < 2 or not found.agree:
+        effect = paired_difference(ours, column.of_row(other))
+        if effect is None or effect.seeds < 2 or not effect.agree:
             return False
         beaten += 1
     return beaten > 0
@@ -174,13 +174,13 @@ def _titles(columns: Iterable[Column]) -> list[str]:
     return [column.heading for column in columns]
 
 
-def difference_cell(found: Difference | None, test: Comparison | None, column: Column) -> Cell:
+def difference_cell(effect: Difference | None, test: Comparison | None, column: Column) -> Cell:
     """A mean difference, with its interval and p-value as small print; – where there is none."""
-    if found is None or math.isnan(mean(found.values)):
+    if effect is None or math.isnan(mean(effect.values)):
         return Cell("–")
     small = []
-    if found.interval is not None:
-        small.append(f"[{', '.join(column.show(end, sign=True) for end in found.interval)}]")
+    if effect.interval is not None:
+        small.append(f"[{', '.join(column.show(end, sign=True) for end in effect.interval)}]")
     if test is not None:
         small.append(f"p {test.p:.2g}, primary" if test.primary else f"p {test.p:.2g}, Holm {test.adjusted:.2g}")
-    return Cell(column.show(found.mean, sign=True), small=tuple(small) or ("1 seed",))
+    return Cell(column.show(effect.mean, sign=True), small=tuple(small) or ("1 seed",))

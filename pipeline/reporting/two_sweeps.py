@@ -51,22 +51,22 @@ def compare_sweeps(first: Results, second: Results) -> TwoSweeps:
     columns = [(known[column.key], column) for column in columns_of(second) if column.key in known]
     differences: dict[Place, dict[str, Difference]] = {}
     for place, (before, after) in pairs.items():
-        found = {new.key: paired_difference(new.of_row(after), old.of_row(before)) for old, new in columns}
-        differences[place] = {key: each for key, each in found.items() if each is not None}
+        effects = {new.key: paired_difference(new.of_row(after), old.of_row(before)) for old, new in columns}
+        differences[place] = {key: each for key, each in effects.items() if each is not None}
     alone = [f"{_name(place)} is in {first.sweep} alone" for place in ours if place not in theirs]
     alone += [f"{_name(place)} is in {second.sweep} alone" for place in theirs if place not in ours]
     return TwoSweeps(first.sweep, second.sweep, varying, columns, pairs, differences, _changed(first, second), alone)
 
 
-def words(found: TwoSweeps) -> list[str]:
+def words(both: TwoSweeps) -> list[str]:
     """What differs in the settings, what is in one alone, and how much two sweeps of so many seeds can tell."""
-    text = [f"{found.second} less {found.first}, paired by arm, setting and seed."]
-    if found.changed:
-        each = [f"{name} {before} -> {after}" for name, before, after in found.changed]
+    text = [f"{both.second} less {both.first}, paired by arm, setting and seed."]
+    if both.changed:
+        each = [f"{name} {before} -> {after}" for name, before, after in both.changed]
         text.append(f"What differs between all of their trials: {'; '.join(each)}.")
-    text += [f"{line}." for line in found.alone]
-    tested = {new.key for _, new in found.columns if new.tested}
-    every = [each for row in found.differences.values() for key, each in row.items() if key in tested]
+    text += [f"{line}." for line in both.alone]
+    tested = {new.key for _, new in both.columns if new.tested}
+    every = [each for row in both.differences.values() for key, each in row.items() if key in tested]
     if not every:
         return [*text, "They share no seed of an arm with the same settings: there is nothing to compare."]
     if all(value == 0 or value != value for each in every for value in each.values.values()):
@@ -77,53 +77,53 @@ def words(found: TwoSweeps) -> list[str]:
     return text
 
 
-def table(found: TwoSweeps) -> Table:
+def table(both: TwoSweeps) -> Table:
     """A row for each that both have: the mean difference of every column with its 95 % interval."""
     rows = []
-    for (arm, cell), differences in found.differences.items():
+    for (arm, cell), differences in both.differences.items():
         seeds = max((each.seeds for each in differences.values()), default=0)
-        numbers = [difference_cell(differences.get(new.key), None, new) for _, new in found.columns]
+        numbers = [difference_cell(differences.get(new.key), None, new) for _, new in both.columns]
         rows.append(
             [Cell(arm, colour=arm_colour(arm)), *(Cell(value) for _, value in cell), Cell(str(seeds)), *numbers]
         )
-    head = ["arm", *(name.split(".")[-1].replace("_", " ") for name in found.varying), "seeds"]
-    return Table([*head, *(new.heading for _, new in found.columns)], rows, 1 + len(found.varying))
+    head = ["arm", *(name.split(".")[-1].replace("_", " ") for name in both.varying), "seeds"]
+    return Table([*head, *(new.heading for _, new in both.columns)], rows, 1 + len(both.varying))
 
 
-def frame(found: TwoSweeps) -> pd.DataFrame:
+def frame(both: TwoSweeps) -> pd.DataFrame:
     """A row for each pair of trials: arm, what varies, seed, and of every column KEY_first, KEY_second, KEY_difference.
 
     In the units of the metrics; NaN where one of the two was not measured.
     """
     rows = []
-    for (arm, cell), (before, after) in found.pairs.items():
+    for (arm, cell), (before, after) in both.pairs.items():
         for seed in sorted(before.trials.keys() & after.trials.keys()):
             line: dict[str, object] = {"arm": arm, **dict(cell), "seed": seed}
-            for old, new in found.columns:
+            for old, new in both.columns:
                 ours, theirs = old.of(before.trials[seed]), new.of(after.trials[seed])
                 line |= {f"{new.key}_first": ours, f"{new.key}_second": theirs, f"{new.key}_difference": theirs - ours}
             rows.append(line)
     return pd.DataFrame(rows)
 
 
-def write_comparison(found: TwoSweeps, folder: Path) -> list[Path]:
+def write_comparison(both: TwoSweeps, folder: Path) -> list[Path]:
     """Writes less-FIRST.md and less-FIRST.csv, a row a pair of trials; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    text, data = (folder / f"less-{found.first}.{end}" for end in ("md", "csv"))
-    parts = [f"# {escape(found.second)} less {escape(found.first)}", *map(escape, words(found))]
-    if found.differences:
-        parts.append(markdown_table(table(found)))
+    text, data = (folder / f"less-{both.first}.{end}" for end in ("md", "csv"))
+    parts = [f"# {escape(both.second)} less {escape(both.first)}", *map(escape, words(both))]
+    if both.differences:
+        parts.append(markdown_table(table(both)))
     write_whole(text, "\n\n".join(parts) + "\n")
-    write_whole(data, frame(found).to_csv(index=False))
+    write_whole(data, frame(both).to_csv(index=False))
     return [text, data]
 
 
-def print_comparison(found: TwoSweeps, console: Console) -> None:
+def print_comparison(both: TwoSweeps, console: Console) -> None:
     """The words and the table of differences, for a terminal."""
-    for line in words(found):
+    for line in words(both):
         console.print(Text(line))
-    if found.differences:
-        shown, left = terminal_table(table(found), console.width)
+    if both.differences:
+        shown, left = terminal_table(table(both), console.width)
         console.print(shown)
         if left:
             console.print(Text(f"{left} more columns in the files"))
@@ -150,8 +150,8 @@ def _constant(results: Results) -> Mapping[str, str]:
     every = [{**trial.params, "git commit": trial.tags.get(_COMMIT, "–")} for trial in trials]
     skipped = {"name", "description"}
     names = {name for each in every for name in each} - skipped
-    found = {name: {each.get(name, "–") for each in every} for name in names}
-    return {name: next(iter(values)) for name, values in found.items() if len(values) == 1}
+    values_of = {name: {each.get(name, "–") for each in every} for name in names}
+    return {name: next(iter(values)) for name, values in values_of.items() if len(values) == 1}
 
 
 def _name(place: Place) -> str:

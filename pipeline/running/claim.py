@@ -148,8 +148,8 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> tuple[s
         then = {name: before.get(name) for name in ("experiment", "data_hash")}
         return _added(folder, experiment, then, _record(experiment, data_hash))
     trials = {trial.key: trial.experiment for trial in every_trial(experiment)}
-    found = map(TrialFolder, sorted(folder.glob("trials/*")))
-    begun = [trial for trial in found if trial.config.exists() or trial.ended or any(trial.checkpoints.glob("*"))]
+    folders = map(TrialFolder, sorted(folder.glob("trials/*")))
+    begun = [trial for trial in folders if trial.config.exists() or trial.ended or any(trial.checkpoints.glob("*"))]
     for trial in begun:
         then, key = read_json(trial.config), trial.root.name
         if key not in trials or not isinstance(then, dict):
@@ -175,13 +175,13 @@ def _added(folder: Path, experiment: Experiment, before: dict[str, Any], now: di
     if not different:
         return ()
     then = parsed(before["experiment"]) if all(map(may_grow, different)) else None
-    found = growth(then, experiment) if then else None
-    if found is not None and not found.problems:
-        return found.added
-    if found is not None:
+    grown = growth(then, experiment) if then else None
+    if grown is not None and not grown.problems:
+        return grown.added
+    if grown is not None:
         raise UserError(
             f"{folder}: holds this experiment, which cannot grow in this way:\n"
-            + "\n".join(f"  {problem}." for problem in found.problems)
+            + "\n".join(f"  {problem}." for problem in grown.problems)
             + "\nOr give this one another name (--set name=...) or another --output."
         )
     lines = [f"  {field}: there {_shown(old, field)}, now {_shown(new, field)}" for field in different]

@@ -49,9 +49,9 @@ def train_fn_per_worker(spec: TrialSpec) -> None:
 
 def _check_user_code(experiment: Experiment, expected: str | None) -> None:
     """Trials of one sweep are trained with one code: it may have been edited since, or be another on this machine."""
-    found = user_code(experiment)
-    if expected is not None and code_digest(found) != expected:
+    code = user_code(experiment)
+    if expected is not None and code_digest(code) != expected:
         raise UserError(
-            f"your own code ({', '.join(found) or 'not found'}) is another here than when the command began. Put it "
+            f"your own code ({', '.join(code) or 'not code'}) is another here than when the command began. Put it "
             "back, or on this machine the same as on the others, and resume; or resume with --accept-changed-code."
         )

@@ -49,14 +49,14 @@ def _problems(address: str, answer: Any, here: dict[str, str], mark: Path | None
     import ray
 
     try:
-        found = ray.get(answer, timeout=_ANSWER_S)
+        seen = ray.get(answer, timeout=_ANSWER_S)
     except ray.exceptions.GetTimeoutError:
         return [f"node {address}: did not answer within {_ANSWER_S:g} s."]
     except Exception as error:  # whatever keeps that node from running a function of ours
         lines = str(getattr(error, "cause", None) or error).strip().splitlines()
         return [f"node {address}: cannot run the project's code ({lines[-1] if lines else type(error).__name__})."]
-    problems = [f"node {address}: {each}, as the driver has." for each in disagreements(here, found["versions"])]
-    if not found["sees"] and mark is not None:
+    problems = [f"node {address}: {each}, as the driver has." for each in disagreements(here, seen["versions"])]
+    if not seen["sees"] and mark is not None:
         problems.append(
             f"node {address}: does not see {mark.parent}. Expected --output on a folder that all nodes share."
         )

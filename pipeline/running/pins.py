@@ -29,10 +29,10 @@ def read_pins(constraints: Path) -> dict[str, str]:
     pins: dict[str, str] = {}
     for line in lines:
         with contextlib.suppress(InvalidRequirement):  # an option of pip's, a comment, nothing
-            found = Requirement(line.partition("#")[0].partition(" --")[0].strip())
-            exact = [each.version for each in found.specifier if each.operator == "=="]
-            if len(exact) == len(found.specifier) == 1:
-                pins[canonicalize_name(found.name)] = exact[0]
+            requirement = Requirement(line.partition("#")[0].partition(" --")[0].strip())
+            exact = [each.version for each in requirement.specifier if each.operator == "=="]
+            if len(exact) == len(requirement.specifier) == 1:
+                pins[canonicalize_name(requirement.name)] = exact[0]
     if not pins:
         raise UserError(f"{constraints}: pins nothing. Expected a line each: name==version.")
     return pins
@@ -50,13 +50,13 @@ def requirements(pyproject: Path) -> dict[str, str]:
         listed = [*project.get("dependencies", []), *project.get("optional-dependencies", {}).get("pipeline", [])]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{pyproject}: has no [project] that can be read ({error!r}).") from error
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for line in listed:
         with contextlib.suppress(InvalidRequirement):
             wanted = Requirement(line)
             extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
-            found[canonicalize_name(wanted.name)] = extras
-    return found
+            by_name[canonicalize_name(wanted.name)] = extras
+    return by_name
 
 
 def pinned_requirements(needed: Mapping[str, str], pins: Mapping[str, str]) -> list[str]:
@@ -73,13 +73,13 @@ def pinned_requirements(needed: Mapping[str, str], pins: Mapping[str, str]) -> l
 
 def installed(names: Mapping[str, str]) -> dict[str, str]:
     """Name -> version of those of `names` that are installed here, local labels (`+cpu`) cut off; and of Python."""
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
+    versions = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for name in names:
         try:
-            found[name] = version(name).partition("+")[0]
+            versions[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def disagreements(wanted: Mapping[str, str], there: Mapping[str, str]) -> list[str]:

@@ -68,13 +68,13 @@ class Pruner:
     def prune(self) -> list[str]:
         """Compares what has been measured since the last call, writes down which trials end, and returns their keys."""
         pruned = []
-        for found in self._compare():
-            folder = self._trials[found.key].folder
+        for verdict in self._compare():
+            folder = self._trials[verdict.key].folder
             if folder.ended or folder.prune.exists():
                 continue
-            value = found.value if math.isfinite(found.value) else None  # NaN is no JSON
-            write_whole(folder.prune, json.dumps({"step": found.step, "metric": self._asha.metric, "value": value}))
-            pruned.append(found.key)
+            value = verdict.value if math.isfinite(verdict.value) else None  # NaN is no JSON
+            write_whole(folder.prune, json.dumps({"step": verdict.step, "metric": self._asha.metric, "value": value}))
+            pruned.append(verdict.key)
         return pruned
 
     def _take(self, key: str, line: Line) -> None:

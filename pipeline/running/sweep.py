@@ -244,11 +244,11 @@ def _note_phases(
 ) -> None:
     """Writes where the time has gone until now, if the command has run a trial; on a full disk it is not known."""
     workers = {p.trial.key: p.trial.experiment.workers for p in ran}
-    found = {
+    records = {
         p.trial.key: trial_record(p.folder, session, workers[p.trial.key].count * workers[p.trial.key].cpus)
         for p in ran
     }
-    trials = {key: record for key, record in found.items() if record is not None}
+    trials = {key: record for key, record in records.items() if record is not None}
     cores = sum(machine.cpus for machine in machines)
     with suppress(OSError):
         if trials:

@@ -436,12 +436,12 @@ class Experiment(Settings):
 
     def compared_by(self) -> dict[str, str]:
         """The metrics that a conclusion or a trial's end hangs on, by the setting that names each."""
-        found = {}
+        metrics = {}
         if self.study and self.study.primary_arm is not None:
-            found["study.primary_metric"] = self.study.primary_metric
+            metrics["study.primary_metric"] = self.study.primary_metric
         if self.sweep and self.sweep.scheduler:
-            found["sweep.scheduler.asha.metric"] = self.sweep.scheduler.asha.metric
-        return found
+            metrics["sweep.scheduler.asha.metric"] = self.sweep.scheduler.asha.metric
+        return metrics
 
     @model_validator(mode="after")
     def _a_sequence_fits_a_batch(self) -> "Experiment":
@@ -468,8 +468,8 @@ class Experiment(Settings):
         """
         values = self._digested()
         others = range(1, MOST_WORKERS + 1)
-        found = (_digest_of({**values, "workers": {**values["workers"], "count": count}}) for count in others)
-        return tuple(dict.fromkeys((self.digest(), *found)))
+        others_digests = (_digest_of({**values, "workers": {**values["workers"], "count": count}}) for count in others)
+        return tuple(dict.fromkeys((self.digest(), *others_digests)))
 
     def _digested(self) -> dict[str, Any]:
         values = self.model_dump(mode="json", exclude={"description", "scales", "study"})

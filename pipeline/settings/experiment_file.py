@@ -48,11 +48,11 @@ def _expanded(values: dict[str, Any], source: str) -> dict[str | None, Expanded]
     if unknown := unknown_varied(values, setting_names(Experiment)):
         raise UserError(together(source, unknown))
     scales = {scale: at_scale(experiment, scale, source) for scale in experiment.scales}
-    found = {name: Expanded(each, source) for name, each in ((None, experiment), *scales.items())}
-    for each in found.values():
+    by_scale = {name: Expanded(each, source) for name, each in ((None, experiment), *scales.items())}
+    for each in by_scale.values():
         if each.experiment.sweep is not None:
             _ = each.trials  # refused here if one cannot be
-    return found
+    return by_scale
 
 
 def read_changed(path: Path, changes: Mapping[str, Any], scale: str | None, source: str) -> Expanded:
@@ -64,16 +64,16 @@ def read_changed(path: Path, changes: Mapping[str, Any], scale: str | None, sour
             them.
     """
     try:
-        found = _expanded(current_settings(read_yaml(path), str(path)), str(path))
+        by_scale = _expanded(current_settings(read_yaml(path), str(path)), str(path))
     except UserError as error:
         names = setting_names(Experiment)
         unknown = [f"{field!r} {why_no_setting(field, names)}" for field in changes if not _has_place(field, names)]
         raise UserError("\n".join([str(error), *([together("--set", unknown)] if unknown else [])])) from error
-    if scale not in found:
-        at_scale(found[None].experiment, str(scale), source)  # says which there are
+    if scale not in by_scale:
+        at_scale(by_scale[None].experiment, str(scale), source)  # says which there are
     if not changes:
-        return found[scale]
-    return Expanded(replace(found[scale].experiment, dict(changes), f"{source} with --set"), source)
+        return by_scale[scale]
+    return Expanded(replace(by_scale[scale].experiment, dict(changes), f"{source} with --set"), source)
 
 
 def _has_place(field: str, names: Collection[str]) -> bool:

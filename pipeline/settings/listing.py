@@ -131,8 +131,8 @@ class Setting:
 def every_setting() -> list[Setting]:
     """All settings but groups, in the order of the config; first those that are in no group."""
     schema = Experiment.model_json_schema()
-    found = list(_below("", schema, schema["$defs"]))
-    return sorted(found, key=lambda each: "." in each.name)
+    settings = list(_below("", schema, schema["$defs"]))
+    return sorted(settings, key=lambda each: "." in each.name)
 
 
 def find_settings(word: str, among: Sequence[Setting]) -> tuple[list[Setting], str | None]:

@@ -106,14 +106,14 @@ _ELSEWHERE = {
 }
 
 
-def setting_hint(found: str, names: Collection[str]) -> str:
+def setting_hint(unknown: str, names: Collection[str]) -> str:
     """` (did you mean 'x'?)`, or ` (here: what to use)` where other tools call it so; "" where nothing is near.
 
     Args:
-        found: a dotted name that is no setting.
+        unknown: a dotted name that is not a setting.
         names: the settings that there are.
     """
-    group, _, last = found[:_MOST_LETTERS].rpartition(".")
+    group, _, last = unknown[:_MOST_LETTERS].rpartition(".")
     word = last.lower().replace("-", "_")
     if word in _ELSEWHERE:
         return f" (here: {_ELSEWHERE[word]})"
@@ -132,9 +132,9 @@ def _nearest(group: str, last: str, names: Collection[str]) -> str | None:
     for name in names:
         by_last.setdefault(name.rpartition(".")[2], []).append(name)
     for word in difflib.get_close_matches(last, by_last, n=3, cutoff=_LEAST_LIKE):
-        found = by_last[word]
-        same = [name for name in found if name.rpartition(".")[0] == group]
-        if same or len(found) == 1:
-            return (same or found)[0]
+        names_of_word = by_last[word]
+        same = [name for name in names_of_word if name.rpartition(".")[0] == group]
+        if same or len(names_of_word) == 1:
+            return (same or names_of_word)[0]
     whole = difflib.get_close_matches(f"{group}.{last}" if group else last, names, n=1, cutoff=0.85)
     return whole[0] if whole else None

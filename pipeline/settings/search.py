@@ -51,13 +51,13 @@ class Domain(Settings):
         names = list(cls.model_fields)
         if not isinstance(values, dict) or not values:
             raise ValueError(f": found {values!r}; expected one of {', '.join(names)}, as in {{uniform: [low, high]}}")
-        found = list(values)
-        for name in found:
+        keys = list(values)
+        for name in keys:
             if name not in names:
                 near = did_you_mean(str(name), names)
                 raise ValueError(f"{name}: no such domain{near}; there are {', '.join(names)}")
-        if len([name for name in found if values[name] is not None]) != 1:
-            raise ValueError(f"{found[0]}: expected exactly one of {', '.join(names)}")
+        if len([name for name in keys if values[name] is not None]) != 1:
+            raise ValueError(f"{keys[0]}: expected exactly one of {', '.join(names)}")
         return values
 
     @model_validator(mode="after")

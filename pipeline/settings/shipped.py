@@ -20,7 +20,7 @@ def shipped_experiments() -> dict[str, Path]:
     Raises:
         UserError: an installed package names one for its experiments that cannot be imported.
     """
-    found: dict[str, Path] = {}
+    experiments: dict[str, Path] = {}
     for each in entry_points(group=_GROUP):
         try:
             folder = files(each.value)
@@ -33,8 +33,8 @@ def shipped_experiments() -> dict[str, Path]:
             continue
         for path in sorted(folder.rglob("*.yaml")):
             if (path.parent / "__init__.py").is_file():
-                found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
-    return dict(sorted(found.items(), key=lambda item: (item[0].count("/"), item[0])))
+                experiments.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    return dict(sorted(experiments.items(), key=lambda item: (item[0].count("/"), item[0])))
 
 
 def find_experiment(config: str | Path) -> Path:

@@ -37,19 +37,19 @@ def user_code(experiment: Experiment) -> Code:
 
 def code_of(texts: Iterable[str]) -> Code:
     """The same of those of `texts` that name code."""
-    found: Code = {}
+    code: Code = {}
     for module in sorted({match[1] for text in texts if (match := _NAMED.fullmatch(text))}):
         root = _root(module.partition(".")[0])
         if root is not None and module.partition(".")[0] not in _OURS:
-            _collect(module, root, found)
-    return found
+            _collect(module, root, code)
+    return code
 
 
 def code_in(module: str, root: Path) -> Code:
     """The file of a module that is imported from the folder `root`, with what it imports from there."""
-    found: Code = {}
-    _collect(module, root, found)
-    return found
+    code: Code = {}
+    _collect(module, root, code)
+    return code
 
 
 def code_digest(code: Code) -> str:
@@ -120,17 +120,17 @@ def _root(top: str) -> Path | None:
     return Path(spec.origin).resolve().parent if spec.origin and Path(spec.origin).is_file() else None
 
 
-def _collect(module: str, root: Path, found: Code) -> None:
+def _collect(module: str, root: Path, code: Code) -> None:
     only = module.partition(".")[0] if root.name in _INSTALLED else None
     left = [module]
     while left:
         for name, path in _files(left.pop(), root, only):
             place = path.relative_to(root).as_posix()
-            if place in found:
+            if place in code:
                 continue
-            found[place] = path.read_bytes()
+            code[place] = path.read_bytes()
             if path.suffix == ".py":
-                left += _imports(found[place], name, path.name == "__init__.py")
+                left += _imports(code[place], name, path.name == "__init__.py")
 
 
 def _files(module: str, root: Path, only: str | None) -> Iterator[tuple[str, Path]]:

@@ -19,9 +19,9 @@ NAME_RULE = (
 )
 
 
-def did_you_mean(found: str, names: Collection[str]) -> str:
+def did_you_mean(unknown: str, names: Collection[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `names`, or nothing."""
-    near = difflib.get_close_matches(found[:200], names, n=1)
+    near = difflib.get_close_matches(unknown[:200], names, n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
@@ -85,8 +85,8 @@ def unknown_varied(values: Any, names: Collection[str]) -> list[str]:
 
 
 def _part(values: Any, name: str) -> dict[str, Any]:
-    found = values.get(name) if isinstance(values, dict) else None
-    return found if isinstance(found, dict) else {}
+    part = values.get(name) if isinstance(values, dict) else None
+    return part if isinstance(part, dict) else {}
 
 
 def together(source: str, lines: Sequence[str]) -> str:
@@ -106,7 +106,7 @@ def explain(error: Exception, source: str, names: Collection[str], also: Sequenc
 
 
 def _line(problem: Any, names: Collection[str]) -> str:
-    place, kind, found = ".".join(map(str, problem["loc"])), problem["type"], problem["input"]
+    place, kind, value = ".".join(map(str, problem["loc"])), problem["type"], problem["input"]
     if kind == "extra_forbidden":
         return f"{_cut(place)}: no such setting{setting_hint(place, names)}"
     if kind == "missing":
@@ -114,23 +114,23 @@ def _line(problem: Any, names: Collection[str]) -> str:
     if kind == "value_error":  # our own: its first word is the setting, without its group, or a colon for the group
         message = str(problem["ctx"]["error"])
         return f"{place}{'.' if place and not message.startswith(':') else ''}{message}"
-    shown = "not a finite number" if isinstance(found, float) and not math.isfinite(found) else _cut(repr(found))
-    if found is None:
+    shown = "not a finite number" if isinstance(value, float) and not math.isfinite(value) else _cut(repr(value))
+    if value is None:
         shown = "nothing"
     expected = problem["msg"][0].lower() + problem["msg"][1:]
     if kind == "literal_error":
-        expected += did_you_mean(str(found), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
+        expected += did_you_mean(str(value), re.findall(r"'([^']*)'", problem["ctx"]["expected"]))
     elif kind == "string_pattern_mismatch":
         expected = NAME_RULE
     elif kind in ("model_type", "dict_type"):
         expected = "expected settings by name, as {name: value} or one a line below it"
     elif kind == "tuple_type":
-        alone = isinstance(found, str | int | float)
-        expected = "expected a list" + (f", as in [{found}]" if alone and len(str(found)) < _LONGEST else "")
+        alone = isinstance(value, str | int | float)
+        expected = "expected a list" + (f", as in [{value}]" if alone and len(str(value)) < _LONGEST else "")
     elif kind == "too_short":
         expected = f"expected at least {problem['ctx']['min_length']} of them"
-    elif kind == "int_type" and isinstance(found, float) and found.is_integer():
-        expected += f"; write {found:.0f}"
+    elif kind == "int_type" and isinstance(value, float) and value.is_integer():
+        expected += f"; write {value:.0f}"
     return f"{_cut(place) or 'settings'}: found {shown}; {expected}"
 
 

@@ -82,12 +82,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            found = file.read(_LONGEST_BYTES + 1)
-        text = found.decode("utf-8")
+            raw = file.read(_LONGEST_BYTES + 1)
+        text = raw.decode("utf-8")
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({why}). Expected a YAML file in UTF-8.") from error
-    if len(found) > _LONGEST_BYTES:
+    if len(raw) > _LONGEST_BYTES:
         raise UserError(f"{path}: has more than {_LONGEST_BYTES} bytes. Expected a YAML file of settings.")
     value = _load(text, str(path))
     if not isinstance(value, dict):

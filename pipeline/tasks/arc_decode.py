@@ -36,7 +36,7 @@ def decode_grids(
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     at_once = batch_size(limit)
-    found: dict[int, Grid | None] = {}
+    grids: dict[int, Grid | None] = {}
     for start in range(0, len(order), at_once):
         places = order[start : start + at_once]
         batch = collate([prompts[place] for place in places], tokens.PAD).to(device)
@@ -52,8 +52,8 @@ def decode_grids(
             alive=alive,
             goes_on=MayBeGrid(),
         )
-        found |= dict(zip(places, map(_grid, tokens_drawn), strict=True))
-    return [found[place] for place in range(len(prompts))]
+        grids |= dict(zip(places, map(_grid, tokens_drawn), strict=True))
+    return [grids[place] for place in range(len(prompts))]
 
 
 class MayBeGrid:
@@ -94,11 +94,11 @@ def decode_in_views(
             if len(encoded) < limit or view == View():
                 prompts.append(encoded)
                 seen.append((number, view))
-    found: list[list[Grid | None]] = [[] for _ in asked]
+    turned_back: list[list[Grid | None]] = [[] for _ in asked]
     for (number, view), grid in zip(seen, decode_grids(model, prompts, limit, alive), strict=True):
         turned = None if grid is None else view_grid(grid_of(grid), inverse(view)).tolist()
-        found[number].append(turned)
-    return found
+        turned_back[number].append(turned)
+    return turned_back
 
 
 def vote(drawn: Sequence[Grid | None]) -> list[Grid]:

@@ -98,8 +98,8 @@ def check_model(experiment: Experiment) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             model = build_model(small)
-            settings, found = model_settings(small), find_task(task)
-            batch = found.batch(sample_rows(small))
+            settings, value = model_settings(small), find_task(task)
+            batch = value.batch(sample_rows(small))
             with torch.no_grad():
                 logits = model(*batch.inputs)
             expected = (*batch.tokens.shape, settings.outputs)
@@ -107,14 +107,14 @@ def check_model(experiment: Experiment) -> None:
                 shown = f"{list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
                 raise UserError(f"{who} returns {shown} for tokens {list(batch.tokens.shape)}; expected logits "
                                 f"{list(expected)}, a number for each token and output")  # fmt: skip
-            if found.format.classes is None and (seen := _looks_ahead(model, batch)):
+            if value.format.classes is None and (seen := _looks_ahead(model, batch)):
                 raise UserError(
                     f"{who} is not causal: changing the tokens from place {seen[1]} on changes its logits at place "
                     f"{seen[0]}, so it sees the tokens that it predicts. Mask later tokens."
                 )
             train_step(model, batch, build_dynamics(model, small.training), observe=True)
-            if found.examples is not None and task not in BUILT_IN:
-                _check_examples(found.examples, model, small, f"data.task: {task!r}")
+            if value.examples is not None and task not in BUILT_IN:
+                _check_examples(value.examples, model, small, f"data.task: {task!r}")
     except UserError:
         raise
     except Exception as error:  # whatever somebody's model does
@@ -170,10 +170,10 @@ def _read(task: Task, config: DataConfig) -> "tuple[str, dict[str, list[Sequence
 def _group_problem(task: Task, ids: list[str]) -> str | None:
     assert task.group is not None
     try:
-        found = [task.group(task_id) for task_id in ids for _ in range(2)]
+        groups = [task.group(task_id) for task_id in ids for _ in range(2)]
     except Exception as error:  # whatever somebody's function does
         return f"`group` raised {type(error).__name__}: {error}. It is called with the task_id of a row"
-    for task_id, once, again in zip(ids, found[::2], found[1::2], strict=True):
+    for task_id, once, again in zip(ids, groups[::2], groups[1::2], strict=True):
         if not isinstance(once, str) or not once or once != again:
             return (
                 f"`group` of {task_id!r} gave {once!r} and {again!r}; expected the name of a task, the same each time"
@@ -214,14 +214,14 @@ def _check_score(score: Score, batch: Batch, task: Task, who: str) -> None:
     logits = torch.randn(*batch.tokens.shape, task.format.outputs, generator=generator)
     try:
         total, count = score.measure(logits, batch)
-        found = float(total), float(count)
+        measured = float(total), float(count)
     except Exception as error:
         raise UserError(
             f"{who}: score {score.name!r} cannot be measured ({type(error).__name__}: {error}). Expected a function of "
             "(logits, batch) that returns (sum, count)."
         ) from error
-    if not np.isfinite(found).all() or found[1] < 0:
-        raise UserError(f"{who}: score {score.name!r} measured (sum, count) = {found}; expected finite numbers")
+    if not np.isfinite(measured).all() or measured[1] < 0:
+        raise UserError(f"{who}: score {score.name!r} measured (sum, count) = {measured}; expected finite numbers")
 
 
 def _check_layout(maps: RoutingMaps, row: Sequence, who: str) -> None:

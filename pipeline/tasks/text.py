@@ -36,28 +36,28 @@ _VERSION = "text 1"  # of how documents become rows; part of the data's digest
 
 def _read(config: DataConfig) -> Source:
     documents = python_topics() if config.folder is None else read_texts(config.folder)
-    found, note = passages(documents, config.max_tokens - 1)
+    pieces, note = passages(documents, config.max_tokens - 1)
     digest = hashlib.sha256(f"{_VERSION} {documents.digest()}".encode()).hexdigest()
-    return Source(digest, partial(_splits, found, config), documents.refused, (note,) if note else ())
+    return Source(digest, partial(_splits, pieces, config), documents.refused, (note,) if note else ())
 
 
-def _splits(found: list[Passage], config: DataConfig) -> Splits:
-    train, held_out = hold_out_groups(related_passages(found), config.held_out, config.seed, config.held_out_for)
+def _splits(pieces: list[Passage], config: DataConfig) -> Splits:
+    train, held_out = hold_out_groups(related_passages(pieces), config.held_out, config.seed, config.held_out_for)
     if not held_out or not train:
         raise UserError(
-            f"data: none of the {len(found)} passages of at most {config.max_tokens - 1} bytes can be held out, "
+            f"data: none of the {len(pieces)} passages of at most {config.max_tokens - 1} bytes can be held out, "
             "because all are related or there is only one. Give more text, or lower data.max_tokens."
         )
-    trained = [passage for passage in found if passage.name in train]
+    trained = [passage for passage in pieces if passage.name in train]
     order = generator("order of rows", config.seed).permutation(len(trained))
     return Splits(
         train=_rows([trained[place] for place in order]),
-        held_out=_rows([passage for passage in found if passage.name in held_out]),
+        held_out=_rows([passage for passage in pieces if passage.name in held_out]),
     )
 
 
-def _rows(found: list[Passage]) -> Rows:
-    return Rows(Encoded(found, _encode), len({passage.document for passage in found}))
+def _rows(pieces: list[Passage]) -> Rows:
+    return Rows(Encoded(pieces, _encode), len({passage.document for passage in pieces}))
 
 
 def _encode(passage: Passage) -> Sequence:

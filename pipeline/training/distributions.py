@@ -82,8 +82,8 @@ class DistributionPieces:
             piece.unlink()
         self._piece, self._texts, self._last = (earlier[-1] if earlier else None), [], -1
         if self._piece is not None:
-            found = read_json(self._piece)
-            steps = found.get("steps") if isinstance(found, dict) else None
+            content = read_json(self._piece)
+            steps = content.get("steps") if isinstance(content, dict) else None
             known = [each for each in steps or [] if isinstance(each, dict) and isinstance(each.get("step"), int)]
             kept = [each for each in known if each["step"] < step]
             self._texts, self._last = (
@@ -120,11 +120,11 @@ def last_distributions(text: str) -> Distributions:
         value = parse_object(text, "distributions")
         last = value["steps"][-1]
         edges = {name: np.array(value[f"{name}_log10_edges"], float) for name in ("cost", "goodness")}
-        found = {
+        parts = {
             name: {int(each["layer"]): _distribution(edges[name], each[name]) for each in last["layers"]}
             for name in edges
         }
-        return Distributions(int(last["step"]), **found)
+        return Distributions(int(last["step"]), **parts)
     except (DamagedJson, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"not a file of distributions ({error!r})") from error
 

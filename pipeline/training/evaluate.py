@@ -69,8 +69,8 @@ def evaluate(
     routed.sum_over_workers()
     if not count:
         return {}
-    found = measures.Evaluated(loss, right, count, routed, patterns)
-    values = {m.name: m.of_split(found) for m in measures.METRICS if m.of_split is not None}
+    evaluated = measures.Evaluated(loss, right, count, routed, patterns)
+    values = {m.name: m.of_split(evaluated) for m in measures.METRICS if m.of_split is not None}
     values |= {
         score.name: scored[2 * place] / scored[2 * place + 1]
         for place, score in enumerate(task.scores)

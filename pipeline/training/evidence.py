@@ -119,9 +119,9 @@ def _inspect(model: nn.Module, batch: Batch, autocast: bool, micro_batches: int)
         with torch.compiler.set_stance("force_eager"):
             for part in parts_of(batch, micro_batches):
                 total = batch_loss(model, part, autocast=autocast)
-                found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+                grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
                 loss = (loss or 0.0) + float(total.detach())
-                bad |= {n for n, g in zip(parameters, found, strict=True) if g is not None and not g.isfinite().all()}
+                bad |= {n for n, g in zip(parameters, grads, strict=True) if g is not None and not g.isfinite().all()}
     except RuntimeError as error:  # of memory above all; the other workers wait for what is known without it
         loss, problem = None, f"{type(error).__name__}: {error}"
     finally:

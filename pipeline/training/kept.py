@@ -36,8 +36,8 @@ def open_step(
     ended = [
         open_model(folder, device, own_code=own_code) for folder in (trial.model, trial.best_model) if folder.is_dir()
     ]
-    if (found := chosen(ended, step)) is not None:
-        return found
+    if (trained := chosen(ended, step)) is not None:
+        return trained
     kept = {int(path.name.removeprefix("step-")): path for path in checkpoints(trial.checkpoints)}
     losses = held_out_losses(trial)
     best = best_step(kept, losses)
@@ -62,8 +62,8 @@ def open_step(
 def chosen(ended: list[TrainedModel], step: Step) -> TrainedModel | None:
     """Of the models that a finished trial has left, the one as it ended first, that at `step`; None if it is none."""
     fitting = {"last": ended[:1], "best": [model for model in ended if model.is_best]}
-    found = fitting[step] if isinstance(step, str) else [model for model in ended if model.step == step]
-    return next(iter(found), None)
+    models = fitting[step] if isinstance(step, str) else [model for model in ended if model.step == step]
+    return next(iter(models), None)
 
 
 def not_kept(step: Step, kept: Mapping[int, Path] | list[int]) -> str:
@@ -85,5 +85,5 @@ def model_of(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def held_out_losses(trial: TrialFolder) -> dict[int, float]:
     """The held-out loss of each step that was evaluated, from the trial's metrics."""
-    found = ((line.step, line.metrics.get(measures.HELD_OUT_LOSS)) for line in spool_lines(trial.spool))
-    return {step: loss for step, loss in found if loss is not None}
+    losses = ((line.step, line.metrics.get(measures.HELD_OUT_LOSS)) for line in spool_lines(trial.spool))
+    return {step: loss for step, loss in losses if loss is not None}

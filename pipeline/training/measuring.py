@@ -71,15 +71,15 @@ def observed(trial: OpenTrial, entry: Entry) -> None:
     name = trial.training.observer
     if trial.observer is None or name is None:
         return
-    found: Numbers | ObserverFailed
+    numbers: Numbers | ObserverFailed
     try:
         health = entry.report.dynamics.health or {}
         draw = trial.rank == 0
-        found, figures = observe(trial.observer, entry.step, trial.model, entry.batch, health, draw=draw)
+        numbers, figures = observe(trial.observer, entry.step, trial.model, entry.batch, health, draw=draw)
         entry.figures = figures if draw else {}
     except ObserverFailed as failed:
-        found = failed
-    entry.metrics |= reduced(name, entry.step, found, trial.device)
+        numbers = failed
+    entry.metrics |= reduced(name, entry.step, numbers, trial.device)
 
 
 MEASURES: tuple[Measure, ...] = (speed, progress, training_step, scores, forgetting, observed, decoded)

@@ -46,7 +46,7 @@ def naming_missing_ranks(marks: Storage) -> Iterator[None]:
 
 
 def _marked(marks: Storage) -> set[int]:
-    return {int(found[1]) for name in marks.files() if (found := _MARK.fullmatch(name))}
+    return {int(match[1]) for name in marks.files() if (match := _MARK.fullmatch(name))}
 
 
 def _is_of_a_collective(error: RuntimeError) -> bool:

@@ -115,8 +115,8 @@ def save_model(
     shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
     aside.mkdir(parents=True)
     try:
-        found = without_ties(model.state_dict()) if weights is None else weights
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+        state = without_ties(model.state_dict()) if weights is None else weights
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         write_tensors(aside / _WEIGHTS, weights)
         card = {
             "schema_version": SCHEMA_VERSION,

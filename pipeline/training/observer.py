@@ -57,21 +57,21 @@ def load_observer(name: str) -> Observer:
     module, _, attribute = name.partition(":")
     try:
         with own_style():  # which a user's module may import, under a backend that is not there
-            found: Any = importlib.import_module(module)
+            value: Any = importlib.import_module(module)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                value = getattr(value, part)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise UserError(
             f"training.observer: {name!r} cannot be used ({type(error).__name__}: {error}). Expected "
             "package.module:function, which the workers can import too: `pip install -e` its package, or name its "
             "folder in PYTHONPATH."
         ) from error
-    if not callable(found):
+    if not callable(value):
         raise UserError(
-            f"training.observer: {name!r} is a {type(found).__name__}; expected a function of (step, model, batch, "
+            f"training.observer: {name!r} is a {type(value).__name__}; expected a function of (step, model, batch, "
             "health)"
         )
-    observer: Observer = found
+    observer: Observer = value
     return observer
 
 
@@ -87,14 +87,14 @@ def observe(
     training, tokens = model.training, float(batch.valid.sum())
     with own_style(), torch.no_grad():
         try:
-            found = observer(step, model, batch, health)
+            returned = observer(step, model, batch, health)
         except Exception as error:  # whatever somebody's function does
             raise ObserverFailed(f"raised {type(error).__name__}: {error}{_place(error)}") from error
-        if not isinstance(found, Mapping):
-            raise ObserverFailed(f"returned a {type(found).__name__}; {_EXPECTED}")
+        if not isinstance(returned, Mapping):
+            raise ObserverFailed(f"returned a {type(returned).__name__}; {_EXPECTED}")
         numbers: Numbers = {}
         figures: dict[str, bytes] = {}
-        for name, value in found.items():
+        for name, value in returned.items():
             if not isinstance(name, str) or not _NAME.fullmatch(name):
                 raise ObserverFailed(f"returned the name {name!r}; use at most 64 letters, digits and _.-")
             if hasattr(value, "savefig"):

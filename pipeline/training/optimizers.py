@@ -32,19 +32,19 @@ def optimizer_factory(training: TrainingConfig) -> Factory:
         return partial(torch.optim.SGD, momentum=MOMENTUM)
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # whatever somebody's module does when it is imported
         raise UserError(
             f"training.optimizer: {name!r} cannot be used ({reason(error)}). Expected adamw, sgd or "
             "package.module:attribute, which the workers can import too: `pip install -e` its package, or name its "
             "folder in PYTHONPATH."
         ) from error
-    if not callable(found):
+    if not callable(imported):
         raise UserError(
-            f"training.optimizer: {name!r} is a {type(found).__name__}; expected a class or function that is called "
+            f"training.optimizer: {name!r} is a {type(imported).__name__}; expected a class or function that is called "
             "with groups of parameters and lr, and returns a torch.optim.Optimizer"
         )
-    factory: Factory = found
+    factory: Factory = imported
     return factory
 
 

@@ -16,14 +16,14 @@ def places_of(names: Iterable[str]) -> dict[str, tuple[int, str]]:
     """
     names = list(names)
     for of in (_short, _long):
-        found = {name: place for name in names if (place := of(name)) is not None}
-        if len(set(found.values())) == len(found):
+        by_name = {name: place for name in names if (place := of(name)) is not None}
+        if len(set(by_name.values())) == len(by_name):
             break
     taken: set[tuple[int, str]] = set()
     places: dict[str, tuple[int, str]] = {}
-    following = max((layer for layer, _ in found.values()), default=-1) + 1
+    following = max((layer for layer, _ in by_name.values()), default=-1) + 1
     for name in names:
-        place = found.get(name)
+        place = by_name.get(name)
         if place is None or place in taken:
             place, following = (following, _word(name.rpartition(".")[2])), following + 1
         taken.add(place)

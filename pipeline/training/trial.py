@@ -93,14 +93,14 @@ class Window:
         started = time.perf_counter()
         tokens = float(torch.stack(self.valid).sum())  # a device may still be at work on the last step
         self.waited += time.perf_counter() - started
-        found = {
+        by_phase = {
             measures.STEP_SECONDS: statistics.median(self.seconds),
             measures.TOKENS_PER_SECOND: tokens / (sum(self.seconds) + self.waited),
         }
         self.seconds.clear()
         self.valid.clear()
         self.waited = 0.0
-        return found
+        return by_phase
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
         OSError: the folder cannot be read.
         RefusedTask: all files together would take more than 4 GiB of memory.
     """
-    found = Tasks()
-    files = list(files_below(root, found.refused))
+    tasks = Tasks()
+    files = list(files_below(root, tasks.refused))
     trained = {file.parts[:-1][: i + 1] for file in files for i, part in enumerate(file.parts[:-1]) if _trains(part)}
     parents = {folder[:-1] for folder in trained}
     contents: list[tuple[File, LearnedSplit, Content]] = []
@@ -67,7 +67,7 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
         try:
             content = read_content(file.read(), file.stem, file.place, pairs_per_task, seed)
         except RefusedTask as error:
-            found.refused.append(str(error))
+            tasks.refused.append(str(error))
             continue
         if (memory := memory + content.memory) > _MOST_MEMORY:
             raise RefusedTask(
@@ -75,17 +75,17 @@ def read_tasks(root: Path, pairs_per_task: int | None = None, seed: int = 0, for
                 f"{_MOST_MEMORY:,} are read; name a folder with fewer files"
             )
         if content.ignored:
-            found.notes.append(f"ignored: {'/'.join(file.parts)} ({content.ignored})")
+            tasks.notes.append(f"ignored: {'/'.join(file.parts)} ({content.ignored})")
         contents.append((file, split or "train", content))
-    found.notes += [f"ignored: {folder}/ ({_many(number, 'data file')})" for folder, number in sorted(aside.items())]
-    placed = _placed(contents, for_prediction, found)
+    tasks.notes += [f"ignored: {folder}/ ({_many(number, 'data file')})" for folder, number in sorted(aside.items())]
+    placed = _placed(contents, for_prediction, tasks)
     if not for_prediction:
-        placed = _once(placed, found.notes)
-    for task, split in _named(placed, found.refused):
-        (found.evaluation if split == "evaluation" else found.train).append(task)
-    found.train.sort(key=lambda task: task.task_id)
-    found.evaluation.sort(key=lambda task: task.task_id)
-    return found
+        placed = _once(placed, tasks.notes)
+    for task, split in _named(placed, tasks.refused):
+        (tasks.evaluation if split == "evaluation" else tasks.train).append(task)
+    tasks.train.sort(key=lambda task: task.task_id)
+    tasks.evaluation.sort(key=lambda task: task.task_id)
+    return tasks
 
 
 def _trains(folder: str) -> bool:
@@ -101,7 +101,7 @@ def _split_of(parts: tuple[str, ...], parents: set[tuple[str, ...]]) -> LearnedS
     return None
 
 
-def _placed(contents: list[tuple[File, LearnedSplit, Content]], for_prediction: bool, found: Tasks) -> list[_Placed]:
+def _placed(contents: list[tuple[File, LearnedSplit, Content]], for_prediction: bool, read: Tasks) -> list[_Placed]:
     """The tasks that are good, with the answers that other files hold."""
     placed, dropped = [], Counter[str]()
     answered = {file.parts: content.solutions for file, _, content in contents if content.solutions}
@@ -110,7 +110,7 @@ def _placed(contents: list[tuple[File, LearnedSplit, Content]], for_prediction: 
         many = len(content.tasks) > 1
         if many and not for_prediction and not solutions and not any(map(_has_answers, content.tasks)):
             shown = f"{_many(len(content.tasks), 'task')} without answers: to be predicted, not to learn from"
-            found.notes.append(f"ignored: {'/'.join(file.parts)} ({shown})")
+            read.notes.append(f"ignored: {'/'.join(file.parts)} ({shown})")
             continue
         by_name = _split_in_name(file.stem) if many else None
         for raw in content.tasks:
@@ -118,7 +118,7 @@ def _placed(contents: list[tuple[File, LearnedSplit, Content]], for_prediction: 
             try:
                 task = parse_task(value, raw.task_id, file.place, for_prediction)
             except RefusedTask as error:
-                found.refused.append(str(error))
+                read.refused.append(str(error))
                 continue
             for key in value.keys() - _READ_KEYS:
                 held = value[key]
@@ -128,7 +128,7 @@ def _placed(contents: list[tuple[File, LearnedSplit, Content]], for_prediction: 
             placed.append(_Placed(file, raw, where, Task(task.task_id, task.train, task.test, raw.family)))
     for key, pairs in sorted(dropped.items()):
         held = f" ({_many(pairs, 'entry', 'entries')})" if pairs else ""
-        found.notes.append(f"not read: key `{_short(key)}`{held}; tasks are their `train` and `test`")
+        read.notes.append(f"not read: key `{_short(key)}`{held}; tasks are their `train` and `test`")
     return placed
 
 

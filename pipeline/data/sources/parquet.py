@@ -40,7 +40,7 @@ def read_parquet(data: bytes, place: str) -> tuple[list[dict[str, Any]], int]:
             table = read_bounded(read, footer, range(len(footer.rows)), wanted, MOST_MEMORY, threads=False)
             if (memory := sum(map(_as_python, table.columns))) > MOST_MEMORY:
                 raise TooMuch(f"its rows take {memory:,} bytes of memory; at most {MOST_MEMORY:,} are read")
-            found = table.to_pylist()
+            records = table.to_pylist()
     except Exception as error:  # Arrow raises whatever damaged bytes lead it to
         raise RefusedTask(f"{place}: cannot be read ({' '.join(str(error).split())}); expected Parquet") from error
     if not (pairs or tasks):
@@ -48,7 +48,7 @@ def read_parquet(data: bytes, place: str) -> tuple[list[dict[str, Any]], int]:
         raise RefusedTask(f"{place}: has the columns {shown}; expected `train` and `test`, or `input` and `output`")
     if rows > _MOST_ROWS:
         raise RefusedTask(f"{place}: has {rows} rows; at most {_MOST_ROWS} are read")
-    return [{name: _plain(value) for name, value in row.items()} for row in found], memory
+    return [{name: _plain(value) for name, value in row.items()} for row in records], memory
 
 
 def _as_python(values: Any) -> int:
