@@ -128,7 +128,7 @@ def test_how_many_run_at_once() -> None:
 def test_what_does_not_fit_the_memory_is_refused(data: Prepared) -> None:
     kinds = [replace(kind, measured=MEASURED) for kind in kinds_of(trials_of(swept()), data)]
     check_memory(kinds, 2, 1.5e9)  # 2 x (0.5 + 0.25 of Ray's own)
-    with pytest.raises(UserError, match=r"take 1\.5 GB, but this machine has 1\.4 GB\. Use sweep\.max_concurrent <= 1"):
+    with pytest.raises(UserError, match=r"need 1\.5 GB, but this machine has 1\.4 GB\. .*Use sweep\.max_concurrent <= 1"):
         check_memory(kinds, 2, 1.4e9)
 
 
@@ -178,7 +178,7 @@ def test_the_lines_say_what_it_takes(data: Prepared) -> None:
         "Tokens: 24,000 in all",
         "Memory: 1.5 GB for all that run at once",
         "Time: about 1 min 40 s",
-        "6 s a trial to start its workers",
+        "6 s per trial to start its workers",
     ):
         assert part in text
     assert max(map(len, screen.getvalue().splitlines()[:7])) <= 80  # the table
@@ -186,7 +186,7 @@ def test_the_lines_say_what_it_takes(data: Prepared) -> None:
     assert "at most 1 min 40 s" in summary(forecast(kinds, prunes=True), "here")[-1]
     busy = tuple(replace(kind, measured=replace(MEASURED, core_share=0.25)) for kind in kinds)
     told = " ".join(summary(forecast(busy), "here"))
-    assert "workers got 25 % of the time" in told
+    assert "workers got 25 % of the CPU time" in told
     assert "about 57 s" in told  # 25 + 3 * (6 + 19 / 4) = 57.25
     assert "not estimated" in summary(forecast((replace(kinds[0], measured=None),)), "here")[-1]
     assert (number(950), number(3_700_000), size(1), size(3.66e9)) == ("950", "3.7 million", "1 MB", "3.7 GB")
@@ -210,7 +210,7 @@ def test_the_command_without_calibration(config: Path, tmp_path: Path) -> None:
     (done / "config.json").write_text(none.experiment.model_dump_json())
     assert json.loads(CliRunner().invoke(main, words).stdout)["ended_before"] == 1
     for change, message in (
-        ("training.steps=77", "holds this experiment, which cannot grow in this way:\n  training.steps: there "),
+        ("training.steps=77", "holds this experiment, which cannot grow in this way:\n  training.steps: "),
         ("workers.cpus=999", "workers.cpus: a trial asks for 999 CPUs"),
         ("workers.gpus=64", "workers.gpus: a trial asks for 64 GPUs"),
         ("model.hiden=8", "did you mean 'model.hidden'?"),
