@@ -31,7 +31,7 @@ from pipeline.remote.index import Stored, parse_index, written
 from pipeline.remote.recalled import parse_claim, parse_tracked
 from pipeline.remote.sweep import take_in
 from pipeline.remote.trial import RemoteTrial
-from pipeline.reporting.artifacts import _drawn, _said
+from pipeline.reporting.artifacts import _drawn, _texts
 from pipeline.reporting.columns import score_columns
 from pipeline.reporting.data_used import data_words, parse_data
 from pipeline.reporting.results import Results
@@ -309,10 +309,10 @@ def _drawn_grids(data: bytes) -> None:
         assert drawn.task_id.isprintable()
 
 
-def _texts(data: bytes) -> None:
-    for said in _said(data.decode("utf-8", "replace")):
-        assert said.task_id.isprintable()
-        assert all(line.isprintable() for line in said.predicted.split("\n"))
+def _generated(data: bytes) -> None:
+    for text in _texts(data.decode("utf-8", "replace")):
+        assert text.task_id.isprintable()
+        assert all(line.isprintable() for line in text.predicted.split("\n"))
 
 
 def _scores(data: bytes) -> None:
@@ -458,7 +458,7 @@ STORED: dict[str, Callable[[Path], Target]] = {
     "snapshot": snapshot,
     "distributions": distributions,
     "predictions": _parsing(_drawn_grids, [_PREDICTION], []),
-    "examples": _parsing(_texts, [_EXAMPLE], []),
+    "examples": _parsing(_generated, [_EXAMPLE], []),
     "scores": _parsing(_scores, {"scores": [_SCORE]}, {}),
     "jobs": lambda folder: Target(_refused(_jobs), (json.dumps([_JOB]).encode(), json.dumps(_JOB).encode()), _JSON),
     "token": _file("token", _token, b"0123abcd\n", b"", b"a\nb"),

@@ -97,7 +97,7 @@ def read_bounded(
     groups, names = list(groups), None if columns is None else list(columns)
     schema = footer.arrow.schema
     chosen = [i for i in range(footer.arrow.num_columns) if names is None or _top(schema.column(i).path) in names]
-    texts = {i: schema.column(i).path for i in chosen if _told_apart(footer, groups, i)}
+    texts = {i: schema.column(i).path for i in chosen if _has_distinct_texts(footer, groups, i)}
     parts, left = _Parts(), most_bytes
     for start, size, chunks in _together(footer, groups, chosen):
         left -= size
@@ -259,7 +259,7 @@ def _top(path: str) -> str:
     return path.partition(".")[0]
 
 
-def _told_apart(footer: Footer, groups: list[int], column: int) -> bool:
+def _has_distinct_texts(footer: Footer, groups: list[int], column: int) -> bool:
     """Whether the texts of a column may be read as a dictionary and places in it, each text once."""
     known = footer.arrow.schema.column(column)
     if known.physical_type != "BYTE_ARRAY" or known.max_repetition_level or "." in known.path:

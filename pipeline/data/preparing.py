@@ -38,35 +38,35 @@ def prepare_and_report(
                 )
             except StorageError as error:
                 raise UserError(f"the data set cannot be put into the storage: {error}") from error
-    tell(prepared, console)
+    print_prepared(prepared, console)
     return prepared
 
 
-def tell(prepared: Prepared, console: Console) -> None:
+def print_prepared(prepared: Prepared, console: Console) -> None:
     """What is in a prepared data set, and what was left out of it."""
     manifest, item = prepared.manifest, prepared.task.item
 
-    def say(text: str, style: str = "") -> None:
+    def line(text: str, style: str = "") -> None:
         console.print(shown(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
-    say(f"Data: {manifest.dataset} in {prepared.folder}")
+    line(f"Data: {manifest.dataset} in {prepared.folder}")
     for split, count in manifest.counts.items():
         held = f"{count.tasks} {item}s, {count.rows} sequences, {count.tokens} tokens"
-        say(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens, item)}")
+        line(f"  {split.replace('_', '-')}: {held}{_left_out(count, manifest.config.max_tokens, item)}")
     if manifest.config.held_out_for == "selection":
-        say(f"  {FOR_SELECTION}")
+        line(f"  {FOR_SELECTION}")
     for note in manifest.notes:
-        say(f"  {note}")
+        line(f"  {note}")
     for reason in manifest.refused[:_SHOWN]:
-        say(f"  refused: {reason}", "yellow")
+        line(f"  refused: {reason}", "yellow")
     for leak in manifest.leakage[:_SHOWN]:
-        say(f"  leak: {leak.split} {item} {leak.task} is related to {leak.train_task}, which is trained on", "yellow")
+        line(f"  leak: {leak.split} {item} {leak.task} is related to {leak.train_task}, which is trained on", "yellow")
     for number, what, more in (
         (len(manifest.refused), "file", " refused, the rest prepared"),
         (len(manifest.leakage), "leak", ""),
     ):
         if number:
-            say(f"  {number} {what}{'s' * (number != 1)}{more}; all of them in {prepared.folder / MANIFEST}", "yellow")
+            line(f"  {number} {what}{'s' * (number != 1)}{more}; all of them in {prepared.folder / MANIFEST}", "yellow")
 
 
 def _left_out(count: SplitCounts, limit: int, item: str) -> str:

@@ -78,8 +78,8 @@ def environment(own_cluster: bool) -> Iterator[Finding]:
     for name in sorted(is_set & set(_IGNORED)):
         yield note("environment", f"{name} has no effect", "Use --tracking-uri and --experiment.")
     for name in sorted(is_set & set(_WITH_EFFECT)):
-        said, _, fix = _WITH_EFFECT[name].partition(". ")
-        yield note("environment", f"{name} is set: {said}", fix)
+        effect, _, fix = _WITH_EFFECT[name].partition(". ")
+        yield note("environment", f"{name} is set: {effect}", fix)
     defaults = sorted(name for name in ray_process.DEFAULTS if name in is_set)
     yield good("environment", f"your own values count for {', '.join(defaults)}" if defaults else "checked")
 
@@ -87,8 +87,8 @@ def environment(own_cluster: bool) -> Iterator[Finding]:
 def private_names() -> Iterator[Finding]:
     """Whether ray, mlflow and torch have the private names that are used; without one, something takes its place."""
     lacking = [*ray_private.missing(), *mlflow_private.missing(), *torch_private.missing()]
-    for said in lacking:
-        yield note("private names", said, "Install the versions of constraints.txt.")
+    for problem in lacking:
+        yield note("private names", problem, "Install the versions of constraints.txt.")
     if not lacking:
         yield good("private names", "ray, mlflow and torch have all that are used")
 

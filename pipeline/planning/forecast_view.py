@@ -27,7 +27,7 @@ def print_forecast(forecast: Forecast, console: Console, where: str) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("trials", "steps", "epochs", "tokens/step", "memory", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for kind, apart in zip(forecast.kinds, told_apart(forecast.kinds), strict=True):
+    for kind, apart in zip(forecast.kinds, differing_settings(forecast.kinds), strict=True):
         arm, *others = _row(kind)
         table.add_row(Text("\n  ".join([arm, *apart])), *others)
     console.print(table)
@@ -79,7 +79,7 @@ def summary(forecast: Forecast, where: str) -> list[str]:
     ]
 
 
-def told_apart(kinds: Sequence[Kind]) -> list[list[str]]:
+def differing_settings(kinds: Sequence[Kind]) -> list[list[str]]:
     """For each kind the settings, as `precision float64`, in which it differs from another that its row looks like."""
     looks: dict[tuple[str, ...], list[int]] = {}
     for place, kind in enumerate(kinds):

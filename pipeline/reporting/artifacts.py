@@ -40,8 +40,8 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a model said to a part of a held-out row, as text, and how the row goes on."""
+class GeneratedText:
+    """What a model generated after the first part of a held-out row, and the rest of that row."""
 
     task_id: str
     pair: int
@@ -58,7 +58,7 @@ class Artifacts:
 
     distributions: dict[str, Distributions] = field(default_factory=dict)
     predictions: dict[str, list[Drawn]] = field(default_factory=dict)
-    texts: dict[str, list[Said]] = field(default_factory=dict)
+    texts: dict[str, list[GeneratedText]] = field(default_factory=dict)
     figures: dict[str, dict[str, bytes]] = field(default_factory=dict)  # PNG by name
     lost: list[str] = field(default_factory=list)
     sweep: Experiment | None = None
@@ -93,7 +93,7 @@ def read_artifacts(uri: str, results: Results, phases: Path | None = None) -> Ar
                     filed.figures[trial.run_id] = _figures(client, trial.run_id, aside)
                 if "predictions.json" in there and seed == min(row.trials):
                     text = _text(client, trial.run_id, "predictions.json", aside)
-                    filed.predictions[trial.run_id], filed.texts[trial.run_id] = _drawn(text), _said(text)
+                    filed.predictions[trial.run_id], filed.texts[trial.run_id] = _drawn(text), _texts(text)
     return filed
 
 
@@ -165,7 +165,7 @@ def _drawn(text: str) -> list[Drawn]:
     return [drawn for value in values if (drawn := _one(value)) is not None] if isinstance(values, list) else []
 
 
-def _said(text: str) -> list[Said]:
+def _texts(text: str) -> list[GeneratedText]:
     """The texts that are well-formed in the file; control characters are escaped."""
     try:
         values = parse_json(text, "predictions.json")
@@ -174,14 +174,14 @@ def _said(text: str) -> list[Said]:
     return [entry for value in values if (entry := _one_text(value)) is not None] if isinstance(values, list) else []
 
 
-def _one_text(value: Any) -> Said | None:
+def _one_text(value: Any) -> GeneratedText | None:
     parts = ("task_id", "given", "predicted", "target")
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in parts):
         return None
     if type(value.get("pair")) is not int:
         return None
     name, *texts = (shown(value[each][:_LONGEST_TEXT], keep="\n") for each in parts)
-    return Said(name, value["pair"], *texts)
+    return GeneratedText(name, value["pair"], *texts)
 
 
 def _one(value: Any) -> Drawn | None:

@@ -58,7 +58,7 @@ def _of(data: dict[str, Any]) -> str:
 
 def _scores(results: Results, split: str) -> str:
     """Means over all decoded pairs and seeds, arm by arm."""
-    said, some, words = [], False, example_words(results)
+    of_arms, some, words = [], False, example_words(results)
     for row in results.rows:
         name = ", ".join([row.arm, *(f"{field} {value}" for field, value in row.cell)])
         shares = []
@@ -68,11 +68,11 @@ def _scores(results: Results, split: str) -> str:
                 some |= value != 0
                 shares.append(each.show(value))
         if shares:
-            said.append(f"{name}: {', '.join(shares)}")
+            of_arms.append(f"{name}: {', '.join(shares)}")
     decoded = f"Of the {_SPLITS[split]} {_item(results)}s that were decoded"
-    if said and not some and words.all_zero:
+    if of_arms and not some and words.all_zero:
         return f"{decoded} {words.all_zero}."
-    return f"{decoded}, by arm: {'; '.join(said)}." if said else ""
+    return f"{decoded}, by arm: {'; '.join(of_arms)}." if of_arms else ""
 
 
 def _order(results: Results) -> str:

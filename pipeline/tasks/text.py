@@ -85,7 +85,7 @@ def bits_per_byte(logits: "Tensor", batch: "Batch") -> "tuple[Tensor, Tensor]":
     return summed_loss(logits, batch.labels) / math.log(2), (batch.labels != IGNORED).sum()
 
 
-def say(
+def generate_texts(
     model: "nn.Module",
     prompts: Items[np.ndarray],
     most: int,
@@ -93,7 +93,7 @@ def say(
     temperature: float = TEMPERATURE,
     alive: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """What the model says after each prompt, `most` tokens.
+    """The model's continuation of each prompt, `most` tokens.
 
     Args:
         draws: for each prompt a number in [0, 1) for each of its tokens, [b, most]: by these, tokens are drawn from the
@@ -136,7 +136,7 @@ def _draw(
         given = min(PROMPT + 1, max(2, len(row) // 2))
         most = max(1, min(SAID, experiment.data.max_tokens - given))
         draws = generator("text", experiment.training.seed, row.task_id, row.pair).random((1, most))
-        (generated,) = say(model, [row.tokens[:given]], most, draws, alive=alive)
+        (generated,) = generate_texts(model, [row.tokens[:given]], most, draws, alive=alive)
         tokens_of: dict[str, Iterable[int]] = {
             "given": row.tokens[:given],
             "predicted": generated,
@@ -167,7 +167,9 @@ def continue_text(
             f"the prompt has {len(tokens) - 1} bytes; expected fewer than data.max_tokens - 1 = {limit - 1}"
         )
     count = min(most, limit - len(tokens))
-    (generated,) = say(trained.model, [tokens], count, generator("prompt", seed).random((1, count)), temperature)
+    (generated,) = generate_texts(
+        trained.model, [tokens], count, generator("prompt", seed).random((1, count)), temperature
+    )
     return as_text(generated)
 
 

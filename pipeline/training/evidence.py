@@ -107,12 +107,12 @@ def _inspect(model: nn.Module, batch: Batch, autocast: bool, micro_batches: int)
     layer: list[str] = []
     names = {module: name for name, module in model.named_modules() if name and not isinstance(module, CallPoint)}
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
+    def note_nonfinite(module: nn.Module, _: Any, output: Any) -> None:
         if not layer and isinstance(output, Tensor) and not output.isfinite().all():
             layer.append(names[module])
 
     parameters = dict(reversed(list(model.named_parameters())))
-    handles = [module.register_forward_hook(look) for module in names]
+    handles = [module.register_forward_hook(note_nonfinite) for module in names]
     loss: float | None = 0.0
     bad, problem = set[str](), None
     try:

@@ -118,10 +118,10 @@ def a_worker_takes_too_much_memory(scene: Scene) -> str:
     assert (scene.output / "faults" / "hoarding-1").exists(), ended.printed
     assert 1 <= attempts(scene) <= 4  # once again as workers.max_failures says, of the workers and of their driver
     points(scene, TRIAL, "FAILED")
-    return f"killed by Ray, given up after {attempts(scene)} attempts: {_said(scene)[:200]}"
+    return f"killed by Ray, given up after {attempts(scene)} attempts: {_texts(scene)[:200]}"
 
 
-def _said(scene: Scene) -> str:
+def _texts(scene: Scene) -> str:
     return scene.trial().failure.read_text().splitlines()[0]
 
 

@@ -19,7 +19,7 @@ from pipeline.planning import memory
 from pipeline.planning.calibration import MOST_TIMED, _spread, _with_time
 from pipeline.planning.calibration_worker import Measured
 from pipeline.planning.forecast import Forecast, Kind, at_once, kinds_of
-from pipeline.planning.forecast_view import number, print_forecast, size, summary, told_apart
+from pipeline.planning.forecast_view import differing_settings, number, print_forecast, size, summary
 from pipeline.planning.memory import check_memory
 from pipeline.running.cluster import Resources
 from pipeline.settings.config import Experiment
@@ -128,7 +128,9 @@ def test_how_many_run_at_once() -> None:
 def test_what_does_not_fit_the_memory_is_refused(data: Prepared) -> None:
     kinds = [replace(kind, measured=MEASURED) for kind in kinds_of(trials_of(swept()), data)]
     check_memory(kinds, 2, 1.5e9)  # 2 x (0.5 + 0.25 of Ray's own)
-    with pytest.raises(UserError, match=r"need 1\.5 GB, but this machine has 1\.4 GB\. .*Use sweep\.max_concurrent <= 1"):
+    with pytest.raises(
+        UserError, match=r"need 1\.5 GB, but this machine has 1\.4 GB\. .*Use sweep\.max_concurrent <= 1"
+    ):
         check_memory(kinds, 2, 1.4e9)
 
 
@@ -265,10 +267,10 @@ def test_a_cluster_is_asked_for_its_machines(config: Path, tmp_path: Path) -> No
 def test_rows_that_look_alike_say_in_what_they_differ(data: Prepared) -> None:
     grid = {"training.precision": ["float32", "float64"], "model.gain": [1.0, 2.0]}
     kinds = kinds_of(trials_of(swept({"grid": grid})), data)
-    assert told_apart(kinds) == [[f"precision {each}"] for each in ("float32", "float32", "float64", "float64")]
+    assert differing_settings(kinds) == [[f"precision {each}"] for each in ("float32", "float32", "float64", "float64")]
     kinds = tuple(replace(kind, measured=MEASURED) for kind in kinds)
     screen = io.StringIO()
     print_forecast(forecast(kinds), Console(file=screen, width=80), "here")
     rows = screen.getvalue().splitlines()
     assert sum("precision float64" in row for row in rows) == 2
-    assert told_apart(kinds_of(trials_of(swept()), data)) == [[], []]
+    assert differing_settings(kinds_of(trials_of(swept()), data)) == [[], []]

@@ -197,7 +197,7 @@ def test_mlflow_goes_on_in_the_same_runs_and_the_report_has_one_setting_of_steps
     output = Output(tmp_path)
     folder = output.sweep("sample")
     before = replace(experiment(seeds=(0,)), {"training.schedule": "constant"}, "t")
-    after = replace(before, {"training.steps": 30, "sweep.seeds": [0, 1], "description": "Said better."}, "t")
+    after = replace(before, {"training.steps": 30, "sweep.seeds": [0, 1], "description": "GeneratedText better."}, "t")
     runs = []
     for sample, steps in ((before, (0, 10, 20)), (after, (0, 10, 20, 30))):
         claim(folder, sample, EXTRA["data_hash"], True, COMMAND)

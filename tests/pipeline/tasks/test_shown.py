@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.reporting.artifacts import Artifacts, _said
+from pipeline.reporting.artifacts import Artifacts, _texts
 from pipeline.reporting.columns import columns_of, score_columns
 from pipeline.reporting.data_used import data_words
 from pipeline.reporting.findings import limits
@@ -32,7 +32,7 @@ def results(scores: Any) -> Results:
 def test_a_tasks_scores_are_columns_and_its_texts_are_shown_as_text() -> None:
     read = results([score.facts() for score in TEXT.scores])
     example = {"task_id": "topic", "pair": 3, "given": "The <b>if", "predicted": "<script>\x1b[2J", "target": "stmt"}
-    filed = Artifacts(texts={"run-per_token": _said(json.dumps([example, {**example, "pair": "x"}, 7]))})
+    filed = Artifacts(texts={"run-per_token": _texts(json.dumps([example, {**example, "pair": "x"}, 7]))})
     assert [len(texts) for texts in filed.texts.values()] == [1]
     page = html(Report(read, columns_of(read), {}, {}, [], filed))
     assert "bits per byte (bits)" in page

@@ -26,7 +26,7 @@ from pipeline.records.spool import read_spool
 from pipeline.settings.config import DataConfig, Experiment, replace
 from pipeline.settings.experiment_file import validate_experiment
 from pipeline.tasks import Sequence
-from pipeline.tasks.text import BEGIN, TEXT, as_text, as_tokens, bits_per_byte, continue_text, say
+from pipeline.tasks.text import BEGIN, TEXT, as_text, as_tokens, bits_per_byte, continue_text, generate_texts
 from pipeline.training.build import build_model
 from pipeline.training.model_file import open_model
 from pipeline.training.routing_map import read_map
@@ -281,14 +281,14 @@ def test_generated_text_depends_only_on_the_prompt_and_the_random_numbers(traine
     model = open_model(trained.model)
     prompts = [as_tokens(text.encode()) for text in ("the cat", "a", "one big red")]
     draws = np.random.default_rng(0).random((3, 9))
-    together = say(model.model, prompts, 9, draws)
-    assert together == [say(model.model, [one], 9, draws[n : n + 1])[0] for n, one in enumerate(prompts)]
-    greedy = say(model.model, prompts[:1], 9, draws[:1], temperature=0)[0]
+    together = generate_texts(model.model, prompts, 9, draws)
+    assert together == [generate_texts(model.model, [one], 9, draws[n : n + 1])[0] for n, one in enumerate(prompts)]
+    greedy = generate_texts(model.model, prompts[:1], 9, draws[:1], temperature=0)[0]
     tokens = torch.from_numpy(prompts[0].astype(np.int64))[None]
     for token in greedy:  # the slow way
         assert token == int(model.model(tokens)[0, -1].argmax())
         tokens = torch.cat([tokens, torch.tensor([[token]])], dim=1)
-    (said,) = say(model.model, prompts[:1], 40, np.zeros((1, 40)), temperature=0)
+    (said,) = generate_texts(model.model, prompts[:1], 40, np.zeros((1, 40)), temperature=0)
     assert model.predict("the cat", temperature=0) == as_text(said)
     assert continue_text(model, "the", seed=1) == continue_text(model, "the", seed=1)
     with pytest.raises(UserError, match="the prompt has 50 bytes; expected fewer than"):
