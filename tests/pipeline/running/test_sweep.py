@@ -164,7 +164,7 @@ def test_a_trial_alone_has_no_summary_run(tmp_path: Path, monkeypatch: pytest.Mo
         train_fn=toy_train,
         tracker=tracker,
     )
-    assert {call[0] for call in tracker.calls} == {"start", "ship", "end", "close"}
+    assert {call[0] for call in tracker.calls} == {"start", "end", "close"}
 
 
 def test_more_cpus_than_there_are_is_refused_before_anything_starts(
