@@ -98,7 +98,7 @@ def _check_code(folder: Path, experiment: Experiment, accept: bool, command: str
             raise UserError(
                 f"{folder}: your own code has changed since this experiment was last run:\n{indent(difference, '  ')}\n"
                 "Trials with the one and with the other would be averaged as one arm. Put the code back; or give the "
-                "experiment another name (--set name=...); or go on all the same, which the report will say, with:\n"
+                "experiment another name (--set name=...); or continue anyway (the report will say so) with:\n"
                 f"  {command} --resume --accept-changed-code"
             )
     elif isinstance(before, dict):
@@ -112,8 +112,8 @@ def _check_noted_code(folder: Path, experiment: Experiment, command: str) -> Non
         noted = noted_attempts(TrialFolder(folder / "trials" / trial.key))
         if noted and noted[-1].get("user_code", "") not in ("", code_digest(user_code(trial.experiment))):
             raise UserError(
-                f"{folder}: your own code has changed since {trial.key} was last run. Put it back; or go on all the "
-                f"same, which the report will say, with:\n  {command} --resume --accept-changed-code"
+                f"{folder}: your own code has changed since {trial.key} was last run. Put it back; or continue "
+                f"anyway (the report will say so) with:\n  {command} --resume --accept-changed-code"
             )
 
 
@@ -142,8 +142,8 @@ def check_claim(folder: Path, experiment: Experiment, data_hash: str) -> tuple[s
         before = read_json(path)
         if not isinstance(before, dict) or not isinstance(before.get("experiment"), dict):
             raise UserError(
-                f"{path}: is damaged, not JSON that says of which experiment {folder} is. Remove this file alone to go "
-                "on with the trials there, if their own settings are still the same; or use another --output."
+                f"{path}: is damaged: it is not JSON that names the experiment of {folder}. To continue with the "
+                "trials there, if their own settings have not changed, remove this file alone; or use another --output."
             )
         then = {name: before.get(name) for name in ("experiment", "data_hash")}
         return _added(folder, experiment, then, _record(experiment, data_hash))

@@ -115,8 +115,8 @@ def _session(
     console = console or Console(stderr=True)
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         raise UserError(
-            "this process is connected to a Ray cluster already, which would be closed. Expected none: call "
-            "ray.shutdown() first, or give the command in a process of its own."
+            "this process is already connected to a Ray cluster, and the command would close that connection. Call "
+            "ray.shutdown() first, or run the command in its own process."
         )
     if address is not None:
         check_address(address)

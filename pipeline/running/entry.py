@@ -52,6 +52,7 @@ def _check_user_code(experiment: Experiment, expected: str | None) -> None:
     code = user_code(experiment)
     if expected is not None and code_digest(code) != expected:
         raise UserError(
-            f"your own code ({', '.join(code) or 'not code'}) is another here than when the command began. Put it "
-            "back, or on this machine the same as on the others, and resume; or resume with --accept-changed-code."
+            f"your own code ({', '.join(code) or 'not found'}) differs from the code at the command's start. Restore "
+            "it, or install the same code on this machine as on the others, and resume; or resume with "
+            "--accept-changed-code."
         )

@@ -37,7 +37,7 @@ def check_nodes(folder: Path | None) -> None:
         if mark is not None:
             mark.unlink(missing_ok=True)
     if problems:
-        raise UserError("the cluster's nodes are not alike:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise UserError("the cluster's nodes differ:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def describe_node(mark: str | None) -> dict[str, Any]:

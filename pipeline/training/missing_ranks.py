@@ -37,10 +37,10 @@ def naming_missing_ranks(marks: Storage) -> Iterator[None]:
                 time.sleep(0.1)
         except OSError as away:
             raise MissingRanks(
-                f"the workers lost each other ({reason}), and who was missing is not known: {away}"
+                f"the workers lost their connection ({reason}); which rank was missing is not known: {away}"
             ) from error
         if not absent:
-            raise MissingRanks(f"the workers lost each other, though none was missing ({reason})") from error
+            raise MissingRanks(f"the workers lost their connection, although no rank was missing ({reason})") from error
         who = ", ".join(map(str, sorted(absent)))
         raise MissingRanks(f"rank {who} did not arrive where the others waited ({reason})") from error
 

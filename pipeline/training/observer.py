@@ -122,7 +122,7 @@ def reduced(name: str, step: int, mine: Numbers | ObserverFailed, device: torch.
     for rank, each in enumerate(gathered):
         if "problem" in each:
             raise TrainingStopped(
-                f"step {step}: training.observer {name!r} {each['problem']} (rank {rank}). Mend it, and resume with "
+                f"step {step}: training.observer {name!r} {each['problem']} (rank {rank}). Correct it, and resume with "
                 "--accept-changed-code; training goes on from the last checkpoint."
             )
     shares: list[dict[str, list[float]]] = [each["numbers"] for each in gathered]

@@ -115,7 +115,7 @@ def test_a_worker_that_finds_other_code_does_not_train(tmp_path: Path, module: P
     began = code_digest(user_code(trial.experiment))
     spec = TrialSpec(trial.key, trial.experiment, TrialFolder(tmp_path), "data", "a:train", "now", user_code=began)
     module.write_text(COST.format(2))  # while the sweep runs
-    with pytest.raises(UserError, match=r"field_mid_sweep\.py\) is another here than when the command began") as error:
+    with pytest.raises(UserError, match=r"field_mid_sweep\.py\) differs from the code at the command's start") as error:
         train_fn_per_worker(spec)
     assert not may_pass(error.value)  # trying again would find the same
 

@@ -76,7 +76,7 @@ def test_a_record_from_before_there_was_a_setting_means_what_was_then(tmp_path: 
 @pytest.mark.parametrize("text", ["{", "", "[]", "{}"])
 def test_a_damaged_record_is_refused_and_nothing_done_need_be_removed(tmp_path: Path, text: str) -> None:
     (tmp_path / "sweep.json").write_text(text)
-    with pytest.raises(UserError, match=r"not JSON that says of which experiment .* Remove this file alone"):
+    with pytest.raises(UserError, match=r"not JSON that names the experiment of .* remove this file alone"):
         claim(tmp_path, toy_experiment(), "aa", True, COMMAND)
 
 

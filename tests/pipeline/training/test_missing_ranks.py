@@ -39,7 +39,7 @@ def test_who_has_left_no_mark_is_named(marks: Storage, monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("group")
 def test_no_rank_is_blamed_when_all_were_there(marks: Storage) -> None:
-    with pytest.raises(MissingRanks, match="though none was missing"), naming_missing_ranks(marks):
+    with pytest.raises(MissingRanks, match="although no rank was missing"), naming_missing_ranks(marks):
         raise TIMED_OUT
 
 

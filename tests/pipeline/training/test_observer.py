@@ -282,7 +282,9 @@ def test_two_workers_find_what_one_would_and_stop_together(modules: Path, tmp_pa
         "observer/c": 0.3,
         "observer/d": 1.0,  # rank 0 has none to count
     }
-    assert ended[0]["failed"].startswith("step 3: training.observer 'n' raised it (rank 1). Mend it, and resume with")
+    assert ended[0]["failed"].startswith(
+        "step 3: training.observer 'n' raised it (rank 1). Correct it, and resume with"
+    )
     assert "returned a on rank 0 and a, b on rank 1" in ended[0]["names"]
     assert ended[0]["late"] == "step 6: training.observer 'own_observers:raises_late' raised ValueError: no such expert"
     folder = TrialFolder(tmp_path / "watch")
