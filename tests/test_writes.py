@@ -40,6 +40,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "pipeline/tracking/mlflow_process.py": {"open": "an address is asked"},
     "pipeline/reporting/two_sweeps.py": {"to_csv": "into memory"},
     "pipeline/data/published.py": {"write_bytes": STORAGE, "write_table": STORAGE},
+    "pipeline/remote/attempt.py": {"write_bytes": STORAGE},
     "pipeline/remote/pusher.py": {"write_bytes": STORAGE},
     "pipeline/remote/sweep.py": {"write_bytes": STORAGE},
     "pipeline/remote/trial.py": {"write_bytes": STORAGE},

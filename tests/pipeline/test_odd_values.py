@@ -44,7 +44,7 @@ def test_what_is_no_number_wins_no_comparison(output, tracker, monkeypatch, lost
     assert "| task_only | 3 | – |" in means  # its mean loss is no number, and not the best one
     assert "| 1.0167 |" in means
     assert "**–**" not in text
-    assert "losses of task_only and per_token cannot be compared" in text
+    assert "losses of task_only and per_token are not compared" in text
     diverged = next(row for row in report.results.rows if row.arm == "task_only")
     assert not any(math.isfinite(trial.last("held_out/loss")) for trial in diverged.trials.values())
     # The leaderboard is MLflow's own: sorted upwards by the held-out loss, what is no number comes last.

@@ -116,7 +116,7 @@ def test_lost_files_are_reported(trained, tmp_path):
     (output.artifacts / run_of(output) / "artifacts").mkdir(parents=True)  # what is here counts, and it is empty
     made, _ = file_report(output.tracking_uri, HERE.experiment, "small", output.root)
     assert made.filed.lost == [run_of(output)]
-    assert "The files of 1 of 1 runs are not where MLflow has put them" in made.findings[-1]
+    assert "The files of 1 of 1 runs are not where MLflow stored them" in made.findings[-1]
     assert made.findings[-1][:40] in (output.sweep("small") / "report" / "report.md").read_text()
 
 
