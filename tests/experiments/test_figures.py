@@ -53,15 +53,15 @@ def test_a_report_is_read_as_its_trials_give_it() -> None:
 
 def test_a_study_is_read_as_its_seeds_give_it() -> None:
     seeds = [filed.seed_of("arms", "per_token", seed, HELD_OUT) for seed in range(5)]
-    assert seeds == [1.736, 1.748, 1.736, 1.761, 1.752]
+    assert seeds == [1.745, 1.758, 1.751, 1.763, 1.745]
     assert filed.study("arms", "per_token", HELD_OUT) == pytest.approx(statistics.fmean(seeds), abs=0.001)
-    assert filed.study("arms", "per_token", HELD_OUT, "most") == 1.761
-    assert filed.study("arms", "per_token", "active", layer=0) == pytest.approx((4.2 + 2.9 + 3.8 + 4.5 + 4.5) / 5)
-    assert filed.study("depth", "aggregated · layers 4", "active", "most") == pytest.approx(83, abs=0.5)
-    others = [filed.seed_of("arms", "none", seed, HELD_OUT) for seed in range(5)]
+    assert filed.study("arms", "per_token", HELD_OUT, "most") == 1.763
+    assert filed.study("arms", "per_token", "active", layer=0) == pytest.approx((3.9 + 3.4 + 4.2 + 4.0 + 4.0) / 5)
+    assert filed.study("depth", "aggregated · layers 4", "active", "most") == pytest.approx(80, abs=0.5)
+    others = [filed.seed_of("arms", "task_only", seed, HELD_OUT) for seed in range(5)]
     mean = statistics.fmean(a - b for a, b in zip(others, seeds, strict=True))
-    assert filed.difference("arms", "none", "per_token", HELD_OUT) == pytest.approx(mean, rel=1e-12)
-    low, high = (filed.difference("arms", "none", "per_token", HELD_OUT, end) for end in ("low", "high"))
+    assert filed.difference("arms", "task_only", "per_token", HELD_OUT) == pytest.approx(mean, rel=1e-12)
+    low, high = (filed.difference("arms", "task_only", "per_token", HELD_OUT, end) for end in ("low", "high"))
     assert low < mean < high
 
 
@@ -90,7 +90,7 @@ def test_numbers_keep_their_digits_and_signs_and_tables_are_replaced() -> None:
     assert lines[0] == "Of `per_token 0.5` it is 0.032 nats, +4.1 % and L2, in 3 of 1,042 steps."
     assert lines[3] == '| a | 1.25 <!-- numbers: bench("step", "hooks", "x") --> |'
     assert lines[6] == "| arm | seeds | active by layer (%) | selectivity (nats) |"
-    assert lines[8].startswith("| per_token | 5 | 4 3 4 4 5 5 | 1.37")
+    assert lines[8].startswith("| per_token | 5 | 4 3 4 4 4 4 | 1.24")
     assert "old" not in lines
     assert regenerated("\n".join(lines)) == "\n".join(lines)
 
