@@ -123,7 +123,7 @@ def test_a_cluster_that_the_process_has_already_is_left_alone(monkeypatch: pytes
     closed: list[str] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "shutdown", lambda: closed.append("closed"))
-    with pytest.raises(UserError, match=r"connected to a Ray cluster already.*ray\.shutdown\(\) first"), connect(None):
+    with pytest.raises(UserError, match=r"already connected to a Ray cluster.*ray\.shutdown\(\) first"), connect(None):
         pass
     assert closed == []
 
