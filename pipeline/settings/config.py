@@ -75,43 +75,49 @@ class DataConfig(Settings):
 
     task: Annotated[str, Field(min_length=1)] = Field(
         DEFAULT_TASK,
-        description="what is learnt: arc, text, or package.module:attribute, a task of your own; see docs/tasks.md",
+        description="the task: arc, text, or package.module:attribute for your own; see docs/tasks.md",
     )
     dataset: Dataset = Field(
-        "arc-agi-2", description="of arc: its tasks, one of two sets that ship with the package, or those of a folder"
+        "arc-agi-2",
+        description="ARC only: one of the two sets of tasks that ship with the package, or the tasks in data.folder",
     )
     folder: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="with dataset: folder, a folder of ARC tasks, or one file of them; with task: text, a folder of "
-        "UTF-8 text or one file, by default the prose of Python's own help",
+        description="for dataset: folder, a folder or file of ARC tasks; for task: text, a folder or file of "
+        "UTF-8 text (default: the prose of Python's own help)",
     )
-    options: dict[str, Any] = Field({}, description="settings of a task of your own, for example {letters: 5}")
+    options: dict[str, Any] = Field({}, description="settings of your own task, for example {letters: 5}")
     pairs_per_task: Annotated[int, Field(ge=2, le=64)] | None = Field(
-        None, description="of arc: in a file that is a list of pairs, how many make a task, the last of them its test"
+        None,
+        description="ARC only: for a file that is a list of pairs, the number of pairs per task; the last is its test",
     )
     max_tokens: Annotated[int, Field(ge=16, le=65536)] = Field(
-        512, description="of a sequence: longer ARC tasks are counted, not used; text is cut into passages"
+        512, description="longest sequence; longer ARC tasks are counted and left out, text is cut into passages"
     )
-    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="part of the training data held out")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="fraction of the training data that is held out"
+    )
     held_out_for: Literal["test", "selection"] = Field(
         "test",
-        description="selection: to choose settings by; the tasks held out for the test are used for nothing, and as "
-        "many others are held out",
+        description="test; or selection, to choose settings: other tasks are held out, and the test tasks are not"
+        " used at all",
     )
     dihedral_views: Annotated[int, Field(ge=1, le=8)] = Field(
-        8, description="of arc: rotations and reflections of a task"
+        8, description="ARC only: number of rotations and reflections of a task"
     )
     colour_permutations: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="of arc: colourings of each view, 0 fixed"
+        1, description="ARC only: number of colourings of each view; colour 0 stays"
     )
-    seed: NonNegative = Field(0, description="of the held-out split and the views; the same for all trials")
+    seed: NonNegative = Field(0, description="seed of the held-out split and of the views, the same for all trials")
     order: Literal["mixed", "sequential"] = Field(
         "mixed",
         description="mixed: rows of all tasks in every batch; sequential: task after task, in an order drawn from "
         "data.seed, each for an equal share of training.steps; see docs/tasks.md",
     )
-    rows_per_group: Count = Field(16, description="rows of a Parquet row group, the unit that ranks share out")
-    rows_per_shard: Count = Field(4096, description="rows of a Parquet file")
+    rows_per_group: Count = Field(
+        16, description="rows per Parquet row group, the unit that is distributed over the ranks"
+    )
+    rows_per_shard: Count = Field(4096, description="rows per Parquet file")
 
     @model_validator(mode="after")
     def _settings_are_of_the_task(self) -> "DataConfig":
@@ -136,23 +142,24 @@ class ModelConfig(Settings):
     """The model, and how it routes."""
 
     hidden: Annotated[int, Field(ge=1, le=65536)] = Field(
-        64, description="width of the residual stream, and experts of a layer; a multiple of 2 x heads"
+        64, description="width of the residual stream, and number of experts per layer; a multiple of 2 x heads"
     )
-    layers: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="transformer blocks")
-    heads: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="attention heads")
-    gain: Rate = Field(1.0, description="scales the routing logits")
+    layers: Annotated[int, Field(ge=1, le=1000)] = Field(6, description="number of transformer blocks")
+    heads: Annotated[int, Field(ge=1, le=4096)] = Field(2, description="number of attention heads")
+    gain: Rate = Field(1.0, description="factor on the routing logits")
     density: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="experts a token may use, as a part of all: the gate's limit, or what a regulation aims at"
+        None,
+        description="fraction of the experts that a token may use: the gate's limit, or the target of a regulation",
     )
     gate_parameter: Literal["off", "zero", "uniform", "scalar"] = Field(
-        "off", description="G of the routing logits; zero is the decision record's, which never moves"
+        "off", description="parameter G of the routing logits; zero is the decision record's, which never moves"
     )
 
     build: str | None = Field(
         None,
-        description="package.module:function that makes a model of your own of these settings; see docs/models.md",
+        description="package.module:function that builds your own model from these settings; see docs/models.md",
     )
-    options: dict[str, Any] = Field({}, description="settings of a model of your own, for example {kernel: 3}")
+    options: dict[str, Any] = Field({}, description="settings of your own model, for example {kernel: 3}")
 
     @model_validator(mode="after")
     def _heads_are_even(self) -> "ModelConfig":
@@ -184,10 +191,16 @@ class PartsConfig(Settings):
     regulation: Part | None = Field(
         None, description="adaptive_l1, load_balance, bias, quantile, balanced, sharpness, off"
     )
-    sharpness: Annotated[float, Field(gt=0, lt=100)] | None = Field(None, description="exponent on Goodness's target")
-    token_weight: Literal["uniform", "signal"] | None = Field(None, description="how much a token teaches")
-    task_weight: Annotated[float, Field(ge=0)] | None = Field(None, description="of the task loss, for the router")
-    goodness_weight: Annotated[float, Field(ge=0)] | None = Field(None, description="of the meta-loss")
+    sharpness: Annotated[float, Field(gt=0, lt=100)] | None = Field(
+        None, description="exponent on the target distribution of Goodness"
+    )
+    token_weight: Literal["uniform", "signal"] | None = Field(None, description="weight of each token in the meta-loss")
+    task_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="weight of the task loss for the router"
+    )
+    goodness_weight: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="weight of the meta-loss for the router"
+    )
 
 
 class TrainingConfig(Settings):
@@ -195,66 +208,77 @@ class TrainingConfig(Settings):
 
     arm: Arm = Field("per_token", description="what teaches the router, through which gate: " + ", ".join(GRANULARITY))
     parts: PartsConfig = PartsConfig()
-    seed: NonNegative = Field(0, description="of initialisation and order of batches; a sweep takes sweep.seeds")
-    steps: Count = Field(300, description="optimiser steps; `tiny-onn plan` says how many epochs they are")
-    batch_tokens: Count = Field(1536, description="tokens a step, padding included, over all workers")
+    seed: NonNegative = Field(
+        0, description="seed of the initialisation and of the order of batches; a sweep uses sweep.seeds"
+    )
+    steps: Count = Field(300, description="number of optimizer steps; `tiny-onn plan` shows the epochs")
+    batch_tokens: Count = Field(1536, description="tokens per step over all workers, padding included")
     micro_batches: Count = Field(
         1,
-        description="parts in which a worker's share of a batch goes through, one after the other: less memory, the "
-        "same step but for rounding",
+        description="number of parts of a worker's batch that run one after the other: less memory, the same step"
+        " up to rounding",
     )
     optimizer: str = Field(
         "adamw",
-        description="of both streams: adamw, sgd (momentum 0.9), or package.module:attribute, which is called with "
-        "groups of parameters and lr",
+        description="optimizer of both streams: adamw, sgd (momentum 0.9), or package.module:attribute, called "
+        "with parameter groups and lr",
     )
-    learning_rate: Rate = Field(3e-3, description="of the computation parameters, at its highest")
-    router_learning_rate: Rate = Field(3e-3, description="of the router's parameters P and G, at its highest")
+    learning_rate: Rate = Field(3e-3, description="highest learning rate of the computation parameters")
+    router_learning_rate: Rate = Field(3e-3, description="highest learning rate of the router's parameters P and G")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear",
-        description="of both rates after warm-up: linear and cosine fall to a tenth at the last step; constant stays, "
-        "so that a trial can go on for more steps later",
+        description="of both learning rates after warm-up: linear and cosine fall to a tenth at the last step; "
+        "with constant, steps can be added later",
     )
     weight_decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.01, description="the optimizer's, on the matrices of the computation parameters alone"
+        0.01, description="weight decay of the computation parameters' matrices; other parameters have none"
     )
-    warmup_steps: NonNegative = Field(30, description="over which both rates rise linearly; fewer than steps")
-    clip_norm: Rate = Field(1.0, description="largest norm of the computation parameters' gradient")
+    warmup_steps: NonNegative = Field(
+        30, description="steps over which both learning rates rise linearly; fewer than steps"
+    )
+    clip_norm: Rate = Field(
+        1.0, description="largest gradient norm of the computation parameters; larger gradients are scaled down"
+    )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="a loss or gradient that is not finite: stop with evidence, or skip the step and count it"
+        "stop",
+        description="at a loss or gradient that is not finite: stop with evidence, or skip the step and count it",
     )
     precision: Literal["float64", "float32", "bfloat16"] = Field(
-        "float32", description="of the computation; bfloat16: the forward pass in it, parameters in float32"
+        "float32", description="of the computation; with bfloat16 the forward pass uses it, and parameters stay float32"
     )
     engine: Literal["auto", "fused", "hooks"] = Field(
-        "auto", description="auto: fused, a single backward pass, for all but costs of a whole layer; else hooks"
+        "auto", description="auto: fused (one backward pass), and hooks for costs of a whole layer, which need it"
     )
     compile: Literal["auto", "eager", "elementwise", "blocks"] = Field(
         "auto",
         description="by torch.compile; auto, where there is a compiler: elementwise, or from 5,000 steps on blocks, "
         "which are faster and take half a minute to compile once; never blocks with a constant schedule",
     )
-    log_every: Count = Field(10, description="steps between two log entries; evaluated and saved steps have one, too")
+    log_every: Count = Field(10, description="steps between two log entries; evaluated and saved steps are logged, too")
     evaluate_every: Count = Field(100, description="steps between two evaluations of the held-out tasks")
-    checkpoint_every: Count = Field(100, description="steps between two checkpoints; one more is made at the end")
-    keep_checkpoints: Count = Field(2, description="of the newest checkpoints, how many stay; the best stays besides")
-    check_replicas_every: NonNegative = Field(100, description="steps between comparisons of the workers; 0 for never")
-    prototype_snapshots: NonNegative = Field(4, description="prototype distributions kept over the course of a run")
+    checkpoint_every: Count = Field(100, description="steps between two checkpoints; there is one more at the end")
+    keep_checkpoints: Count = Field(2, description="how many of the newest checkpoints are kept; the best is kept, too")
+    check_replicas_every: NonNegative = Field(
+        100, description="steps between two comparisons of the workers' replicas; 0: never"
+    )
+    prototype_snapshots: NonNegative = Field(4, description="number of prototype distributions recorded during a run")
     decode_tasks: NonNegative = Field(
-        16, description="held-out tasks, and as many evaluation tasks, decoded greedily at the end; 0 for none"
+        16,
+        description="number of held-out tasks, and of evaluation tasks, that are decoded greedily at the end; 0: none",
     )
     vote_views: Annotated[int, Field(ge=1, le=8)] = Field(
-        8, description="of arc: how many of the views that are trained on vote for the two attempts of pass_at_2"
+        8, description="ARC only: number of training views that vote for the two attempts of pass_at_2"
     )
     score_evaluation: Literal["end", "always", "never"] = Field(
-        "end", description="evaluation tasks: scored at the end, whenever the held-out tasks are, or never"
+        "end",
+        description="when evaluation tasks are scored: at the end only, whenever the held-out tasks are, or never",
     )
 
     observer: str | None = Field(
-        None, description="package.module:function of your own, which looks at each logged step; see docs/inside.md"
+        None, description="package.module:function of your own, called at each logged step; see docs/inside.md"
     )
     routing_maps: Annotated[int, Field(ge=0, le=16)] = Field(
-        2, description="held-out tasks whose routing is drawn at each evaluation, token by token"
+        2, description="number of held-out tasks whose routing is drawn at each evaluation, token by token"
     )
 
     @model_validator(mode="after")
@@ -285,21 +309,21 @@ class WorkersConfig(Settings):
 
     count: Count = Field(
         1,
-        description="a step's batch is cut into as many: another count sees other "
-        "batches, in a resumed trial from where it is resumed",
+        description="number of DDP workers, which share each step's batch; with another count, batches differ, in"
+        " a resumed trial from there on",
     )
-    cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs a worker; a fraction shares a core")
-    gpus: Annotated[float, Field(ge=0, le=64)] = Field(0.0, description="GPUs a worker; 0 trains on the CPU")
-    timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="a collective's time limit")
-    max_failures: NonNegative = Field(1, description="how often a trial is taken up again after a worker's death")
+    cpus: Annotated[float, Field(gt=0, le=1024)] = Field(1.0, description="CPUs per worker; a fraction shares a core")
+    gpus: Annotated[float, Field(ge=0, le=64)] = Field(0.0, description="GPUs per worker; 0 trains on the CPU")
+    timeout_s: Annotated[int, Field(ge=10, le=86400)] = Field(120, description="timeout of a collective, in seconds")
+    max_failures: NonNegative = Field(1, description="how often a trial is retried after a worker's death")
 
 
 class SweepConfig(Settings):
     """Arms x seeds x any other field, by its dotted name; in a grid, or sampled from a space."""
 
-    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(description="what is compared; see docs/arms.md")
+    arms: Annotated[tuple[Arm, ...], Field(min_length=1)] = Field(description="arms to compare; see docs/arms.md")
     seeds: Annotated[tuple[NonNegative, ...], Field(min_length=1)] = Field(
-        description="every arm is trained with each; p-values need several"
+        description="seeds of every arm; p-values need several"
     )
     grid: dict[str, tuple[Any, ...]] = Field({}, description="for example {model.density: [0.05, 0.2]}")
     arm_settings: dict[Arm, dict[str, Any]] = Field(
@@ -307,7 +331,7 @@ class SweepConfig(Settings):
     )
     search: SearchConfig | None = Field(None, description="settings to sample, the same for all arms and seeds")
     scheduler: SchedulerConfig | None = Field(None, description="prunes samples that fall behind")
-    max_concurrent: Count | None = Field(None, description="trials at once; as many as fit by default")
+    max_concurrent: Count | None = Field(None, description="most trials at once; default: as many as fit")
 
     @model_validator(mode="after")
     def _arms_are_known_and_nothing_repeats(self) -> "SweepConfig":
@@ -339,11 +363,11 @@ class StudyConfig(Settings):
     density that the arm reaches. Every other comparison is exploratory. Without it, all are.
     """
 
-    question: str = Field(description="what the sweep is to answer")
+    question: str = Field(description="the question that the sweep answers")
     reference: Arm = Field(
         "per_token",
         validation_alias=AliasChoices("reference", "control"),
-        description="the arm that the others are compared with; once named control",
+        description="the arm that others are compared with (formerly control)",
     )
     intervention: str = Field(description="what differs between the arms")
     primary_metric: str = Field(
@@ -394,15 +418,17 @@ class StudyConfig(Settings):
 class Experiment(Settings):
     """One training run, whole: what `tiny-onn train` runs and what each trial of a sweep is."""
 
-    name: Name = Field(description="of the experiment, and of its folder in --output")
-    description: str = Field("", description="what it is for, in a sentence; shown in MLflow")
+    name: Name = Field(description="name of the experiment and of its folder in --output")
+    description: str = Field("", description="its purpose, in one sentence; shown in MLflow")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
     sweep: SweepConfig | None = None
     study: StudyConfig | None = None
-    scales: dict[Name, dict[str, Any]] = Field({}, description="for example {gpu: {model.hidden: 512}}; see --scale")
+    scales: dict[Name, dict[str, Any]] = Field(
+        {}, description="named sets of changes, for example {gpu: {model.hidden: 512}}; see --scale"
+    )
 
     @model_validator(mode="after")
     def _a_study_is_of_its_sweep(self) -> "Experiment":

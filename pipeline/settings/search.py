@@ -108,9 +108,9 @@ class SearchConfig(Settings):
     """How many samples there are, and of what space. All arms and seeds are run with each."""
 
     samples: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        description="how many samples of the space; every arm and seed runs each"
+        description="number of samples of the space; every arm and seed runs each"
     )
-    seed: NonNegative = Field(0, description="of the sampling; more samples begin with the same ones")
+    seed: NonNegative = Field(0, description="seed of the samples; with more samples, the first ones stay the same")
     space: Annotated[dict[str, Domain], Field(min_length=1)] = Field(
         description="for example {training.learning_rate: {loguniform: [1e-4, 1e-2]}, model.layers: {choice: [4, 6]}}"
     )
@@ -125,12 +125,14 @@ class AshaConfig(Settings):
 
     metric: str = Field(
         "held_out/loss",
-        description="what trials are compared by: " + ", ".join(COMPARED) + ", or a score of the task that has a "
+        description="metric by which trials are compared: "
+        + ", ".join(COMPARED)
+        + ", or a score of the task that has a "
         "better end, as held_out/bits_per_byte of text",
     )
     grace_steps: Count = Field(description="no trial is pruned before this step")
-    reduction_factor: Annotated[float, Field(gt=1, le=1000)] = Field(3.0, description="of so many trials, one goes on")
-    across_arms: bool = Field(False, description="let arms be pruned by comparison with each other")
+    reduction_factor: Annotated[float, Field(gt=1, le=1000)] = Field(3.0, description="one of so many trials continues")
+    across_arms: bool = Field(False, description="compare trials of different arms, so that whole arms may be pruned")
 
     @field_validator("metric", mode="before")
     @classmethod
