@@ -33,10 +33,10 @@ def missing() -> list[str]:
     """A sentence for each part that this version of Ray lacks; sorted as in `USES`."""
     import ray
 
-    found = {name: _problem(name) for name in USES}
+    problems = {name: _problem(name) for name in USES}
     return [
         f"Ray {ray.__version__} lacks {USES[name].what} ({problem}): {USES[name].without}."
-        for name, problem in found.items()
+        for name, problem in problems.items()
         if problem
     ]
 

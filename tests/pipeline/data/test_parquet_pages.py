@@ -144,10 +144,10 @@ def test_any_damage_to_a_file_is_an_error_and_takes_no_memory(allocated: pa.Memo
             bad = bytearray(data)
             bad[place] ^= 1 << bit
             try:
-                found = read_bounded(part_of(bytes(bad)), footer, [0], None, MIB)
+                table = read_bounded(part_of(bytes(bad)), footer, [0], None, MIB)
             except (ValueError, OSError, pa.ArrowException):
                 continue
-            differing += not found.equals(good)
+            differing += not table.equals(good)
     assert allocated.max_memory() < 4 * MIB
     assert differing == 0
 
@@ -206,8 +206,8 @@ def test_parquet_whose_tasks_would_fill_the_memory_is_refused(
     ):  # few bytes of Arrow's, many of Python's
         with pytest.raises(RefusedTask, match=r"its rows take [0-9,]+ bytes of memory"):
             read_parquet(written(pa.Table.from_pylist(many)), "x")
-    found, memory = read_parquet(written(pa.Table.from_pylist(small)), "x")
-    assert found == small
+    rows, memory = read_parquet(written(pa.Table.from_pylist(small)), "x")
+    assert rows == small
     assert 5_000 * 64 < memory < MIB
 
 
@@ -217,8 +217,8 @@ def test_the_estimated_size_of_parquet_is_close_to_its_size() -> None:
         {"train": [{"input": draw.integers(0, 9, (9, 9)).tolist()}] * 3, "test": "[[1], [2, 3]]"} for _ in range(300)
     ]
     tracemalloc.start()
-    found, memory = read_parquet(written(pa.Table.from_pylist(many)), "x")
+    rows, memory = read_parquet(written(pa.Table.from_pylist(many)), "x")
     took = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert len(found) == 300
+    assert len(rows) == 300
     assert 0.5 < memory / took < 2

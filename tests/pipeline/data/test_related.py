@@ -131,5 +131,5 @@ def test_groups_are_the_connected_components(chosen):
             edge += new
         expected.add(frozenset(group))
         left = [each for each in left if each not in group]
-    found = {frozenset(made.index(task) for task in group) for group in related_groups(made)}
-    assert found == expected
+    groups = {frozenset(made.index(task) for task in group) for group in related_groups(made)}
+    assert groups == expected

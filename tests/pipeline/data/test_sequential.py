@@ -98,9 +98,9 @@ def test_task_after_task_and_within_each_pass_after_pass_over_all_of_its_rows(
         passes = [again for each, again, _ in seen if each == name]
         assert passes == sorted(passes)
         for again in range(passes[-1]):  # the last one may be cut short by the end of the task's share
-            found = Counter(row for each, at, part in seen if (each, at) == (name, again) for row in part)
-            assert found.keys() == of_task[name].keys()
-            assert (found - of_task[name]).total() == -of_task[name].total() % world_size  # rows that are taken twice
+            counted = Counter(row for each, at, part in seen if (each, at) == (name, again) for row in part)
+            assert counted.keys() == of_task[name].keys()
+            assert (counted - of_task[name]).total() == -of_task[name].total() % world_size  # rows that are taken twice
             whole += 1
     assert whole
 

@@ -77,15 +77,15 @@ def test_every_task_is_written_whole_in_every_view(prepared, config):
     tasks = {task.task_id: task for task in TASKS}
     table = pa.concat_tables(pq.read_table(prepared.path(shard)) for shard in prepared.shards("train"))
     held_out = {sequence.task_id for sequence in read_rows(prepared, "held_out")}
-    found = Counter()
+    written = Counter()
     for row in table.to_pylist():
         view = View(row["view"], tuple(map(int, row["colours"])))
-        found[row["task_id"], view] += 1
+        written[row["task_id"], view] += 1
         undone = [view_grid(g, inverse(view)).tolist() for pair in decode_sequence(row["tokens"]) for g in pair]
         assert undone == [g.tolist() for pair in tasks[row["task_id"]].pairs for g in (pair.input, pair.output)]
         assert row["pair"] == -1
         assert row["length"] == len(row["tokens"]) == len(row["labelled"])
-    assert found == Counter({(name, view): 1 for name in tasks.keys() - held_out for view in views(name, config)})
+    assert written == Counter({(name, view): 1 for name in tasks.keys() - held_out for view in views(name, config)})
     ids = table["task_id"].to_pylist()
     assert ids != sorted(ids)
 
@@ -117,7 +117,7 @@ def test_the_manifest_counts_what_is_there(prepared):
 
 def test_leaks_are_reported(prepared):
     trained = {sequence.task_id for sequence in read_rows(prepared, "train")}
-    found = {(leak.split, leak.task, leak.train_task) for leak in prepared.manifest.leakage}
+    leaks = {(leak.split, leak.task, leak.train_task) for leak in prepared.manifest.leakage}
 
     def forms(task):
         return {canonical_form(pair): pair.input.size + pair.output.size for pair in task.pairs}
@@ -125,8 +125,8 @@ def test_leaks_are_reported(prepared):
     leaky = forms(Task("leaky", tuple(task.train[0] for task in TASKS[:18]), TASKS[0].test))
     common = {task.task_id: [cells for form, cells in forms(task).items() if form in leaky] for task in TASKS}
     related = {name for name, cells in common.items() if len(cells) > 1 or max(cells, default=0) >= LARGE}
-    assert found == {("evaluation", "leaky", name) for name in trained & related}
-    assert len(found) > 3
+    assert leaks == {("evaluation", "leaky", name) for name in trained & related}
+    assert len(leaks) > 3
     assert len({name for name in trained - related if common[name]}) > 3  # a small pair in common may be chance
 
 

@@ -57,15 +57,15 @@ def packed_lines(*values: Any) -> bytes:
     ],
 )  # fmt: skip
 def test_a_file_is_read_by_what_is_in_it(name: str, data: Any, expected: dict, tmp_path: Path) -> None:
-    found = read_tasks(put(tmp_path / name, data))
-    assert known(found.train) == expected
-    assert (found.refused, found.notes, found.evaluation) == ([], [], [])
+    tasks = read_tasks(put(tmp_path / name, data))
+    assert known(tasks.train) == expected
+    assert (tasks.refused, tasks.notes, tasks.evaluation) == ([], [], [])
     assert known(read_tasks(tmp_path / name).train) == expected  # named itself
 
 
 def test_a_file_may_say_its_splits(tmp_path: Path) -> None:
-    found = read_tasks(put(tmp_path / "x.json", {"train": {"a": A}, "eval": {"b": B, "c": C}}))
-    assert (known(found.train), known(found.evaluation)) == ({"a": A}, {"b": B, "c": C})
+    tasks = read_tasks(put(tmp_path / "x.json", {"train": {"a": A}, "eval": {"b": B, "c": C}}))
+    assert (known(tasks.train), known(tasks.evaluation)) == ({"a": A}, {"b": B, "c": C})
 
 
 def test_the_files_of_kaggle_are_put_together(tmp_path: Path) -> None:
@@ -81,11 +81,11 @@ def test_the_files_of_kaggle_are_put_together(tmp_path: Path) -> None:
     put(tmp_path / "arc-agi_evaluation_solutions.json", {"c": answers(C), "b": answers(A)})
     put(tmp_path / "arc-agi_test_challenges.json", {"c": without_answers(C), "b": without_answers(A)})
     put(tmp_path / "sample_submission.json", {"c": [{"attempt_1": [[0]], "attempt_2": [[0]]}]})
-    found = read_tasks(tmp_path)
-    assert known(found.train) == {"a": A, "arc-agi_training_challenges.json/b": B}
-    assert known(found.evaluation) == {"c": C, "arc-agi_evaluation_challenges.json/b": A}
-    assert found.refused == []
-    assert found.notes == [
+    tasks = read_tasks(tmp_path)
+    assert known(tasks.train) == {"a": A, "arc-agi_training_challenges.json/b": B}
+    assert known(tasks.evaluation) == {"c": C, "arc-agi_evaluation_challenges.json/b": A}
+    assert tasks.refused == []
+    assert tasks.notes == [
         "ignored: sample_submission.json (a submission: answers, no tasks)",
         "ignored: arc-agi_test_challenges.json (2 tasks without answers: to be predicted, not to learn from)",
     ]
@@ -96,9 +96,9 @@ def test_the_files_of_kaggle_are_put_together(tmp_path: Path) -> None:
 def test_a_task_whose_solution_is_missing_is_refused_by_itself(tmp_path: Path) -> None:
     asked = {name: {**task, "test": [{"input": [[1]]}]} for name, task in (("a", A), ("b", B))}
     put(tmp_path / "x_challenges.json", asked)
-    found = read_tasks(put(tmp_path / "x_solutions.json", {"a": [[[7]]], "b": [[[7]], [[8]]]}))
-    assert [task.test[0].output.tolist() for task in found.train] == [[[7]]]  # type: ignore[union-attr]
-    (reason,) = found.refused
+    tasks = read_tasks(put(tmp_path / "x_solutions.json", {"a": [[[7]]], "b": [[[7]], [[8]]]}))
+    assert [task.test[0].output.tolist() for task in tasks.train] == [[[7]]]  # type: ignore[union-attr]
+    (reason,) = tasks.refused
     assert "task b, test pair 0: there is no `output`" in reason
 
 
@@ -107,16 +107,16 @@ PAIRS = [{"input": [[n, n + 1, 3]], "output": [[n]]} for n in range(7)]
 
 @pytest.mark.parametrize("data", [PAIRS, packed_lines(*PAIRS), parquet_of(PAIRS)], ids=["json", "lines", "parquet"])
 def test_a_list_of_pairs_becomes_tasks_if_their_size_is_given(data: Any, tmp_path: Path) -> None:
-    found = read_tasks(put(tmp_path / "rule.json", data), pairs_per_task=3)
-    assert [task.task_id for task in found.train] == ["rule-0000", "rule-0001"]  # the seventh is left over
-    used = [pair for task in found.train for pair in as_json(task)["train"] + as_json(task)["test"]]
+    tasks = read_tasks(put(tmp_path / "rule.json", data), pairs_per_task=3)
+    assert [task.task_id for task in tasks.train] == ["rule-0000", "rule-0001"]  # the seventh is left over
+    used = [pair for task in tasks.train for pair in as_json(task)["train"] + as_json(task)["test"]]
     assert len(used) == 6
     assert all(pair in PAIRS for pair in used)
     assert len({json.dumps(pair) for pair in used}) == 6
-    assert [len(task.test) for task in found.train] == [1, 1]
+    assert [len(task.test) for task in tasks.train] == [1, 1]
     again = read_tasks(tmp_path / "rule.json", pairs_per_task=3)
-    assert known(again.train) == known(found.train)
-    assert known(read_tasks(tmp_path, 3, seed=1).train) != known(found.train)
+    assert known(again.train) == known(tasks.train)
+    assert known(read_tasks(tmp_path, 3, seed=1).train) != known(tasks.train)
     (reason,) = read_tasks(tmp_path).refused
     assert "a list of 7 pairs, and no task; set data.pairs_per_task, for example to 4" in reason
     (reason,) = read_tasks(tmp_path, 8).refused
@@ -127,10 +127,10 @@ def test_tasks_made_of_one_list_are_never_cut_apart(tmp_path: Path) -> None:
     many = [{"input": [[n % 10, n // 10, 3], [1, 2, n % 7]], "output": [[n % 10]]} for n in range(60)]
     for name in ("one", "two", "three"):
         put(tmp_path / f"{name}.json", [{**pair, "output": [[len(name), 0], pair["output"][0] * 2]} for pair in many])
-    found = read_tasks(tmp_path, pairs_per_task=4)
-    assert len(found.train) == 45
+    tasks = read_tasks(tmp_path, pairs_per_task=4)
+    assert len(tasks.train) == 45
     for seed in range(4):
-        sides = [{task.task_id.split("-")[0] for task in side} for side in hold_out(found.train, 0.4, seed)]
+        sides = [{task.task_id.split("-")[0] for task in side} for side in hold_out(tasks.train, 0.4, seed)]
         assert sides[0].isdisjoint(sides[1])
         assert all(sides)
     config = DataConfig(dataset="folder", folder=str(put(tmp_path / "o" / "one.json", many)), pairs_per_task=4)
@@ -146,9 +146,9 @@ def test_a_clone_is_read_with_its_sub_folders(tmp_path: Path) -> None:
     put(tmp_path / ".git" / "x.json", b"no")
     put(tmp_path / "data" / "training" / ".hidden.json", b"no")
     put(tmp_path / "README.md", b"[no]")
-    found = read_tasks(tmp_path)
-    assert (known(found.train), known(found.evaluation)) == ({"a": A}, {"b": B})
-    assert (found.refused, found.notes) == ([], ["ignored: additions/ (2 data files)"])
+    tasks = read_tasks(tmp_path)
+    assert (known(tasks.train), known(tasks.evaluation)) == ({"a": A}, {"b": B})
+    assert (tasks.refused, tasks.notes) == ([], ["ignored: additions/ (2 data files)"])
 
 
 @pytest.mark.parametrize(("folders", "evaluates"), [(("train", "test"), True), (("corpus", "test"), False)])
@@ -157,9 +157,9 @@ def test_a_folder_test_holds_evaluation_tasks_beside_one_for_training_alone(
 ) -> None:
     put(tmp_path / folders[0] / "a.json", A)
     put(tmp_path / folders[1] / "b.json", B)
-    found = read_tasks(tmp_path)
-    assert known(found.evaluation) == ({"b": B} if evaluates else {})
-    assert known(found.train) == ({"a": A} if evaluates else {"a": A, "b": B})
+    tasks = read_tasks(tmp_path)
+    assert known(tasks.evaluation) == ({"b": B} if evaluates else {})
+    assert known(tasks.train) == ({"a": A} if evaluates else {"a": A, "b": B})
 
 
 def test_tasks_of_one_name_are_distinguished_by_their_folders_and_copies_taken_once(tmp_path: Path) -> None:
@@ -167,12 +167,12 @@ def test_tasks_of_one_name_are_distinguished_by_their_folders_and_copies_taken_o
     put(tmp_path / "two" / "x.json", B)
     put(tmp_path / "two" / "y.json", C)
     put(tmp_path / "three" / "copy.json", A)
-    found = read_tasks(tmp_path)
-    assert known(found.train) == {"one/x": A, "two/x": B, "y": C}
-    assert found.notes == ["taken once: 1 task that is a copy of another: three/copy.json (of one/x.json)"]
+    tasks = read_tasks(tmp_path)
+    assert known(tasks.train) == {"one/x": A, "two/x": B, "y": C}
+    assert tasks.notes == ["taken once: 1 task that is a copy of another: three/copy.json (of one/x.json)"]
     put(tmp_path / "evaluation" / "x.json", A)  # of the other split: a leak, which is looked for later
-    found = read_tasks(tmp_path)
-    assert known(found.evaluation) == {"evaluation/x": A}
+    tasks = read_tasks(tmp_path)
+    assert known(tasks.evaluation) == {"evaluation/x": A}
 
 
 def test_keys_that_are_not_read_are_named_once(tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_a_test_pair_among_its_own_demonstrations_is_reported(tmp_path: Path) ->
     own = {**A, "test": [B["test"][0], A["train"][1]]}
     put(tmp_path / "own.json", own)
     put(tmp_path / "b.json", B)
-    found = read_tasks(tmp_path)
-    assert notes_on(found.train) == ["1 test pair also among the task's own demonstrations: own (test pair 1)"]
-    assert load_corpus(DataConfig(dataset="folder", folder=str(tmp_path))).notes == tuple(notes_on(found.train))
+    tasks = read_tasks(tmp_path)
+    assert notes_on(tasks.train) == ["1 test pair also among the task's own demonstrations: own (test pair 1)"]
+    assert load_corpus(DataConfig(dataset="folder", folder=str(tmp_path))).notes == tuple(notes_on(tasks.train))
 
 
 def refusal(tmp_path: Path, name: str, data: bytes) -> str:
     put(tmp_path / name, data)
-    found = read_tasks(tmp_path)
-    assert found.train == []
-    (reason,) = found.refused
+    tasks = read_tasks(tmp_path)
+    assert tasks.train == []
+    (reason,) = tasks.refused
     assert reason.startswith(str(tmp_path / name))
     return reason
 
@@ -286,18 +286,18 @@ def test_a_text_nested_without_end_is_refused_also_in_an_archive(tmp_path: Path)
 )
 def test_what_is_in_no_format_says_so(data: bytes, reason: str, tmp_path: Path) -> None:
     put(tmp_path / "x.json", data)
-    found = read_tasks(tmp_path, pairs_per_task=2)
-    assert found.train == []
-    assert reason in found.refused[0]
+    tasks = read_tasks(tmp_path, pairs_per_task=2)
+    assert tasks.train == []
+    assert reason in tasks.refused[0]
 
 
 def test_a_link_back_to_a_folder_above_is_gone_through_once(tmp_path: Path) -> None:
     put(tmp_path / "sub" / "a.json", A)
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
-    found = read_tasks(tmp_path)
-    assert known(found.train) == {"a": A}
-    assert len(found.refused) == 1
+    tasks = read_tasks(tmp_path)
+    assert known(tasks.train) == {"a": A}
+    assert len(tasks.refused) == 1
 
 
 def test_too_long_tasks_are_reported_in_numbers(tmp_path: Path) -> None:
@@ -339,5 +339,5 @@ def test_a_zip_is_read_from_the_disk_and_member_by_member(tmp_path: Path) -> Non
         archive.writestr("arc/training/a.json", json.dumps(A))
         archive.writestr("arc/evaluation/b.json", json.dumps(B))
         archive.writestr("__MACOSX/arc/training/a.json", b"no")
-    found = read_tasks(tmp_path)
-    assert (known(found.train), known(found.evaluation)) == ({"a": A}, {"b": B})
+    tasks = read_tasks(tmp_path)
+    assert (known(tasks.train), known(tasks.evaluation)) == ({"a": A}, {"b": B})

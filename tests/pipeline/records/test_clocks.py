@@ -81,17 +81,17 @@ def _sweep(trials: tuple[TrialPhases, ...]) -> SweepPhases:
 def test_the_parts_of_the_wall_time_add_up_to_it() -> None:
     first = TrialPhases("a", 10.0, 20.0, 1.0, {"driver": 4.0, "steps": 6.0})
     second = TrialPhases("b", 14.0, 24.0, 1.0, {"driver": 1.0, "steps": 5.0, "unheard of": 4.0})
-    found = _sweep((first, second))
-    parts = found.of_the_wall()
+    phases = _sweep((first, second))
+    parts = phases.of_the_wall()
     # alone: 6-10 and 24-26. a has 4 s alone and half of 6 s, 7 in all, b as much.
     assert parts["Ray"] == SHORT(6.0)
     assert parts["driver"] == SHORT(7 * 0.4 + 7 * 0.1)
     assert parts["steps"] == SHORT(7 * 0.6 + 7 * 0.5)
     assert parts["other"] == SHORT(7 * 0.4)
     assert (parts["command"], parts["data"], parts["shutdown"]) == (4.0, 2.0, 1.0)
-    assert sum(parts.values()) == SHORT(found.wall) == SHORT(27.0)
-    assert found.steps_over_cores == SHORT((6 + 5) / 2)
-    assert found.wall_over_steps == SHORT(27 / 5.5)
+    assert sum(parts.values()) == SHORT(phases.wall) == SHORT(27.0)
+    assert phases.steps_over_cores == SHORT((6 + 5) / 2)
+    assert phases.wall_over_steps == SHORT(27 / 5.5)
 
 
 def test_a_trial_with_more_workers_than_cores_spreads_over_the_cores_there_are() -> None:
@@ -114,10 +114,10 @@ def test_the_record_of_a_sweep_is_read_back_whole(tmp_path: Path) -> None:
     folder.result.write_text(json.dumps({"phases": worker}))
     record = trial_record(folder, "now", 2.0)
     write_phases(path, "s", "now", 2.0, clock, {"a": record})
-    found = parse_phases(json.loads(path.read_text()))
-    assert found is not None
-    assert found.wall == SHORT(5.0, abs=1.0)
-    (trial,) = found.trials
+    phases = parse_phases(json.loads(path.read_text()))
+    assert phases is not None
+    assert phases.wall == SHORT(5.0, abs=1.0)
+    (trial,) = phases.trials
     assert trial.seconds == {"worker": 1.0, "steps": 6.0, "driver": 3.0}  # what its workers do not account for
     assert trial.spans == (("worker", 12.0, 13.0), ("steps", 13.0, 19.0))
 
@@ -133,10 +133,10 @@ def test_the_record_of_a_sweep_is_read_back_whole(tmp_path: Path) -> None:
 def test_a_trial_accounts_for_its_whole_length_whatever_its_workers_left(worker, expected) -> None:
     trial = {"start": 10, "end": 20, "cores": 2, "worker": worker}
     told = {"sweep": "s", "session": "x", "cores": 2, "command": {"spans": [["trials", 0, 30]]}, "trials": {"a": trial}}
-    found = parse_phases(told)
-    assert found is not None
-    assert found.trials[0].seconds == expected
-    assert sum(found.of_the_wall().values()) == SHORT(30.0)
+    phases = parse_phases(told)
+    assert phases is not None
+    assert phases.trials[0].seconds == expected
+    assert sum(phases.of_the_wall().values()) == SHORT(30.0)
 
 
 def test_a_disk_that_refuses_the_note_fails_no_trial(tmp_path: Path) -> None:

@@ -110,9 +110,9 @@ def _race(place, tmp_path, monkeypatch):
     seen = RemoteTrial.attempt
 
     def attempt(self, last=None):
-        found = seen(self, last)
+        number = seen(self, last)
         both_saw.wait(20)
-        return found
+        return number
 
     def fit(spec):
         began.append((spec.folder.root.name, spec.attempt))

@@ -158,8 +158,8 @@ def test_files_that_are_none_of_the_sweeps_are_left_where_they_are(sweep, tmp_pa
     (storage / "sweep.json").write_bytes(b'{"experiment": {}}')
     with _enter(sweep, tmp_path / "out"):
         pass
-    found = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"sweep.json"}
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert names == {"sweep.json"}
     (storage / "sweep.json").write_bytes(b"[" * 200_000)
     with (
         pytest.raises(UserError, match=r"sweep\.json: is not valid JSON.*nested deeper"),

@@ -18,15 +18,15 @@ def results(*arms: tuple[str, float, float], seeds: int = 3) -> Results:
     return Results("x", rows, {"FINISHED": len(arms) * seeds}, 0, [])
 
 
-def sentences(found: Results) -> list[str]:
-    return answer(report_of(found, Artifacts({}, {})))
+def sentences(read: Results) -> list[str]:
+    return answer(report_of(read, Artifacts({}, {})))
 
 
 def test_arms_are_listed_by_their_distance_to_the_baselines_best_first() -> None:
-    found = sentences(
+    lines = sentences(
         results(("per_token", 0.04, 1.75), ("opening", 0.04, 1.71), ("top_k", 0.04, 1.70), ("dense", 1.0, 1.4))
     )
-    assert found == [
+    assert lines == [
         "At equal density the held-out loss lies above (+) or below (-) the best baseline's by, in nats: "
         "opening +0.010, per_token +0.050.",
         "per_token has 4 % of its experts active (held-out loss 1.750 nats), opening 4 % (1.710).",

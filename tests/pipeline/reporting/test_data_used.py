@@ -139,8 +139,8 @@ def test_what_a_task_of_ones_own_measures_of_its_examples_is_worded_as_it_says()
     told = {"held_out": {"tasks": 3}, "train": {"tasks": 8}, "item": "text", "examples": examples.facts()}
 
     def results(**metrics: float) -> Results:
-        found = {f"held_out/{name}": value for name, value in metrics.items()}
-        row = Row("a", (), {0: TrialResult("r", "a", 0, {"data.task": "my:TASK"}, {}, found, {})})
+        prefixed = {f"held_out/{name}": value for name, value in metrics.items()}
+        row = Row("a", (), {0: TrialResult("r", "a", 0, {"data.task": "my:TASK"}, {}, prefixed, {})})
         return Results("s", [row], {}, 0, [], data=(("d", json.dumps(told)),))
 
     assert data_words(results(length=7.125, right=0.25))[0].endswith(

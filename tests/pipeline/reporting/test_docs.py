@@ -81,6 +81,6 @@ def test_the_config_is_one_and_the_example_is_right() -> None:
     study = validate_experiment(yaml.safe_load(text), "docs/reports.md").study
     assert study is not None
     assert (study.primary_arm, study.primary_cell) == ("aggregated", {"model.gain": 2})
-    found = envelope([(0.04, 1.70), (0.16, 1.50)])
-    assert found is not None
-    assert found.at(0.08) == pytest.approx(1.60)
+    curve = envelope([(0.04, 1.70), (0.16, 1.50)])
+    assert curve is not None
+    assert curve.at(0.08) == pytest.approx(1.60)

@@ -37,34 +37,34 @@ def sweep(*trials: TrialResult, varying: tuple[str, ...] = ()) -> Results:
 
 @given(POINTS, st.floats(0.01, 1.0))
 def test_the_envelope_is_its_slow_twin(points: list[tuple[float, float]], density: float) -> None:
-    found = envelope(points)
-    assert found is not None
+    curve = envelope(points)
+    assert curve is not None
     low, high = min(d for d, _ in points), max(d for d, _ in points)
     if low <= density <= high:
-        assert found.at(density) == pytest.approx(oracles.envelope(points, density), rel=1e-12)
+        assert curve.at(density) == pytest.approx(oracles.envelope(points, density), rel=1e-12)
     elif density < low / 1.03 or density > high * 1.03:
-        assert math.isnan(found.at(density))
+        assert math.isnan(curve.at(density))
 
 
 @given(POINTS)
 def test_no_baseline_lies_below_it_and_it_never_rises(points: list[tuple[float, float]]) -> None:
-    found = envelope(points)
-    assert found is not None
-    assert all(found.at(d) <= loss + 1e-12 for d, loss in points)
-    along = [found.at(d) for d in sorted(d for d, _ in points)]
+    curve = envelope(points)
+    assert curve is not None
+    assert all(curve.at(d) <= loss + 1e-12 for d, loss in points)
+    along = [curve.at(d) for d in sorted(d for d, _ in points)]
     assert all(later <= sooner + 1e-12 for sooner, later in itertools.pairwise(along))
 
 
 def test_it_is_linear_in_the_logarithm_of_density_and_constant_after_its_best_point() -> None:
-    found = envelope([(0.04, 1.7), (0.16, 1.5), (0.32, 1.6), (0.05, 1.9), (NAN, 1.0), (0.1, NAN), (0.0, 1.0)])
-    assert found is not None
-    assert found.points == ((0.04, 1.7), (0.16, 1.5))
-    assert found.at(0.08) == pytest.approx(1.6)  # half-way from 4 to 16 %
-    assert found.at(0.3) == 1.5  # a denser baseline that is worse does not raise it
-    assert found.at(0.0396) == 1.7  # within 2 % of its end
-    assert math.isnan(found.at(0.039))
-    assert math.isnan(found.at(0.33))
-    assert math.isnan(found.at(NAN))
+    curve = envelope([(0.04, 1.7), (0.16, 1.5), (0.32, 1.6), (0.05, 1.9), (NAN, 1.0), (0.1, NAN), (0.0, 1.0)])
+    assert curve is not None
+    assert curve.points == ((0.04, 1.7), (0.16, 1.5))
+    assert curve.at(0.08) == pytest.approx(1.6)  # half-way from 4 to 16 %
+    assert curve.at(0.3) == 1.5  # a denser baseline that is worse does not raise it
+    assert curve.at(0.0396) == 1.7  # within 2 % of its end
+    assert math.isnan(curve.at(0.039))
+    assert math.isnan(curve.at(0.33))
+    assert math.isnan(curve.at(NAN))
     assert envelope([(NAN, 1.0)]) is None
 
 
@@ -78,13 +78,15 @@ def test_the_excess_is_paired_by_seed_and_empty_where_no_baseline_is() -> None:
         trial("sparser", 0, 0.02, 2.0),
         trial("diverged", 0, 0.05, NAN),
     )
-    found = excesses(results)
+    by_run = excesses(results)
     mine = next(row for row in results.rows if row.arm == "mine")
-    assert {s: found[t.run_id] for s, t in mine.trials.items()} == pytest.approx({0: 0.1, 1: -0.1, 2: NAN}, nan_ok=True)
+    assert {s: by_run[t.run_id] for s, t in mine.trials.items()} == pytest.approx(
+        {0: 0.1, 1: -0.1, 2: NAN}, nan_ok=True
+    )
     for arm, expected in (("sparser", NAN), ("diverged", math.inf)):
         (alone,) = next(row for row in results.rows if row.arm == arm).trials.values()
-        assert found[alone.run_id] == pytest.approx(expected, nan_ok=True)
-    on_it = [found[t.run_id] for row in results.rows if row.arm in ("top_k", "dense") for t in row.trials.values()]
+        assert by_run[alone.run_id] == pytest.approx(expected, nan_ok=True)
+    on_it = [by_run[t.run_id] for row in results.rows if row.arm in ("top_k", "dense") for t in row.trials.values()]
     assert on_it == [0.0] * 4
 
 

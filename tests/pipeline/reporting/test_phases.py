@@ -77,5 +77,5 @@ def test_it_is_read_from_the_sweeps_folder_or_else_from_its_summary_run(where: s
         tracker.end_trial(delivery, "FINISHED")
     tracker.end_summary("FINISHED", [path] if where in ("store", "damaged") else [])
     given = path if where == "folder" else None
-    found = make_report(output.tracking_uri, "tests", sample.name, phases=given).filed.phases
-    assert (None if found is None else found.wall) == {"folder": 15.0, "store": 15.0}.get(where)
+    timed = make_report(output.tracking_uri, "tests", sample.name, phases=given).filed.phases
+    assert (None if timed is None else timed.wall) == {"folder": 15.0, "store": 15.0}.get(where)

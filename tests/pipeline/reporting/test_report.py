@@ -90,11 +90,11 @@ def test_means_are_those_of_the_last_values(whole):
 
 
 def test_differences_are_paired_and_their_interval_goes_from_lowest_to_highest(whole):
-    found = whole.differences[1]["held_out_loss"]  # aggregated - per_token, by seed
-    assert found.values == pytest.approx({0: -0.1, 1: -0.05, 2: -0.1})
-    assert found.mean == pytest.approx(-0.25 / 3)
-    assert found.interval == pytest.approx((-0.1, -0.05))  # of three values both extremes are within 95 %
-    assert found.excludes_zero
+    effect = whole.differences[1]["held_out_loss"]  # aggregated - per_token, by seed
+    assert effect.values == pytest.approx({0: -0.1, 1: -0.05, 2: -0.1})
+    assert effect.mean == pytest.approx(-0.25 / 3)
+    assert effect.interval == pytest.approx((-0.1, -0.05))  # of three values both extremes are within 95 %
+    assert effect.excludes_zero
     assert 0 not in whole.differences
 
 

@@ -47,8 +47,8 @@ def _leave_files(trial, folder):
         {"task_id": "odd", "pair": 0, "input": [[1]], "target": [[1]], "prediction": [["<b>"]], "exact": False},
     ]
     folder.predictions.write_text(json.dumps(predictions))
-    found = map_routing(build_model(small_experiment()), encode_task(random_task(EVIL, 1), 0), ARC, step=20)
-    save_map(folder.routing_maps / "1" / "step-000020.safetensors", found)
+    drawn = map_routing(build_model(small_experiment()), encode_task(random_task(EVIL, 1), 0), ARC, step=20)
+    save_map(folder.routing_maps / "1" / "step-000020.safetensors", drawn)
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +180,11 @@ def test_distributions_add_up_and_a_repeated_step_replaces_itself(tmp_path):
     for step in (10, 20, 10):
         pieces.add(step, {0: [health, health], 1: [health]})
     assert _steps(tmp_path) == [[10]]
-    found = last_distributions((tmp_path / "step-000010.json").read_text())
-    assert found.cost[0].counts.sum() == 4
-    assert found.cost[1].counts.sum() == 2
-    assert found.goodness[1].counts[-2] == 1  # the best expert, at mas(Goodness) of almost 1
-    assert np.flatnonzero(found.goodness[1].counts)[0] == len(found.goodness[1].edges) - 3  # a half: 10^-0.3
+    last = last_distributions((tmp_path / "step-000010.json").read_text())
+    assert last.cost[0].counts.sum() == 4
+    assert last.cost[1].counts.sum() == 2
+    assert last.goodness[1].counts[-2] == 1  # the best expert, at mas(Goodness) of almost 1
+    assert np.flatnonzero(last.goodness[1].counts)[0] == len(last.goodness[1].edges) - 3  # a half: 10^-0.3
     DistributionPieces(tmp_path / "none").add(10, {0: [routing_health(torch.tensor([[0.5, 1.0]]))]})
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="not a file of distributions"):
@@ -226,8 +226,8 @@ def test_the_one_file_of_before_there_were_pieces_is_still_shown(output):
     (folder.distributions / "step-000020.json").rename(folder.one_file_of_distributions)
     folder.distributions.rmdir()
     report = _report(output, sample, False)
-    (found,) = read_artifacts(output.tracking_uri, report.results).distributions.values()
-    assert found.step == 20
+    (newest,) = read_artifacts(output.tracking_uri, report.results).distributions.values()
+    assert newest.step == 20
 
 
 LOSS = Column("loss", "loss", "nats", lambda _: 0.0)
@@ -260,9 +260,9 @@ def test_the_note_says_what_so_few_seeds_can_tell():
     timed = Column("seconds", "time", "s", lambda _: 0.0, tested=False)
     primary = Primary("loss of mine", (1, "loss"))
     three = {place: {**each, "seconds": clear["loss"]} for place, each in many.items()}
-    found = compare(three, (LOSS, timed), primary)
-    assert {key for key, each in found.items() if each.primary} == {(1, "loss")}
-    assert set(found) == {(1, "loss"), (2, "loss"), (3, "loss")}
-    assert found[1, "loss"].p == found[2, "loss"].p < found[2, "loss"].adjusted == 2 * found[2, "loss"].p
+    compared = compare(three, (LOSS, timed), primary)
+    assert {key for key, each in compared.items() if each.primary} == {(1, "loss")}
+    assert set(compared) == {(1, "loss"), (2, "loss"), (3, "loss")}
+    assert compared[1, "loss"].p == compared[2, "loss"].p < compared[2, "loss"].adjusted == 2 * compared[2, "loss"].p
     over = {1: {OVER_BASELINES: clear["loss"]}, 2: clear}
     assert "2 exploratory comparisons: 1 to per_token and 1 to the baselines at equal density" in _note(over)

@@ -36,29 +36,29 @@ def test_what_rounds_to_zero_has_no_minus() -> None:
 
 
 def test_pairs_by_seed_and_leaves_the_unpaired_out():
-    found = paired_difference({0: 3.0, 1: 5.0, 7: 100.0}, {1: 4.0, 0: 1.0, 2: 9.0})
-    assert found is not None
-    assert found.values == {0: 2.0, 1: 1.0}
-    assert found.mean == 1.5
-    assert found.agree
+    effect = paired_difference({0: 3.0, 1: 5.0, 7: 100.0}, {1: 4.0, 0: 1.0, 2: 9.0})
+    assert effect is not None
+    assert effect.values == {0: 2.0, 1: 1.0}
+    assert effect.mean == 1.5
+    assert effect.agree
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
 
 
 def test_of_two_differences_the_interval_is_from_one_to_the_other():
     # A resample of two draws the mean of (a, a), (a, b) or (b, b): a quarter of them lie at either end.
-    found = paired_difference({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0})
-    assert found is not None
-    assert found.interval == (1.0, 3.0)
-    assert found.excludes_zero
+    effect = paired_difference({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0})
+    assert effect is not None
+    assert effect.interval == (1.0, 3.0)
+    assert effect.excludes_zero
 
 
 def test_of_three_the_ends_are_the_extremes_since_each_has_more_than_a_fortieth():
     # (1/3)^3 = 1/27 > 0.025: the lowest and highest resample are within the interval.
-    found = paired_difference({0: -1.0, 1: 2.0, 2: 5.0}, dict.fromkeys(range(3), 0.0))
-    assert found is not None
-    assert found.interval == (-1.0, 5.0)
-    assert not found.excludes_zero
-    assert not found.agree
+    effect = paired_difference({0: -1.0, 1: 2.0, 2: 5.0}, dict.fromkeys(range(3), 0.0))
+    assert effect is not None
+    assert effect.interval == (-1.0, 5.0)
+    assert not effect.excludes_zero
+    assert not effect.agree
 
 
 def test_one_seed_has_no_interval_and_nan_no_mean():
@@ -83,12 +83,12 @@ def test_mean_does_not_drop_a_diverged_seed():
 def test_interval_holds_the_mean_lies_within_the_values_and_moves_with_them(numbers, shift):
     values = dict(enumerate(numbers))
     zero = dict.fromkeys(values, 0.0)
-    found, moved = paired_difference(values, zero), paired_difference({k: v + shift for k, v in values.items()}, zero)
-    assert found is not None
-    assert found.interval is not None
-    low, high = found.interval
-    assert min(numbers) - 1e-9 <= low <= found.mean + 1e-9
-    assert found.mean - 1e-9 <= high <= max(numbers) + 1e-9
+    effect, moved = paired_difference(values, zero), paired_difference({k: v + shift for k, v in values.items()}, zero)
+    assert effect is not None
+    assert effect.interval is not None
+    low, high = effect.interval
+    assert min(numbers) - 1e-9 <= low <= effect.mean + 1e-9
+    assert effect.mean - 1e-9 <= high <= max(numbers) + 1e-9
     assert moved is not None
     assert moved.interval == pytest.approx((low + shift, high + shift), abs=1e-9)
 
@@ -112,9 +112,9 @@ def test_the_sign_flip_test_is_exact_for_as_many_seeds_as_it_says():
 
 
 def test_holm_by_hand():
-    found = holm([0.01, 0.04, math.nan, 0.03])  # 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before
-    assert found[:2] + found[3:] == pytest.approx([0.03, 0.06, 0.06])
-    assert math.isnan(found[2])
+    adjusted = holm([0.01, 0.04, math.nan, 0.03])  # 3 x 0.01, 2 x 0.03, and 0.04, which may not be below the one before
+    assert adjusted[:2] + adjusted[3:] == pytest.approx([0.03, 0.06, 0.06])
+    assert math.isnan(adjusted[2])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 

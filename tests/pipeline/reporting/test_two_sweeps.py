@@ -41,16 +41,16 @@ def test_rows_are_paired_by_what_they_are_also_where_one_sweep_does_not_vary_it(
     second = results(
         "second", {("task_only", "0.05"): {1: 2.5, 2: 9.0}}, False, **{"training.steps": "600", "name": "second"}
     )
-    found = compare_sweeps(first, second)
-    ((place, differences),) = found.differences.items()
+    both = compare_sweeps(first, second)
+    ((place, differences),) = both.differences.items()
     assert place == ("task_only", (("model.density", "0.05"),))  # its name today
     assert differences["held_out_loss"].values == {1: 0.5}
-    assert found.changed == [("training.steps", "200", "600")]
+    assert both.changed == [("training.steps", "200", "600")]
     alone = ("task_only, model.density 0.2", "mine, model.density 0.05")
-    assert found.alone == [f"{each} is in first alone" for each in alone]
-    assert "training.steps 200 -> 600" in " ".join(words(found))
-    assert table(found).rows[0][-1].text == "+0.5000"
-    (line,) = frame(found).to_dict("records")
+    assert both.alone == [f"{each} is in first alone" for each in alone]
+    assert "training.steps 200 -> 600" in " ".join(words(both))
+    assert table(both).rows[0][-1].text == "+0.5000"
+    (line,) = frame(both).to_dict("records")
     assert (line["held_out_loss_first"], line["held_out_loss_second"]) == (2.0, 2.5)
     assert line["held_out_loss_difference"] == 0.5
 
@@ -80,12 +80,12 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Output:
 
 
 def test_results_are_read_without_running_anything(output: Output) -> None:
-    found = api.results("before", output.root, mlflow_experiment="tests")
-    assert found["held_out_loss"].tolist() == pytest.approx([1.0, 1.2, 1.1, 0.9, 1.15, 1.0])
+    frame = api.results("before", output.root, mlflow_experiment="tests")
+    assert frame["held_out_loss"].tolist() == pytest.approx([1.0, 1.2, 1.1, 0.9, 1.15, 1.0])
     api.report("before", output.root, mlflow_experiment="tests", console=Console(file=io.StringIO()), file=False)
     folder = output.sweep("before") / "report"
     for filed in (pd.read_csv(folder / "results.csv"), pd.read_parquet(folder / "results.parquet")):
-        pd.testing.assert_frame_equal(filed, found, check_dtype=False)
+        pd.testing.assert_frame_equal(filed, frame, check_dtype=False)
     with pytest.raises(UserError, match=r"holds no mlflow\.db"):
         api.results("before", output.root / "elsewhere")
 

@@ -67,9 +67,9 @@ class Started:
 @pytest.fixture
 def started() -> Iterator[Started]:
     """No thread is left behind."""
-    found = Started()
-    yield found
-    end_all(found)
+    groups = Started()
+    yield groups
+    end_all(groups)
 
 
 def end_all(started: Started) -> None:

@@ -35,8 +35,8 @@ def test_one_arm_has_settings_of_its_own_and_no_other_has_them() -> None:
     own = {"top_k": {"model.density": 0.25, "training.router_learning_rate": 0.01}}
     grid = {"training.weight_decay": [0.0, 0.1]}
     read = validate_experiment(sweep(arms=["per_token", "top_k"], arm_settings=own, grid=grid), "my.yaml")
-    found = {(t.experiment.training.arm, t.experiment.model.density) for t in trials_of(read)}
-    assert found == {("per_token", None), ("top_k", 0.25)}
+    densities = {(t.experiment.training.arm, t.experiment.model.density) for t in trials_of(read)}
+    assert densities == {("per_token", None), ("top_k", 0.25)}
     assert len(trials_of(read)) == 4
     for wrong, message in (
         ({"top": {"model.density": 0.5}}, r"'top' is not among the arms \(did you mean 'top_k'\?\)"),
@@ -58,8 +58,8 @@ def test_parts_are_replaced_and_a_grid_may_vary_them() -> None:
     read = validate_experiment(
         sweep(arms=["opening"], grid={"training.parts.token_weight": ["uniform", "signal"]}), "my.yaml"
     )
-    found = [arm_of(trial.experiment.training).teacher.goodness for trial in trials_of(read)]
-    assert [each.token_weight for each in found if each] == ["uniform", "signal"]
+    teachers = [arm_of(trial.experiment.training).teacher.goodness for trial in trials_of(read)]
+    assert [each.token_weight for each in teachers if each] == ["uniform", "signal"]
 
 
 @pytest.mark.parametrize(

@@ -254,9 +254,9 @@ def _study(study: dict[str, Any]) -> Experiment:
 
 def test_the_reference_was_once_called_control() -> None:
     for study, reference in (({}, "per_token"), ({"control": "aggregated"}, "aggregated")):
-        found = _study({**STUDY, **study}).study
-        assert found is not None
-        assert found.reference == reference
+        parsed = _study({**STUDY, **study}).study
+        assert parsed is not None
+        assert parsed.reference == reference
     again = validate_experiment(_study({**PRIMARY, "control": "per_token"}).model_dump(mode="json"), "t")
     assert again == _study(PRIMARY)
 

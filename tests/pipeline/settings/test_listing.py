@@ -64,8 +64,8 @@ def test_every_example_can_be_given(name: str) -> None:
 def test_a_word_finds_settings_by_name_meaning_and_what_others_call_them() -> None:
     for word, wanted in (("lr", "training.learning_rate"), ("STEPS", "training.steps"), ("GPUs", "workers.gpus")):
         assert wanted in [each.name for each in find_settings(word, EVERY)[0]]
-    found, elsewhere = find_settings("epochs", EVERY)
-    assert "training.steps" in [each.name for each in found]
+    listed, elsewhere = find_settings("epochs", EVERY)
+    assert "training.steps" in [each.name for each in listed]
     assert "how many epochs" in str(elsewhere)
     assert [each.name for each in find_settings("residual", EVERY)[0]] == ["model.hidden"]
 
@@ -94,7 +94,7 @@ def test_what_others_call_a_setting_is_none_here_and_names_settings_that_there_a
 
 
 @pytest.mark.parametrize(
-    ("found", "hint"),
+    ("unknown", "hint"),
     [
         ("training.stepz", " (did you mean 'training.steps'?)"),
         ("stepz", " (did you mean 'training.steps'?)"),
@@ -113,8 +113,8 @@ def test_what_others_call_a_setting_is_none_here_and_names_settings_that_there_a
         ("", ""),
     ],
 )
-def test_a_near_match_is_offered_or_none(found: str, hint: str) -> None:
-    assert setting_hint(found, NAMES) == hint
+def test_a_near_match_is_offered_or_none(unknown: str, hint: str) -> None:
+    assert setting_hint(unknown, NAMES) == hint
 
 
 def test_all_unknown_settings_are_reported_at_once(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_every_arm_and_seed_gets_the_same_settings() -> None:
         alike = trial.experiment.training.model_copy(update={"arm": "task_only", "seed": 0})
         model = trial.experiment.model.model_copy(update={"heads": 1})
         settings.setdefault(trial.key.rpartition("-")[2], set()).add(f"{alike} {model}")
-    assert {name: len(found) for name, found in settings.items()} == {"sample_1": 1, "sample_2": 1, "sample_3": 1}
+    assert {name: len(drawn) for name, drawn in settings.items()} == {"sample_1": 1, "sample_2": 1, "sample_3": 1}
     assert len(set.union(*settings.values())) == 3
 
 

@@ -71,15 +71,15 @@ def test_all_examples_hold_once_they_are_set(tmp_path: Path) -> None:
     def uncommented(line: re.Match[str]) -> str:
         return line[1] + line[2] if line[2].partition(":")[0] in fields else line[0]
 
-    found = read(UNSET.sub(uncommented, text), tmp_path)
-    assert found.study is not None
-    assert found.study.primary_cell == {"model.layers": 4}
-    assert found.training.parts.objective == "jsd"
-    assert found.sweep is not None
-    assert found.sweep.scheduler is not None
-    assert found.scales.keys() == {"gpu"}
+    experiment = read(UNSET.sub(uncommented, text), tmp_path)
+    assert experiment.study is not None
+    assert experiment.study.primary_cell == {"model.layers": 4}
+    assert experiment.training.parts.objective == "jsd"
+    assert experiment.sweep is not None
+    assert experiment.sweep.scheduler is not None
+    assert experiment.scales.keys() == {"gpu"}
     unset = [path for path in EXAMPLES if path in setting_names(Experiment) and not path.startswith("data.")]
-    values = found.model_dump(mode="json")
+    values = experiment.model_dump(mode="json")
     for path in unset:
         value = values
         for part in path.split("."):
@@ -112,21 +112,21 @@ def test_shipped_experiments_are_known_by_name_where_there_is_no_such_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = shipped_experiments()
+    shipped = shipped_experiments()
     ours = {
         path.relative_to(ROOT / "experiments").with_suffix("").as_posix()
         for folder in ("experiments", "experiments/study")
         for path in (ROOT / folder).glob("*.yaml")
     }
-    assert set(found) == ours
+    assert set(shipped) == ours
     assert {"ablation", "smoke", "study/depth"} <= ours
     for name in ("study/depth", "depth", "experiments/study/depth.yaml", "study/depth.yaml"):
-        assert find_experiment(name) == found["study/depth"]
+        assert find_experiment(name) == shipped["study/depth"]
     with pytest.raises(UserError, match=r"ablatoin: there is no such file.*did you mean 'ablation'"):
         find_experiment("ablatoin")
     for folder in ("ablation", "other"):
         Path(folder).mkdir()
-    assert find_experiment("ablation") == found["ablation"]
+    assert find_experiment("ablation") == shipped["ablation"]
     with pytest.raises(UserError, match="other: cannot be read"):
         read_experiment(find_experiment("other"))
     Path("ablation").rmdir()

@@ -89,10 +89,10 @@ def _race(storage, monkeypatch):
 
 
 def test_of_two_that_saw_no_holder_one_enters_however_late_the_other_writes(storage, monkeypatch):
-    found = _race(storage, monkeypatch)
-    assert found["early"] is None
-    assert "in use by process" in found["late"]
-    assert "on early" in found["late"]
+    entered = _race(storage, monkeypatch)
+    assert entered["early"] is None
+    assert "in use by process" in entered["late"]
+    assert "on early" in entered["late"]
 
 
 def test_without_a_put_on_a_condition_both_enter_until_the_next_beat(storage, monkeypatch):

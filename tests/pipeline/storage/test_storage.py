@@ -50,11 +50,11 @@ def test_what_is_put_is_found_by_another_process(storage, tmp_path):
     assert (storage / "deep" / "a ü.txt").read_bytes() == b"other"
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 2**15)  # more than a request takes
-    found = (storage / "large").upload(large)
-    assert found == (2**23, hashlib.sha256(large.read_bytes()).hexdigest())
-    assert (storage / "large").download(tmp_path / "back", 2**23) == found
+    stored = (storage / "large").upload(large)
+    assert stored == (2**23, hashlib.sha256(large.read_bytes()).hexdigest())
+    assert (storage / "large").download(tmp_path / "back", 2**23) == stored
     assert (tmp_path / "back").read_bytes() == large.read_bytes()
-    assert (storage / "large").sha256() == found[1]
+    assert (storage / "large").sha256() == stored[1]
     assert {name: version.size for name, version in storage.files().items()} == {"large": 2**23}
     (storage / "large").remove()
     (storage / "large").remove()
@@ -113,11 +113,11 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_whole():
         writer = threading.Thread(target=replace)
         writer.start()
         try:
-            found = [json.loads(file.read_bytes()) for _ in range(100)]  # else about a third of them is cut short
+            versions = [json.loads(file.read_bytes()) for _ in range(100)]  # else about a third of them is cut short
         finally:
             done.set()
             writer.join()
-    assert len(set(found)) > 10
+    assert len(set(versions)) > 10
 
 
 def test_a_storage_that_is_away_for_a_moment_is_waited_for():
@@ -188,8 +188,8 @@ def test_an_outage_while_batches_are_read_is_waited_for(prepared, monkeypatch):
         expected = list(Loader(prepared, "train", 512, 0).batches(0))
         store.stop()
         monkeypatch.setattr(time, "sleep", lambda _: store.start() if not store.runs else None)
-        found = list(loader.batches(0))
-    assert [batch.task_ids for batch in found] == [batch.task_ids for batch in expected]
+        taken = list(loader.batches(0))
+    assert [batch.task_ids for batch in taken] == [batch.task_ids for batch in expected]
 
 
 def test_what_a_folder_has_no_room_for_leaves_nothing_behind(tmp_path):

@@ -34,15 +34,15 @@ def test_without_git_nothing_goes_until_the_list_is_confirmed(tmp_path: Path) ->
 
 def test_with_git_what_it_ignores_stays_and_what_is_new_goes_when_confirmed(tmp_path: Path) -> None:
     tracked(tmp_path, "pyproject.toml", "pipeline/a.py")
-    found = files_to_send(tmp_path)
-    assert {path.as_posix() for path in found.files} == {"pyproject.toml", "pipeline/a.py"}
-    assert {path.as_posix() for path in found.left} == {*GOES} - {"pyproject.toml", "pipeline/a.py"}
-    told = found.describe_left_out("--tree x")
+    selection = files_to_send(tmp_path)
+    assert {path.as_posix() for path in selection.files} == {"pyproject.toml", "pipeline/a.py"}
+    assert {path.as_posix() for path in selection.left} == {*GOES} - {"pyproject.toml", "pipeline/a.py"}
+    told = selection.describe_left_out("--tree x")
     assert "3 files that git does not track stay here, of --tree x:\n  .gitignore\n  experiments/c.yaml" in told
-    assert told.endswith(f"--untracked {found.code}")
-    assert sent(tmp_path, confirmed=["000000", found.code]) == set(GOES)
+    assert told.endswith(f"--untracked {selection.code}")
+    assert sent(tmp_path, confirmed=["000000", selection.code]) == set(GOES)
     (tmp_path / "pipeline" / "a.py").unlink()  # still in git's index
-    assert sent(tmp_path, confirmed=[found.code]) == set(GOES) - {"pipeline/a.py"}
+    assert sent(tmp_path, confirmed=[selection.code]) == set(GOES) - {"pipeline/a.py"}
 
 
 SECRETS = (".env", ".env.local", ".netrc", ".pypirc", "id_ed25519", "deploy/server.pem", "credentials.json", "a.key")
@@ -87,8 +87,8 @@ def test_a_private_key_under_any_name_is_refused_and_a_sample_is_not(tmp_path: P
 
 
 def test_this_project_itself_can_be_sent() -> None:
-    found = files_to_send(ROOT)
-    assert {Path("pyproject.toml"), Path("pipeline/secrecy.py")} <= set(found.files)
+    selection = files_to_send(ROOT)
+    assert {Path("pyproject.toml"), Path("pipeline/secrecy.py")} <= set(selection.files)
 
 
 def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:

@@ -52,9 +52,9 @@ def test_a_removed_sweep_of_the_same_name_is_in_no_mean(output):
     run(output, "again", (0, 1))
     shutil.rmtree(output.sweep("again"))  # as the command itself advises
     run(output, "again", (2,))
-    found = results(output, "again")
-    assert (found.total, found.finished, found.older) == (1, 1, 0)
-    assert [sorted(row.trials) for row in found.rows] == [[2]]
+    read = results(output, "again")
+    assert (read.total, read.finished, read.older) == (1, 1, 0)
+    assert [sorted(row.trials) for row in read.rows] == [[2]]
 
 
 def test_two_users_of_one_server_each_see_their_own(tmp_path, with_store):
@@ -141,9 +141,9 @@ def test_an_old_run_does_not_stand_in_for_a_failed_new_one(output):
     trial, place = begin_again(output, "failed")
     leave(trial, place, "FAILED")
     sync(output, "failed", None, None, lambda *_: [])
-    found = results(output, "failed")
-    assert found.statuses == {"FAILED": 1}
-    assert (found.older, found.rows) == (1, [])
+    read = results(output, "failed")
+    assert read.statuses == {"FAILED": 1}
+    assert (read.older, read.rows) == (1, [])
 
 
 def test_runs_from_before_there_were_ids_stay_readable(output):

@@ -30,8 +30,8 @@ STATE = {"creation_key": 32 * "0", "run_id": 32 * "0", "offset": 0, "ended": Non
 def write_images(folder: TrialFolder, *steps: int) -> None:
     for step in steps:
         write_snapshot(folder, step)
-        found = map_routing(build_model(small_experiment()), encode_task(random_task("sample", 1), 0), ARC, step=step)
-        save_map(folder.routing_maps / "1" / f"step-{step:06d}.safetensors", found)
+        drawn = map_routing(build_model(small_experiment()), encode_task(random_task("sample", 1), 0), ARC, step=step)
+        save_map(folder.routing_maps / "1" / f"step-{step:06d}.safetensors", drawn)
         figure = Figure(figsize=(2, 1))
         figure.subplots().plot([0, step])
         place = folder.figures / "a.line" / f"step-{step:06d}.png"

@@ -119,13 +119,13 @@ def test_distributions_and_memory_are_tracked(trained):
     names = {file.path for file in client.list_artifacts(run_id)}
     assert {"distributions", "model", "predictions.json", "result.json"} <= names
     path = Path(client.download_artifacts(run_id, "distributions", str(output.root)))
-    found = last_distributions(pieces_in(path)[-1].read_text())
-    assert found.step == 40
-    assert sorted(found.goodness) == [0, 1]
-    counted = {layer: part.counts.sum() for layer, part in found.cost.items()}
-    assert counted[0] == counted[1] == found.goodness[0].counts.sum()
+    newest = last_distributions(pieces_in(path)[-1].read_text())
+    assert newest.step == 40
+    assert sorted(newest.goodness) == [0, 1]
+    counted = {layer: part.counts.sum() for layer, part in newest.cost.items()}
+    assert counted[0] == counted[1] == newest.goodness[0].counts.sum()
     last = client.get_run(run_id).data.metrics
-    good = sum(part.counts[1:][part.edges >= -1].sum() for part in found.goodness.values())
+    good = sum(part.counts[1:][part.edges >= -1].sum() for part in newest.goodness.values())
     mean = (last["fraction_good/L0"] + last["fraction_good/L1"]) / 2
     assert good / sum(counted.values()) == pytest.approx(mean)
     assert last["speed/peak_memory_mib"] > 50

@@ -91,9 +91,9 @@ def test_an_answer_that_is_late_but_good_ends_the_wait() -> None:
     server.leave(early, False, "away")
     server.end_pause()
     entered(server)  # is ahead, and does not come back
-    found: list[int | None] = []
-    thread = threading.Thread(target=lambda: found.append(server.enter()))
+    answers: list[int | None] = []
+    thread = threading.Thread(target=lambda: answers.append(server.enter()))
     thread.start()
     server.leave(late, True)
-    wait_for(lambda: found == [1], 10)
+    wait_for(lambda: answers == [1], 10)
     thread.join()

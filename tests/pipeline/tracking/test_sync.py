@@ -137,14 +137,14 @@ def test_metrics_that_end_in_damage_do_not_pass_for_a_finished_trials_last_ones(
     folder.spool.write_bytes(lines[0] + b"\0" * len(lines[1][:-1]) + b"\n" + lines[2])
     for _ in range(2):
         sync(output, "spoilt")
-        found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
-        assert (found.statuses, found.unfinished) == ({"DAMAGED": 1, "FINISHED": 1}, ("per_token-s0",))
-        assert [row.arm for row in found.rows] == ["task_only"]
+        read = read_results(output.tracking_uri, HERE.experiment, "spoilt")
+        assert (read.statuses, read.unfinished) == ({"DAMAGED": 1, "FINISHED": 1}, ("per_token-s0",))
+        assert [row.arm for row in read.rows] == ["task_only"]
     folder.spool.write_bytes(whole)
     assert sync(output, "spoilt").exit_code == 0
-    found = read_results(output.tracking_uri, HERE.experiment, "spoilt")
-    assert found.statuses == {"FINISHED": 2}
-    assert found.rows[0].trials[0].metrics["held_out/loss"] == LOSS["per_token"][0]
+    read = read_results(output.tracking_uri, HERE.experiment, "spoilt")
+    assert read.statuses == {"FINISHED": 2}
+    assert read.rows[0].trials[0].metrics["held_out/loss"] == LOSS["per_token"][0]
 
 
 def test_another_store_gets_everything(output, tmp_path, with_store):

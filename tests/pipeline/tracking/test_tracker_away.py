@@ -107,8 +107,8 @@ def test_a_lost_answer_makes_no_second_version_of_a_model(output, tracker, monke
     tracker.end_trial(delivery, "FINISHED")
     assert tracker.problem is None
     versions = open_store(output.tracking_uri).search_model_versions(f"run_id = '{run_id}'")
-    found = sorted((int(version.version), TRIAL in version.tags) for version in versions)
-    assert found == [(1, False), (2, True)]
+    numbered = sorted((int(version.version), TRIAL in version.tags) for version in versions)
+    assert numbered == [(1, False), (2, True)]
 
 
 def test_a_server_that_is_away_for_a_while_gets_everything_later(output, tracker, monkeypatch):

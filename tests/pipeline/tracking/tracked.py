@@ -26,8 +26,8 @@ def points(output: Output, run_id: str, name: str) -> list[tuple[int, float]]:
 def runs(output: Output, name: str) -> list:
     """The runs of a sweep."""
     client = open_store(output.tracking_uri)
-    found = client.get_experiment_by_name("tests")
-    return list(client.search_runs([found.experiment_id], f"tags.sweep = '{name}'"))
+    experiment = client.get_experiment_by_name("tests")
+    return list(client.search_runs([experiment.experiment_id], f"tags.sweep = '{name}'"))
 
 
 def forget_what_was_sent(folder: TrialFolder) -> None:
