@@ -4,6 +4,7 @@ python -m tests.drills a_node_is_killed_and_another_joins
 """
 
 import json
+import re
 import secrets
 import signal
 import subprocess
@@ -209,9 +210,10 @@ def _rehearse(drill: Drill, config: Path) -> str:
     printed_by_job, _ = job.communicate(timeout=400)
     drill.lap("the job ended")
     assert job.returncode == 0, printed_by_job
-    # Ray takes some seconds to notice that a node is gone: all that the job said shows it, not what came until Ctrl-C.
-    for change in ("from 2 to 1.", "from 1 to 2."):
-        assert f"Concurrency changed {change}" in printed_by_job, printed_by_job
+    # Ray takes some seconds to notice that a node is gone: before the new one has joined, after it, or at once with it,
+    # when the number of trials at once stays. Whatever was reported, in the end as many run at once as in the beginning.
+    changes = re.findall(r"Concurrency changed from (\d) to (\d)\.", printed_by_job)
+    assert sum(int(now) - int(before) for before, now in changes) == 0, printed_by_job
     results = {key: json.loads(drill.trial(key).result.read_text()) for key in drill.steps()}
     assert {result["steps"] for result in results.values()} == {200}, results
     attempts = drill.laptop("jobs", "status", NAME, "--address", drill.url)
