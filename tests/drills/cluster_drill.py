@@ -23,13 +23,15 @@ from tests.drills.namespaces import Network, why_not
 from tests.drills.scene import Scene, Skipped
 from tests.pipeline.ray_nodes import ROOT, RayNode, cluster_environment, own_disk, start_node
 
+STEPS = 500  # so many that trials are left to run when the new node joins
+
 NAME = "on-three-nodes"
 EXPERIMENT = {
     "name": NAME,
     "data": {"max_tokens": 256, "dihedral_views": 2},
     "model": {"hidden": 16, "layers": 3, "heads": 2},
     "training": {
-        "steps": 200,
+        "steps": STEPS,
         "warmup_steps": 4,
         "batch_tokens": 1024,
         "compile": "eager",
@@ -210,12 +212,12 @@ def _rehearse(drill: Drill, config: Path) -> str:
     printed_by_job, _ = job.communicate(timeout=400)
     drill.lap("the job ended")
     assert job.returncode == 0, printed_by_job
-    # Ray takes some seconds to notice that a node is gone: before the new one has joined, after it, or at once with it,
-    # when the number of trials at once stays. Whatever was reported, in the end as many run at once as in the beginning.
+    # Ray takes some seconds to notice that a node is gone: before the new one has joined, after it, or at once with it.
+    # Whatever was reported, in the end as many trials run at once as in the beginning.
     changes = re.findall(r"Concurrency changed from (\d) to (\d)\.", printed_by_job)
     assert sum(int(now) - int(before) for before, now in changes) == 0, printed_by_job
     results = {key: json.loads(drill.trial(key).result.read_text()) for key in drill.steps()}
-    assert {result["steps"] for result in results.values()} == {200}, results
+    assert {result["steps"] for result in results.values()} == {STEPS}, results
     attempts = drill.laptop("jobs", "status", NAME, "--address", drill.url)
     printed, _ = attempts.communicate(timeout=60)
     assert attempts.returncode == 0, printed
