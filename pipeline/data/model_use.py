@@ -87,7 +87,7 @@ class RoutingMaps:
 
     Attributes:
         lay_out: (row) -> Layout.
-        row_of: (trained model, given, ...) -> the row that `pipeline.api.routing_map` draws for what it is given.
+        row_of: (trained model, given, ...) -> a row; `pipeline.api.routing_map` calls it and draws the row's routing.
             Without it, `routing_map` takes a `Sequence` alone.
     """
 

@@ -33,7 +33,7 @@ class Prefetch(Generic[Item]):
     def __next__(self) -> Item:
         item = self._next()
         if isinstance(item, BaseException):
-            self._fetched.put(item)  # for whoever asks once more
+            self._fetched.put(item)  # a later call raises it again
             raise item
         self._wanted.put(True)
         return item

@@ -1,4 +1,4 @@
-"""Workers that stay for the next trial: which trial gets which workers, and what becomes of those that nobody needs."""
+"""Workers that are kept for the next trial: which trial gets which workers, and when unused workers end."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What `training.compile: auto` comes to, and that whole blocks train as their elementwise parts do."""
+"""What `training.compile: auto` selects, and that a run with compiled blocks equals one with compiled parts."""
 
 import json
 import subprocess
