@@ -321,6 +321,37 @@ def own_cluster_options(folder: str | None) -> dict[str, Any]:
     return {}
 
 
+def _probe_agent_port() -> None:
+    from ray._private.parameter import RayParams
+
+    _takes(RayParams, dashboard_agent_listen_port=0)
+
+
+@contextlib.contextmanager
+def agent_on_a_free_port() -> Iterator[None]:
+    """Has a cluster that is started meanwhile take any free port for its agent, which ray.init cannot be told.
+
+    By itself it takes 52365. Where another cluster of this machine has that, the agent tries again and again, and the
+    start waits for it: some four seconds.
+    """
+    if not has("agent port"):
+        yield
+        return
+    from ray._private.parameter import RayParams
+
+    made = RayParams.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **{"dashboard_agent_listen_port": 0, **options})
+
+    RayParams.__init__ = init
+    try:
+        yield
+    finally:
+        RayParams.__init__ = made
+
+
 def _probe_environment() -> None:
     import ray._raylet
     from ray._private import ray_constants
@@ -388,6 +419,11 @@ USES = {
         "the options of ray.init for address and folder",
         "the environment says both; if `ss -tln` shows Ray on another address than 127.0.0.1, stop and use ray 2.60",
         _probe_init,
+    ),
+    "agent port": Use(
+        "the port of a node's agent",
+        "a sweep starts some seconds later where another one runs on the same machine",
+        _probe_agent_port,
     ),
     "environment": Use(
         "what reads its configuration and token again",

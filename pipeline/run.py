@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from pipeline.reporting.report import Report
 
+_TRAIN_FN = "pipeline.running.entry:train_fn_per_worker"  # by name, as it imports Ray Train
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -93,7 +95,6 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
     from pipeline.planning.opening import opening_words
     from pipeline.planning.preflight import check_data, check_metrics, check_start, open_tracker
     from pipeline.remote.sweep import RemoteSweep
-    from pipeline.running.entry import train_fn_per_worker
     from pipeline.storage.opening import checked_storage
 
     where, console, address, destination = options.output, options.console, options.address, options.destination
@@ -130,7 +131,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
                 trials,
                 prepared,
                 options,
-                train_fn=train_fn_per_worker,
+                train_fn=_TRAIN_FN,
                 tracker=tracker,
                 report=report,
                 shared=shared,

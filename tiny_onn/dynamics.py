@@ -95,11 +95,8 @@ class LearningDynamics:
         arm = as_arm(arm)
         if engine == "fused" and arm.measures_layers:
             raise ValueError("a cost of granularity 'layer' is measured after the backward pass; use engine='hooks'")
-        if _needs_second_moment(arm.cost) and not isinstance(computation_optimizer, _ADAMS):
-            raise ValueError(
-                "this learning cost needs Adam's second moment; expected the computation optimizer to be one of "
-                f"{', '.join(each.__name__ for each in _ADAMS)}, found {type(computation_optimizer).__name__}"
-            )
+        if problem := second_moment_problem(arm, type(computation_optimizer)):
+            raise ValueError(problem)
         _refuse_shared_routers(model)
         configure(model, arm)
         self.model, self.arm = model, arm
@@ -238,6 +235,16 @@ class LearningDynamics:
 
 
 _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+
+
+def second_moment_problem(arm: Arm, optimizer: type[torch.optim.Optimizer]) -> str | None:
+    """Why the arm's learning cost cannot be taken beside this optimizer of the computation stream; None where it can."""
+    if not _needs_second_moment(arm.cost) or issubclass(optimizer, _ADAMS):
+        return None
+    return (
+        "this learning cost needs Adam's second moment; expected the computation optimizer to be one of "
+        f"{', '.join(each.__name__ for each in _ADAMS)}, found {optimizer.__name__}"
+    )
 
 
 def _needs_second_moment(cost: LearningCost | None) -> bool:

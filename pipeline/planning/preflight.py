@@ -5,9 +5,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pipeline import measures, mlflow_private
 from pipeline.data.contract import find_task, score_problem
@@ -32,6 +35,7 @@ from tiny_onn.arm import arm
 from tiny_onn.cost_contract import twin_of
 
 _EPOCHS = 20  # of a plan that is looked at; the later ones are mixed alike
+_RANDOM = ("normal_", "uniform_")
 _SPARE_BYTES = 100e6  # for data, metrics, figures and logs
 
 
@@ -140,12 +144,23 @@ def checkpoint_bytes(experiment: Experiment) -> int:
 def parameters_of(experiment: Experiment) -> int:
     """How many parameters its model has."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NotFilled():
             return sum(p.numel() for p in build_model(experiment, "meta").parameters())
     except UserError:
         raise
     except Exception:  # a model of one's own need not be one that can be built without its numbers
         return sum(p.numel() for p in build_model(experiment).parameters())
+
+
+class _NotFilled(TorchFunctionMode):
+    """Tensors without numbers are not filled with random ones either, for which torch would import its compiler."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: tuple[Any, ...] = (), options: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__name__", "") in _RANDOM and isinstance(arguments[0], Tensor) and arguments[0].is_meta:
+            return arguments[0]
+        return function(*arguments, **(options or {}))
 
 
 def _is_own(experiment: Experiment) -> bool:

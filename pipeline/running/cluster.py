@@ -17,7 +17,7 @@ import psutil
 from rich.console import Console
 
 from pipeline.errors import UserError
-from pipeline.ray_private import own_cluster_options
+from pipeline.ray_private import agent_on_a_free_port, own_cluster_options
 from pipeline.running.ahead import Ahead
 from pipeline.running.ray_process import DEFAULTS, NEEDED, hangup_held, ray_process, short_folder
 from pipeline.running.token import Token, find_token
@@ -144,7 +144,7 @@ def _session(
         others = set(psutil.Process().children(recursive=True))
 
         def init() -> None:
-            with hangup_held():
+            with hangup_held(), agent_on_a_free_port():
                 ray.init(**options)
 
         def cluster() -> Cluster:

@@ -37,9 +37,9 @@ class TrialFailed(Exception):
     """A trial did not finish. The message names each failed rank and its error."""
 
 
-def name_of(train_fn: TrainFunction) -> str:
-    """The train function as a TrialSpec has it, "package.module:name"."""
-    return f"{train_fn.__module__}:{train_fn.__qualname__}"
+def name_of(train_fn: TrainFunction | str) -> str:
+    """The train function, or its name, as a TrialSpec has it, "package.module:name"."""
+    return train_fn if isinstance(train_fn, str) else f"{train_fn.__module__}:{train_fn.__qualname__}"
 
 
 def held_by(folder: TrialFolder) -> Path:

@@ -55,7 +55,7 @@ def run_sweep(
     prepared: Prepared,
     options: RunOptions,
     *,
-    train_fn: TrainFunction,
+    train_fn: TrainFunction | str,
     tracker: TrackingTarget,
     report: Callable[[], list[Path]] | None = None,
     shared: RemoteSweep | None = None,
@@ -69,7 +69,8 @@ def run_sweep(
     Args:
         trials: `trials_of(experiment)`, or one trial alone when the experiment has no `sweep`.
         options: its destination is where `tracker` delivers to: for the `tiny-onn sync` that delivers the rest.
-        train_fn: what every worker runs; it goes on from its own checkpoints, and rank 0 writes the result last.
+        train_fn: what every worker runs, or its name, "package.module:name", where workers alone are to import it. It
+            goes on from its own checkpoints, and rank 0 writes the result last.
         report: makes the files of the summary run, once all trials have been shipped; not after an interruption.
         shared: the sweep in a storage, entered, when its trials lie there.
         early: the cluster that is being started for it already.

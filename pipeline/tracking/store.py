@@ -16,6 +16,7 @@ from pipeline.locking import file_lock
 from pipeline.mlflow_private import is_no_registry
 from pipeline.proxies import no_proxy_for
 from pipeline.secrecy import mask
+from pipeline.tracking.empty_store import copy_empty, keep_empty
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -77,8 +78,13 @@ def open_store(uri: str, create: bool = True, named_by: str = "tracking URI") ->
     no_proxy_for(uri)
     with store_errors(uri, named_by), _alone(uri, create):
         _knock(uri)
+        is_new = file is not None and not os.path.exists(file)
+        if file is not None and is_new:
+            is_new = not copy_empty(file)
         client = StoreClient(uri, file)
         client.search_experiments(max_results=1)
+        if file is not None and is_new:
+            keep_empty(file)
         return client
 
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from pipeline.errors import UserError, reason
 from pipeline.settings.config import TrainingConfig
 from tiny_onn.arm import Arm
-from tiny_onn.dynamics import LearningDynamics
-from tiny_onn.layers import SparseProtoLinear, computation_parameters, router_parameters
+from tiny_onn.dynamics import second_moment_problem
+from tiny_onn.layers import computation_parameters, router_parameters
 
 MOMENTUM = 0.9  # of sgd
+_STATE = {"adamw": 2.0, "sgd": 1.0}  # numbers for each of a parameter
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 Factory = Callable[..., torch.optim.Optimizer]
 """Called with groups of parameters, each with its weight_decay, and lr."""
 
@@ -60,14 +62,16 @@ def optimizers(model: nn.Module, training: TrainingConfig) -> tuple[torch.optim.
 
 
 def optimizer_problem(training: TrainingConfig, arm: Arm) -> str | None:
-    """Why the optimizer cannot train the arm, tried on a small layer; None where it can.
+    """Why the optimizer cannot train the arm; None where it can.
 
-    It has to be a torch.optim.Optimizer that takes a step without a closure, minimises, and keeps tensors alone in its
+    One's own is tried on a few numbers: it has to be a torch.optim.Optimizer that takes a step without a closure, minimises, and keeps tensors alone in its
     state, as checkpoints hold them.
 
     Raises:
         UserError: as `optimizer_factory`.
     """
+    if training.optimizer in _CLASSES:  # no step is tried: torch would first import its compiler
+        return second_moment_problem(arm, _CLASSES[training.optimizer])
     torch_state = torch.random.get_rng_state()
     try:
         return _problem(training, arm, optimizer_factory(training))
@@ -82,6 +86,8 @@ def state_per_parameter(training: TrainingConfig) -> float:
     Raises:
         UserError: as `optimizer_factory`.
     """
+    if training.optimizer in _STATE:
+        return _STATE[training.optimizer]
     parameter = nn.Parameter(torch.zeros(256, 256))
     with torch.random.fork_rng(devices=[]):
         optimizer = optimizer_factory(training)([{"params": [parameter], "weight_decay": 0.0}], lr=1e-3)
@@ -112,16 +118,4 @@ def _problem(training: TrainingConfig, arm: Arm, factory: Factory) -> str | None
                 return f"keeps {slot!r}, a {type(value).__name__}, in its state; checkpoints hold tensors alone"
     if not all(bool((p < was).all()) for p, was in zip(parameters, before, strict=True)):
         return "does not go against the gradient: parameters with a gradient of 1 did not become smaller"
-    return _arm_problem(arm, factory)
-
-
-def _arm_problem(arm: Arm, factory: Factory) -> str | None:
-    layer = SparseProtoLinear(3, 2)
-    first, second = (
-        factory([{"params": part(layer)}], lr=1e-3) for part in (computation_parameters, router_parameters)
-    )
-    try:
-        LearningDynamics(layer, arm, first, second)
-    except ValueError as error:
-        return str(error) if "second moment" in str(error) else None
-    return None
+    return second_moment_problem(arm, type(optimizer))
