@@ -74,6 +74,8 @@ def _is_empty_store(path: Path) -> bool:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as store:
             whole = store.execute("pragma integrity_check").fetchone() == ("ok",)
             rows = [store.execute(f"select count(*) from {table}").fetchone()[0] for table in ("experiments", "runs")]
-            return whole and rows == [0, 0] and bool(store.execute("select version_num from alembic_version").fetchone())
+            return (
+                whole and rows == [0, 0] and bool(store.execute("select version_num from alembic_version").fetchone())
+            )
     except (OSError, sqlite3.Error):
         return False

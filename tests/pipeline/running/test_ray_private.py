@@ -89,6 +89,12 @@ def _init(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ray, "init", lambda address=None: None)
 
 
+def _agent_port(patch: pytest.MonkeyPatch) -> None:
+    from ray._private.parameter import RayParams
+
+    patch.setattr(RayParams, "__init__", lambda self, redis_address=None: None)
+
+
 def _environment(patch: pytest.MonkeyPatch) -> None:
     from ray._private import ray_constants
 
@@ -107,6 +113,7 @@ def _environment(patch: pytest.MonkeyPatch) -> None:
         ("concurrency", _concurrency),
         ("pruning", _pruning),
         ("init", _init),
+        ("agent port", _agent_port),
         ("environment", _environment),
     ],
 )
@@ -164,6 +171,26 @@ def test_the_head_is_found_by_its_address_too(
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     monkeypatch.setattr(ray, "get_runtime_context", Context)
     assert ray_private.on_the_head() == expected
+
+
+def test_an_agent_gets_a_free_port_only_where_it_is_asked_for() -> None:
+    from ray._private.parameter import RayParams
+
+    fixed = RayParams().dashboard_agent_listen_port
+    assert fixed
+    with ray_private.agent_on_a_free_port():
+        assert RayParams().dashboard_agent_listen_port == 0
+        assert RayParams(dashboard_agent_listen_port=7).dashboard_agent_listen_port == 7
+    assert RayParams().dashboard_agent_listen_port == fixed
+
+
+def test_without_the_agents_port_a_cluster_starts_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private.parameter import RayParams
+
+    _agent_port(monkeypatch)
+    before = RayParams.__init__
+    with ray_private.agent_on_a_free_port():
+        assert RayParams.__init__ is before
 
 
 def test_the_options_of_a_cluster_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import torch
 import pipeline.running.cluster
 from pipeline.running.cluster import Resources, connect
 
+ROOT = Path(__file__).parents[3]
 _IN_A_TRIALS_PROCESS = (
     "pipeline.running.tuner",
     "pipeline.running.trainer",
@@ -29,6 +30,27 @@ def test_a_trials_process_imports_no_torch() -> None:
     check = "import sys\nprint(*[name for name in ('torch', 'mlflow') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", imports + check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_a_command_checks_a_run_without_what_only_workers_need(tmp_path: Path) -> None:
+    """Ray starts after the checks; torch's compiler and Ray Train would delay it by a second or two."""
+    check = f"""
+import sys
+from pathlib import Path
+import pipeline.cli, pipeline.run
+from pipeline.planning.opening import opening_words
+from pipeline.planning.preflight import check_metrics, check_start
+from pipeline.settings.experiment_file import read_experiment
+from pipeline.settings.trials import trials_of
+experiment = read_experiment(Path({str(ROOT / "experiments" / "ablation.yaml")!r}))
+trials, output = trials_of(experiment, "t"), Path({str(tmp_path)!r})
+check_metrics(experiment)
+check_start(trials, output, None)
+assert len(opening_words(experiment, trials, 0, output, None)) == 4
+print(*[name for name in ("torch", "torch._dynamo", "ray", "mlflow") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["torch"]
 
 
 def test_a_trial_starts_no_process_but_its_workers_and_they_import_no_trainer(tmp_path: Path) -> None:
