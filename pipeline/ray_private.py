@@ -345,11 +345,11 @@ def agent_on_a_free_port() -> Iterator[None]:
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         made(self, *arguments, **{"dashboard_agent_listen_port": 0, **options})
 
-    RayParams.__init__ = init
+    setattr(RayParams, "__init__", init)  # noqa: B010 - mypy knows it as a method
     try:
         yield
     finally:
-        RayParams.__init__ = made
+        setattr(RayParams, "__init__", made)  # noqa: B010
 
 
 def _probe_environment() -> None:

@@ -238,7 +238,7 @@ _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def second_moment_problem(arm: Arm, optimizer: type[torch.optim.Optimizer]) -> str | None:
-    """Why the arm's learning cost cannot be taken beside this optimizer of the computation stream; None where it can."""
+    """Why the arm's cost cannot be taken beside this optimizer of the computation stream; None where it can."""
     if not _needs_second_moment(arm.cost) or issubclass(optimizer, _ADAMS):
         return None
     return (

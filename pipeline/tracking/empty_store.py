@@ -9,9 +9,12 @@ import os
 import shutil
 import sqlite3
 import stat
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import quote
+
+from pipeline.files import write_whole_with
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -21,19 +24,16 @@ def copy_empty(database: Path) -> bool:
     template = template_file()
     if template is None or os.path.lexists(database) or not _is_empty_store(template):
         return False
-    part = database.with_name(f"{database.name}.{os.getpid()}.part")
     try:
-        shutil.copyfile(template, part)
-        os.replace(part, database)
+        with template.open("rb") as empty:
+            write_whole_with(database, partial(shutil.copyfileobj, empty))
     except OSError:  # MLflow says what is wrong with the place
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         return False
     return True
 
 
 def keep_empty(database: Path) -> None:
-    """Keeps a store that MLflow has just made as the empty one, unless there is one, or somebody has used it already."""
+    """Keeps a store that MLflow has just made as the empty one, if nobody has used it yet and there is none."""
     template = template_file()
     if template is None or _is_empty_store(template):
         return

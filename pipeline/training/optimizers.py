@@ -64,8 +64,8 @@ def optimizers(model: nn.Module, training: TrainingConfig) -> tuple[torch.optim.
 def optimizer_problem(training: TrainingConfig, arm: Arm) -> str | None:
     """Why the optimizer cannot train the arm; None where it can.
 
-    One's own is tried on a few numbers: it has to be a torch.optim.Optimizer that takes a step without a closure, minimises, and keeps tensors alone in its
-    state, as checkpoints hold them.
+    One's own is tried on a few numbers: it has to be a torch.optim.Optimizer that takes a step without a closure,
+    minimises, and keeps tensors alone in its state, as checkpoints hold them.
 
     Raises:
         UserError: as `optimizer_factory`.

@@ -27,7 +27,8 @@ def template(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The empty store, in a cache of this test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(made))
     kept = template_file()
-    assert kept is not None and kept.is_relative_to(made)
+    assert kept is not None
+    assert kept.is_relative_to(made)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     own = template_file()
     assert own is not None
