@@ -128,12 +128,11 @@ class LearningDynamics:
             valid: which tokens count, False for padding; see `Engine.use_valid`, also for several forward passes.
             labels: the number, over all workers, of labelled tokens that the task loss is divided by.
             tokens: the number of valid tokens over all workers, where it is known.
-            observe: also measure routing health, which costs more than the meta-loss: half a plain step, or with few
-                tokens several.
+            observe: also measure routing health, which costs more than the meta-loss: a quarter of a plain step, or
+                with few tokens most of one.
         """
-        health: dict[str, Health] | None = {} if observe else None
         moments = self._second_moments() if _needs_second_moment(self.cost) else {}
-        return self._watch(valid, tokens, labels=labels, second_moments=moments, health=health)
+        return self._watch(valid, tokens, labels=labels, second_moments=moments, observe=observe)
 
     @contextmanager
     def _watch(
@@ -143,12 +142,12 @@ class LearningDynamics:
         *,
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
-        health: dict[str, Health] | None,
+        observe: bool,
     ) -> Iterator[Engine]:
         reductions(self.model).passes = 0
         with ExitStack() as stack:
             if self.engine == "fused":
-                if health is not None:  # to look at a call is to leave a compiled block; its kernels stay compiled
+                if observe:  # to look at a call is to leave a compiled block; its kernels stay compiled
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
                 opened: AbstractContextManager[Engine] = fused_pass(
                     self.model,
@@ -157,7 +156,7 @@ class LearningDynamics:
                     tokens=tokens,
                     labels=labels,
                     second_moments=second_moments,
-                    health=health,
+                    observe=observe,
                     use_compiler=self.use_compiler,
                 )
             else:
@@ -167,7 +166,7 @@ class LearningDynamics:
                     valid=valid,
                     labels=labels,
                     second_moments=second_moments,
-                    health=health,
+                    observe=observe,
                     storage=self.storage,
                     use_compiler=self.use_compiler,
                 )
@@ -190,7 +189,7 @@ class LearningDynamics:
             check_summed(self.model)
             task, meta = engine.finish(task_loss)
             norm, router_norm = (_gradient_norm(each, task) for each in (self._computation, self._router))
-            report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health)))
+            report = DynamicsReport(task, meta, norm, _over_workers(self._in_order(engine.health())))
             # All four are global, so all workers decide alike, without a word more between them.
             seen = {"task loss": task, "meta-loss": meta, "gradient norm": norm, "router gradient norm": router_norm}
             if self.arm.teacher.goodness is None:

@@ -9,21 +9,20 @@ from torch import Tensor
 from tiny_onn.layers import SparseProtoLinear
 from tiny_onn.meta_learning import Lesson
 from tiny_onn.regulation import Seen
-from tiny_onn.routing import Routing
-from tiny_onn.routing_health import Health, routing_health
-from tiny_onn.signals import Signals
+from tiny_onn.routing_health import Health
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Open during the forward passes and the one backward pass of a step.
 
-    `health` by module, where it was asked for: this worker's share. `seen` by module, of the layers under a regulation:
-    the step's own sums over all workers, after `finish`.
+    `seen` by module, of the layers under a regulation: the step's own sums over all workers, after `finish`.
     """
 
-    health: dict[str, Health] | None
     seen: dict[str, Seen]
+
+    def health(self) -> dict[str, Health] | None:
+        """Routing health by module, where it was asked for: this worker's share, after the backward pass."""
 
     def use_valid(self, valid: Bool[Tensor, " *b"] | None, tokens: Tensor | int | None = None) -> None:
         """Says which tokens of the forward passes from here on count (False for padding). None: all.
@@ -46,18 +45,6 @@ def scalar(value: Tensor | int, like: Tensor) -> Tensor:
     A number is written there by the device itself: to send it over would be to wait for all that it has still to do.
     """
     return value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
-
-
-@torch.no_grad()
-def observe(health: dict[str, Health], name: str, routing: Routing, signals: Signals | None) -> None:
-    """Adds the routing health of some valid tokens to their module's; `signals` is None without Goodness."""
-    weights = routing.weights()
-    if signals is None:
-        seen = routing_health(weights)
-    else:
-        seen = routing_health(weights, signals.goodness, (signals.contribution, signals.relevance, signals.cost))
-    before = health.get(name)
-    health[name] = before + seen if before else seen
 
 
 def share_of(lesson: Lesson, weights_sum: Tensor, modules: int) -> Tensor:

@@ -19,15 +19,14 @@ from tiny_onn.arm import Arm
 from tiny_onn.capture import UNKNOWN_MASK, WITHOUT_CREATE_GRAPH, CaptureError, Masks
 from tiny_onn.compiling import any_size
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import add_router_gradients, observe, scalar, seen_of, set_router_gradients, share_of
-from tiny_onn.kernels import Kernels, LayerConstants, compiled_kernels, routing_of, threshold_of
+from tiny_onn.engine import add_router_gradients, scalar, seen_of, set_router_gradients, share_of
+from tiny_onn.health_sums import CallSums, ranked_places
+from tiny_onn.kernels import Kernels, LayerConstants, compiled_kernels, threshold_of
 from tiny_onn.layers import SparseProtoLinear, sparse_layers
 from tiny_onn.learning_cost import WeightState
-from tiny_onn.meta_learning import lesson_of, signals_of, tally_size, wide
+from tiny_onn.meta_learning import lesson_of, tally_size
 from tiny_onn.regulation import RegulationState, Seen
-from tiny_onn.routing import at_least_float32
-from tiny_onn.routing_health import Health
-from tiny_onn.signals import Moment
+from tiny_onn.routing_health import Health, HealthOfStep
 from tiny_onn.torch_private import in_backward_pass
 
 
@@ -40,7 +39,7 @@ class Plan(NamedTuple):
     constants: LayerConstants
     kernels: Kernels
     arrived: Callable[[], None]
-    observe: Callable[..., None] | None
+    observe: Callable[[CallSums], None] | None
     router_learns: bool = True
 
 
@@ -52,6 +51,7 @@ class OfTheStep(NamedTuple):
     labels: Tensor
     second_moment: Tensor | None
     state: RegulationState | None
+    ranked: Tensor | None = None  # in a step that is observed: see `ranked_places`
 
 
 class Leaves(NamedTuple):
@@ -116,14 +116,15 @@ class Node(torch.autograd.Function):
         call: Call = ctx.call
         plan, constants = call.plan, call.plan.constants
         x, affine, match, gate, chosen, weight, prototypes, gates = ctx.saved_tensors
-        counts, tokens, labels, second_moment, state = call.of_the_step
+        counts, tokens, labels, second_moment, state, _ = call.of_the_step
         known = WeightState(weight, second_moment)
         with torch.autocast(x.device.type, enabled=False):
             elementwise = plan.kernels.backward(
                 grads[0], x, affine, match, gate, chosen, counts, tokens, labels, known, state, constants
             )
             if plan.observe is not None:
-                plan.observe(grads[0], x, affine, match, gate, chosen, elementwise.output, counts, labels, known, state)
+                of_call = grads[0], x, affine, match, gate, chosen, counts, call.of_the_step.ranked
+                plan.observe(plan.kernels.observe(*of_call, labels, known, state, constants))
             dtype = affine.dtype
             output, narrow = elementwise.output.to(dtype), x.to(dtype)
             # Sums of products, not addmm: a compiler adds them up in one pass, where addmm copies what it adds to.
@@ -187,6 +188,7 @@ class LayerPass:
         self.second_moment, self.state = second_moment, layer.regulation_state
         self.valid: Tensor | None = None
         self.tokens: Tensor | None = None
+        self.ranked: Tensor | None = None  # with a mask of valid tokens
         self.calls = self.arrivals = 0
         self.masks = Masks()
 
@@ -220,7 +222,10 @@ class LayerPass:
             counts = torch.ones(flat.shape[0], dtype=self.dtype, device=x.device)
         else:
             counts = valid.reshape(-1).to(self.dtype)
-        of_the_step = OfTheStep(counts, self.tokens, self.labels, self.second_moment, self.state)
+        ranked = None
+        if plan.observe is not None:
+            ranked = ranked_places(None, len(flat), x.device) if self.ranked is None else self.ranked
+        of_the_step = OfTheStep(counts, self.tokens, self.labels, self.second_moment, self.state, ranked)
         weights = layer.mu_weight, layer.mu_bias, layer.proto_weight, layer.gate_param
         leaves = Leaves(flat, *weights, self.meta_prototypes, self.meta_gates, self.tally)
         return Node.apply(Call(of_the_step, plan), *leaves).view(*x.shape[:-1], layer.out_features)
@@ -236,16 +241,17 @@ class FusedPass:
         *,
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
-        health: dict[str, Health] | None,
+        observe: bool,
         kernels: Kernels,
     ) -> None:
-        self.health, self._layers, self._arm = health, layers, arm
+        self._observed = HealthOfStep() if observe else None
+        self._layers, self._arm = layers, arm
         self.seen: dict[str, Seen] = {}
         self._tokens_are_global = False
         self.passes: dict[str, LayerPass] = {}
         for name, layer in layers.items():
             constants = constants_of(layer, arm)
-            observer = None if health is None else partial(_observe, health, name, constants)
+            observer = None if self._observed is None else partial(self._observed.add, name)
             learns = constants.lesson.has_gradient or layer.task_reaches_router
             plan = Plan(constants, kernels, lambda: None, observer, learns)
             self.passes[name] = LayerPass(layer, plan, labels, second_moments.get(name))
@@ -255,12 +261,20 @@ class FusedPass:
         self._tokens_are_global = tokens is not None and all(
             _counts_alone(each.plan.constants) for each in self.passes.values()
         )
+        ranked = None
         if valid is not None:
             any_size(valid)
+            if self._observed is not None:
+                ranked = ranked_places(valid, valid.numel(), valid.device)
         for each in self.passes.values():
+            each.ranked = ranked
             each.masks.next()
             each.valid = valid
             each.tokens = scalar(tokens, each.labels) if tokens is not None and self._tokens_are_global else None
+
+    def health(self) -> dict[str, Health] | None:
+        """See Engine."""
+        return None if self._observed is None else self._observed.by_module()
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine. One reduction over the workers, of the tallies; gradients are global already, but for those of a
@@ -335,41 +349,6 @@ def constants_of(layer: SparseProtoLinear, arm: Arm) -> LayerConstants:
     return LayerConstants(rule, layer.residual, lesson, task, rule.gate.needs_router(rule.k), arm.reads_masked)
 
 
-def _observe(
-    health: dict[str, Health],
-    name: str,
-    constants: LayerConstants,
-    gradient: Tensor,
-    x: Tensor,
-    affine: Tensor,
-    match: Tensor | None,
-    gate: Tensor | None,
-    chosen: Tensor | None,
-    grad_output: Tensor,
-    counts: Tensor,
-    labels: Tensor,
-    known: WeightState,
-    state: RegulationState | None,
-) -> None:
-    """Routing health of a call's valid tokens, as its backward goes by."""
-    places = counts.nonzero().squeeze(1)
-
-    def valid(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None or tensor.ndim == 1 else tensor.index_select(0, places)
-
-    threshold = threshold_of(state, constants)
-    gate = gate if gate is None or gate.ndim == 1 else valid(gate)
-    x, affine = x.index_select(0, places), affine.index_select(0, places)
-    routing = routing_of(valid(match), gate, affine, threshold, valid(chosen), constants)
-    signals = None
-    if constants.lesson.goodness is not None:
-        y = at_least_float32(x + affine if constants.residual else affine)
-        masked = (y, valid(gradient)) if constants.reads_masked else ()
-        moment = Moment(x, y * routing.weights(), grad_output.index_select(0, places), *masked)
-        signals = signals_of(constants.lesson.goodness, wide(moment), known, labels)
-    observe(health, name, routing, signals)
-
-
 @contextmanager
 def fused_pass(
     model: nn.Module,
@@ -379,7 +358,7 @@ def fused_pass(
     tokens: Tensor | int | None,
     labels: Tensor | int,
     second_moments: dict[str, Tensor],
-    health: dict[str, Health] | None,
+    observe: bool,
     use_compiler: bool = False,
 ) -> Iterator[FusedPass]:
     """The engine, open for one step. For its arguments see LearningDynamics and `hooks_pass`.
@@ -387,8 +366,8 @@ def fused_pass(
     On leaving, whatever happened, every layer computes as it did before.
     """
     layers = sparse_layers(model)
-    kernels = compiled_kernels(amid_eager=health is not None) if use_compiler else Kernels()
-    engine = FusedPass(layers, arm, labels=labels, second_moments=second_moments, health=health, kernels=kernels)
+    kernels = compiled_kernels(amid_eager=observe) if use_compiler else Kernels()
+    engine = FusedPass(layers, arm, labels=labels, second_moments=second_moments, observe=observe, kernels=kernels)
     engine.use_valid(valid, tokens)
     for name, layer in layers.items():
         layer.single_pass = engine.passes[name]

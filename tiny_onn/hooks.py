@@ -26,13 +26,14 @@ from tiny_onn.capture import (
 )
 from tiny_onn.compiling import compiled
 from tiny_onn.distributed import sum_over_workers
-from tiny_onn.engine import add_router_gradients, observe, scalar, seen_of, set_router_gradients, share_of
+from tiny_onn.engine import add_router_gradients, scalar, seen_of, set_router_gradients, share_of
+from tiny_onn.health_sums import CallSums, call_sums, ranked_places
 from tiny_onn.layers import sparse_layers
 from tiny_onn.learning_cost import LayerCost, WeightState
 from tiny_onn.meta_learning import Lesson, RouterGradient, lesson_of, signals_of, teach, teach_from_call, wide
 from tiny_onn.regulation import RegulationState, Seen
 from tiny_onn.routing import Routing, Rule, at_least_float32
-from tiny_onn.routing_health import Health
+from tiny_onn.routing_health import Health, HealthOfStep
 from tiny_onn.signals import Moment, layer_signals
 
 
@@ -57,10 +58,11 @@ class HooksPass:
         *,
         labels: Tensor | int,
         second_moments: dict[str, Tensor],
-        health: dict[str, Health] | None,
+        observe: bool,
         use_compiler: bool,
     ) -> None:
-        self._arm, self._labels, self._second_moments, self.health = arm, labels, second_moments, health
+        self._arm, self._labels, self._second_moments = arm, labels, second_moments
+        self._observed = HealthOfStep() if observe else None
         self.seen: dict[str, Seen] = {}
         self._lessons = {
             name: lesson_of(arm, layer.regulation, layer.density) for name, layer in captured.layers.items()
@@ -69,6 +71,9 @@ class HooksPass:
         self._captured = captured
         self._teach: Callable[..., RouterGradient] = compiled(teach_tokens, 9) if use_compiler else teach_tokens
         self._teach_shared: Callable[..., RouterGradient] = compiled(teach_shared, 4) if use_compiler else teach_shared
+        self._observe: Callable[..., CallSums] = compiled(observe_tokens, 10) if use_compiler else observe_tokens
+        self._observe_shared: Callable[..., CallSums] = compiled(observe_shared, 5) if use_compiler else observe_shared
+        self._ranked: tuple[Tensor | None, int, Tensor] | None = None
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
         """See Engine; the number of tokens is counted here and goes with the reduction of the gradients."""
@@ -92,17 +97,28 @@ class HooksPass:
             call.let_go("masked_output", "grad_output", "computation_output", "masked_gradient")
             return
         weight = WeightState(call.module.mu_weight.detach(), self._second_moments.get(name))
-        if self.health is not None:
-            signals = None
-            if lesson.goodness is not None:
-                signals = signals_of(lesson.goodness, _valid_moment(call), weight, scalar_like(self._labels, call))
-            observe(self.health, name, _valid_routing(call), signals)
-        if lesson.has_gradient or lesson.regulation is not None:
+        learns = lesson.has_gradient or lesson.regulation is not None
+        if learns or self._observed is not None:
             moment, routing, counts = _whole(call)
             labels, state = scalar(self._labels, counts), call.module.regulation_state
             of_call = (*moment, routing.match, routing.gate, routing.chosen, counts)
+            if self._observed is not None:
+                of_layer = routing.threshold, lesson, routing.rule, weight, labels
+                self._observed.add(name, self._observe(*of_call, self._ranked_places(call, counts), *of_layer))
+        if learns:
             self._add(call, self._teach(*of_call, routing.threshold, lesson, routing.rule, state, weight, labels))
         call.let_go(*HELD)
+
+    def health(self) -> dict[str, Health] | None:
+        """See Engine."""
+        return None if self._observed is None else self._observed.by_module()
+
+    def _ranked_places(self, call: CapturedCall, counts: Tensor) -> Tensor:
+        """See `ranked_places`; found once for all calls with a mask."""
+        if self._ranked is None or self._ranked[0] is not call.valid or self._ranked[1] != len(counts):
+            places = ranked_places(call.valid, len(counts), counts.device)
+            self._ranked = call.valid, len(counts), places
+        return self._ranked[2]
 
     def finish(self, task_loss: Tensor) -> tuple[Tensor, Tensor]:
         """See Engine. One reduction over the workers; one more, of 2 numbers an expert, for a cost a layer."""
@@ -164,12 +180,25 @@ class HooksPass:
         for name in names:
             lesson = self._lessons[name]
             for call in self._sums[name].calls:
-                if self.health is not None:
-                    observe(self.health, name, _valid_routing(call), signals[name])
                 routing, counts = _whole_routing(call)
                 of_call = routing.match, routing.gate, routing.chosen, counts
-                of_layer = routing.threshold, lesson, routing.rule, call.module.regulation_state
-                self._add(call, self._teach_shared(*of_call, *of_layer, signals[name].goodness))
+                if self._observed is not None:
+                    ranked = self._ranked_places(call, counts)
+                    seen = self._observe_shared(
+                        *of_call, ranked, routing.threshold, routing.rule, signals[name].as_tuple()
+                    )
+                    self._observed.add(name, seen)
+                self._add(
+                    call,
+                    self._teach_shared(
+                        *of_call,
+                        routing.threshold,
+                        lesson,
+                        routing.rule,
+                        call.module.regulation_state,
+                        signals[name].goodness,
+                    ),
+                )
                 call.let_go("x", "routing")
 
     def _add(self, call: CapturedCall, taught: RouterGradient) -> None:
@@ -226,6 +255,45 @@ def teach_shared(
     return teach(lesson, goodness, Routing(match, gate, rule, threshold, chosen), state, counts)
 
 
+def observe_tokens(
+    x: Tensor,
+    masked_output: Tensor,
+    grad_output: Tensor,
+    computation_output: Tensor | None,
+    masked_gradient: Tensor | None,
+    match: Tensor,
+    gate: Tensor | None,
+    chosen: Tensor | None,
+    counts: Tensor,
+    ranked: Tensor,
+    threshold: Tensor | None,
+    lesson: Lesson,
+    rule: Rule,
+    weight: WeightState,
+    labels: Tensor,
+) -> CallSums:
+    """What a call's tensors as they were captured, any precision, add to routing health."""
+    weights = Routing(match, gate, rule, threshold, chosen).weights()
+    if lesson.goodness is None:
+        return call_sums(weights, counts, ranked, None)
+    moment = wide(Moment(x, masked_output, grad_output, computation_output, masked_gradient))
+    return call_sums(weights, counts, ranked, signals_of(lesson.goodness, moment, weight, labels).as_tuple())
+
+
+def observe_shared(
+    match: Tensor,
+    gate: Tensor | None,
+    chosen: Tensor | None,
+    counts: Tensor,
+    ranked: Tensor,
+    threshold: Tensor | None,
+    rule: Rule,
+    signals: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> CallSums:
+    """`observe_tokens` with signals that all tokens share."""
+    return call_sums(Routing(match, gate, rule, threshold, chosen).weights(), counts, ranked, signals)
+
+
 def _summed(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each added up over the workers, in one message."""
     if not gradients:
@@ -233,12 +301,6 @@ def _summed(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
     flat = sum_over_workers(torch.cat([each.reshape(-1) for each in gradients.values()]))
     parts = flat.split([each.numel() for each in gradients.values()])
     return {name: part.view_as(each) for (name, each), part in zip(gradients.items(), parts, strict=True)}
-
-
-def scalar_like(labels: Tensor | int, call: CapturedCall) -> Tensor:
-    """`labels` as a number beside the call's gradients."""
-    assert call.grad_output is not None
-    return scalar(labels, at_least_float32(call.grad_output))
 
 
 def _sum_of_squares(tensor: Tensor, counts: Tensor) -> Tensor:
@@ -261,11 +323,6 @@ def _of_moment(call: CapturedCall) -> tuple[Tensor | None, ...]:
     return call.x, call.masked_output, call.grad_output, call.computation_output, call.masked_gradient
 
 
-def _valid_moment(call: CapturedCall) -> Moment:
-    """The valid tokens of a call, in float32 at least."""
-    return Moment(*(None if each is None else call.select(each) for each in _of_moment(call)))  # type: ignore[arg-type]
-
-
 def _flat_or_none(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _flat(tensor)
 
@@ -276,13 +333,6 @@ def _whole_routing(call: CapturedCall) -> tuple[Routing, Tensor]:
     if call.valid is None:
         return routing, torch.ones(len(routing.match), dtype=dtype, device=routing.match.device)
     return routing, call.valid.reshape(-1).to(dtype)
-
-
-def _valid_routing(call: CapturedCall) -> Routing:
-    routing = call.routing
-    if routing.chosen is not None:  # `select` takes numbers
-        routing = routing._replace(chosen=routing.chosen.to(routing.match.dtype))
-    return _over_tokens(routing, call.select)
 
 
 def _over_tokens(routing: Routing, change: Callable[[Tensor], Tensor]) -> Routing:
@@ -303,7 +353,7 @@ def hooks_pass(
     valid: Tensor | None,
     labels: Tensor | int,
     second_moments: dict[str, Tensor],
-    health: dict[str, Health] | None,
+    observe: bool,
     storage: Storage = "reference",
     use_compiler: bool = False,
 ) -> Iterator[HooksPass]:
@@ -312,7 +362,7 @@ def hooks_pass(
     `labels` is the global number of labels by which the task loss was divided. `second_moments` are Adam's, of W, by
     module, for the costs that need them.
     """
-    needed = health is not None or any(
+    needed = observe or any(
         lesson.has_gradient or lesson.regulation is not None
         for lesson in (lesson_of(arm, layer.regulation, layer.density) for layer in sparse_layers(model).values())
     )
@@ -327,7 +377,7 @@ def hooks_pass(
         masked=arm.reads_masked,
     ) as captured:
         engine = HooksPass(
-            captured, arm, labels=labels, second_moments=second_moments, health=health, use_compiler=use_compiler
+            captured, arm, labels=labels, second_moments=second_moments, observe=observe, use_compiler=use_compiler
         )
         opened.append(engine)
         yield engine

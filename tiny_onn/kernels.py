@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tiny_onn.compiling import compiled, compiled_amid_eager
+from tiny_onn.health_sums import CallSums, call_sums
 from tiny_onn.learning_cost import WeightState
-from tiny_onn.meta_learning import Lesson, teach_from_call
+from tiny_onn.meta_learning import Lesson, signals_of, teach_from_call
 from tiny_onn.regulation import RegulationState
 from tiny_onn.routing import Routing, Rule, at_least_float32
 from tiny_onn.signals import Moment
@@ -118,16 +119,48 @@ def backward_elementwise(
     )
 
 
+def observe_elementwise(
+    gradient: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    match: Tensor | None,
+    gate: Tensor | None,
+    chosen: Tensor | None,
+    counts: Tensor,
+    ranked: Tensor,
+    labels: Tensor,
+    weight: WeightState,
+    state: RegulationState | None,
+    constants: LayerConstants,
+) -> CallSums:
+    """What a call adds to routing health, from gradient = dL/d(masked_output); see `ranked_places`."""
+    routing = routing_of(match, gate, affine, threshold_of(state, constants), chosen, constants)
+    weights = routing.weights()
+    if constants.lesson.goodness is None:
+        return call_sums(weights, counts, ranked, None)
+    computation_output = at_least_float32(_computation_output(x, affine, constants))
+    gradient, x = at_least_float32(gradient), at_least_float32(x)
+    grad_output = gradient if constants.rule.gate.straight_through else gradient * weights
+    masked = (computation_output, gradient) if constants.reads_masked else ()
+    moment = Moment(x, computation_output * weights, grad_output, *masked)
+    signals = signals_of(constants.lesson.goodness, moment, weight, labels)
+    return call_sums(weights, counts, ranked, signals.as_tuple())
+
+
 class Kernels(NamedTuple):
     """The elementwise parts, compiled or as they are."""
 
     forward: Callable[..., tuple[Tensor, Tensor | None]] = forward_elementwise
     backward: Callable[..., Gradients] = backward_elementwise
+    observe: Callable[..., CallSums] = observe_elementwise
 
 
 def compiled_kernels(*, amid_eager: bool = False) -> Kernels:
     """The parts by `torch.compile`, each once for any number of tokens; `amid_eager` also where all else is eager."""
-    forward, backward = compiled(forward_elementwise, 4), compiled(backward_elementwise, 7)
-    if amid_eager:
-        return Kernels(compiled_amid_eager(forward), compiled_amid_eager(backward))
-    return Kernels(forward, backward)
+    kernels = Kernels(
+        compiled(forward_elementwise, 4), compiled(backward_elementwise, 7), compiled(observe_elementwise, 8)
+    )
+    if not amid_eager:
+        return kernels
+    forward, backward, observe = kernels
+    return Kernels(compiled_amid_eager(forward), compiled_amid_eager(backward), compiled_amid_eager(observe))

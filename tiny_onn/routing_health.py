@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tiny_onn.goodness import JUDGED_GOOD
-from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, log_histogram
-from tiny_onn.mas import mas
+from tiny_onn.health_sums import CallSums, call_sums, counted, histograms, ranked_places
+from tiny_onn.histogram import COST_BINS, GOODNESS_BINS
+from tiny_onn.rank_correlation import spearman
 
-RANKED_TOKENS = 32  # enough for a mean of rank correlations; of a call that is longer, at most twice as many
 _SCALARS = 12
 
 
@@ -97,67 +96,66 @@ def routing_health(
         goodness: [n, o], or [o] where all tokens share one; None without Goodness.
         components: contribution, relevance and cost, each of goodness's shape.
     """
-    weights = routing_weights.double()
-    active = weights > 0
-    total = weights.sum(dim=-1)
-    routed = (total > 0).double()
-    share = routed / total.where(total > 0, 1)  # of a token's distribution w / total: 1 / total, or 0 if routed nowhere
-    # w log w, which is 0 where w is. Never the logarithm of 0, which takes several times as long.
-    products = routing_weights.clamp(min=torch.finfo(routing_weights.dtype).tiny).log_().mul_(routing_weights)
-    entropies = total.where(total > 0, 1).log() - share * products.sum(dim=-1, dtype=torch.float64)
-    scalars = weights.new_zeros(_SCALARS)
-    scalars[0] = len(weights)
-    scalars[1] = active.sum()
-    scalars[4] = len(weights) - routed.sum()
-    scalars[5] = entropies.sum()
-    good = weights.new_zeros(weights.shape[-1])
-    costs, shares = weights.new_zeros(COST_BINS.size), weights.new_zeros(GOODNESS_BINS.size)
-    if goodness is not None:
-        best = mas(goodness)
-        good = (best > JUDGED_GOOD).expand_as(weights).sum(dim=0).double()
-        scalars[2] = good.sum()
-        scalars[3] = len(weights)
-        tokens = len(weights) if goodness.ndim == 1 else 1  # a value that all tokens share counts once for each
-        shares = log_histogram(best, GOODNESS_BINS) * tokens
-        if components is not None:
-            scalars[6:] = _rank_correlations(goodness, components, active)
-            costs = log_histogram(components[2], COST_BINS) * tokens
-    return Health(scalars, costs, shares, share @ weights, active.sum(dim=0).double(), good)
+    counts = routing_weights.new_ones(len(routing_weights))
+    signals = None if goodness is None else (goodness, *(components or (goodness,) * 3))
+    gathered = HealthOfStep()
+    gathered.add("", call_sums(routing_weights, counts, ranked_places(None, len(counts), counts.device), signals))
+    health = gathered.by_module()[""]
+    if goodness is not None and components is None:
+        health.scalars[6:] = 0
+        health.costs.zero_()
+    return health
 
 
-def spearman(a: Float[Tensor, "n o"], b: Float[Tensor, "n o"], mask: Float[Tensor, "n o"]) -> Float[Tensor, " n"]:
-    """Spearman's rank correlation of each row of a and b over the entries in `mask`, ties sharing their mean rank.
+class HealthOfStep:
+    """Routing health of a step's calls, by module: their sums as each is added, their rank correlations all at once."""
 
-    NaN where fewer than three entries are in the mask, or where one of the two is constant.
+    def __init__(self) -> None:
+        self._calls: list[tuple[str, CallSums]] = []
+        self._counted: list[tuple[int, Tensor]] = []  # by the number of the call
+
+    def add(self, name: str, sums: CallSums) -> None:
+        """Adds a call of a module."""
+        if sums.bins is not None:
+            numbers = counted(sums.bins)
+            if sums.bins.ndim == 1:  # what all tokens share counts once for each
+                numbers = numbers * sums.scalars[0].long()
+            self._counted.append((len(self._calls), numbers))
+        self._calls.append((name, sums._replace(bins=None)))
+
+    def by_module(self) -> dict[str, Health]:
+        """The health of each module, over its calls so far."""
+        health: dict[str, Health] = {}
+        places = [place for place, _ in self._counted]
+        bins = dict(zip(places, histograms([numbers for _, numbers in self._counted]), strict=True))
+        correlations = _correlations_of_calls([sums for _, sums in self._calls])
+        for place, ((name, sums), found) in enumerate(zip(self._calls, correlations, strict=True)):
+            none = sums.scalars.new_zeros(COST_BINS.size), sums.scalars.new_zeros(GOODNESS_BINS.size)
+            costs, goodness = bins.get(place, none)
+            seen = Health(torch.cat([sums.scalars, found]), costs, goodness, *sums.experts.unbind())
+            health[name] = health[name] + seen if name in health else seen
+        return health
+
+
+def _correlations_of_calls(calls: list[CallSums]) -> list[Tensor]:
+    """[6] for each call: for contribution, relevance and cost, the sum and the count of Goodness's rank correlations.
+
+    The calls that have as many experts are ranked together: to sort many rows at once is far quicker.
     """
-    return _correlation(_centred_ranks(a, mask), _centred_ranks(b, mask), mask)
-
-
-def _rank_correlations(goodness: Tensor, components: tuple[Tensor, Tensor, Tensor], active: Tensor) -> Tensor:
-    """Sum and count of Goodness's rank correlations with each component: over the active experts of some tokens, or,
-    where all tokens share one Goodness, over all experts, once."""
-    shared = goodness.ndim == 1
-    step = max(1, len(active) // RANKED_TOKENS)
-    signals = torch.stack([signal[None] if shared else signal[::step] for signal in (goodness, *components)])
-    mask = torch.ones_like(signals[0]) if shared else active[::step].to(signals.dtype)
-    good, *parts = _centred_ranks(signals, mask).unbind()
-    coefficients = torch.stack([_correlation(good, part, mask) for part in parts]).double()
-    return torch.stack([coefficients.nansum(dim=1), (~coefficients.isnan()).sum(dim=1)], dim=1).flatten()
-
-
-def _correlation(ranks_a: Tensor, ranks_b: Tensor, mask: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(ranks_a, dim=-1) * torch.linalg.vector_norm(ranks_b, dim=-1)
-    coefficient = (ranks_a * ranks_b).sum(-1) / norms
-    return torch.where((mask.sum(-1) >= 3) & (norms > 0), coefficient, torch.nan)
-
-
-def _centred_ranks(v: Tensor, mask: Tensor) -> Tensor:
-    v = v.contiguous()
-    ordered = torch.where(mask > 0, v, torch.inf).sort(dim=-1).values
-    below = torch.searchsorted(ordered, v)
-    up_to = torch.searchsorted(ordered, v, right=True)  # those that tie included
-    ranks = (below + up_to).to(mask.dtype) / 2
-    return (ranks - (ranks * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)) * mask
+    found: list[Tensor] = [call.scalars.new_zeros(6) for call in calls]
+    groups: dict[tuple[int, torch.dtype], list[int]] = {}
+    for place, call in enumerate(calls):
+        if call.ranked is not None:
+            groups.setdefault((call.ranked.shape[-1], call.ranked.dtype), []).append(place)
+    for places in groups.values():
+        signals = torch.cat([calls[place].ranked for place in places], dim=1)  # type: ignore[misc]
+        mask = torch.cat([calls[place].mask for place in places])  # type: ignore[misc]
+        coefficients = spearman(signals[:1], signals[1:], mask).double()
+        both = torch.stack([coefficients.nan_to_num(nan=0), (~coefficients.isnan()).double()], dim=1)
+        lengths = [len(calls[place].mask) for place in places]  # type: ignore[arg-type]
+        for place, each in zip(places, both.split(lengths, dim=-1), strict=True):
+            found[place] = each.sum(dim=-1).flatten()
+    return found
 
 
 def _entropy(distribution: Float[Tensor, "*b o"]) -> Float[Tensor, " *b"]:

@@ -42,6 +42,10 @@ class Signals:
     relevance: Float[Tensor, "*n o"]
     cost: Float[Tensor, "*n o"]
 
+    def as_tuple(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Goodness, contribution, relevance and cost."""
+        return self.goodness, self.contribution, self.relevance, self.cost
+
 
 @dataclass(frozen=True)
 class Signal:

@@ -14,7 +14,7 @@ needs_a_compiler = pytest.mark.skipif(compiler_problem() is not None, reason=str
 COMPILED = """
 import torch
 from tests.tiny_onn.helpers import all_gradients, batch, new_dynamics, small_model, step
-results = {}
+results, healths = {}, {}
 ways = [("hooks", "no"), ("hooks", "elementwise"), ("fused", "elementwise")]
 if torch.__version__ >= "2.13":  # TorchVersion; what 2.9 to 2.11 compile of attention in float64 fails
     ways.append(("fused", "blocks"))
@@ -23,7 +23,7 @@ model = small_model()
 model.compile_blocks()
 dynamics = new_dynamics(model, "per_token", engine="fused", use_compiler=True)
 step(dynamics, *batch(torch.Generator().manual_seed(1), 3, 6), observe=True)
-assert graphs["unique_graphs"] == 2, graphs  # amid blocks that are not, an observed step's kernels are compiled
+assert graphs["unique_graphs"] == 3, graphs  # amid blocks that are not, an observed step's kernels are compiled
 for engine, compiled in ways:
     for size in ((3, 6), (2, 5)):  # the second is another number of tokens, for the same code
         model = small_model()
@@ -32,12 +32,17 @@ for engine, compiled in ways:
             model.compile_blocks()
         tokens, valid = batch(torch.Generator().manual_seed(1), *size)
         results[engine, compiled, size] = all_gradients(dynamics, lambda: step(dynamics, tokens, valid))
-        look = lambda: step(dynamics, tokens, valid, observe=True)
+        way = engine, compiled, size
+        look = lambda: healths.__setitem__(way, step(dynamics, tokens, valid, observe=True).health)
         results[engine, compiled + ", observed", size] = all_gradients(dynamics, look)
 for (engine, compiled, size), gradients in results.items():
     for name, value in results["hooks", "no", size].items():
         torch.testing.assert_close(gradients[name], value, rtol=1e-9, atol=1e-10, msg=f"{engine} {size} {name}")
-assert graphs["unique_graphs"] <= 4, graphs
+for (engine, compiled, size), health in healths.items():
+    for name, value in healths["hooks", "no", size].items():
+        title = f"{engine} {compiled} {size} health of {name}"
+        torch.testing.assert_close(health[name].flat(), value.flat(), rtol=1e-9, atol=1e-10, msg=title)
+assert graphs["unique_graphs"] <= 6, graphs
 assert not torch._dynamo.utils.counters["graph_break"], torch._dynamo.utils.counters
 print("equal")
 """

@@ -49,7 +49,7 @@ def test_an_input_modified_in_place_is_an_error() -> None:
         tokens=None,
         labels=1,
         second_moments={},
-        health=None,
+        observe=False,
     ):
         out = layer(x)
         x.add_(1.0)

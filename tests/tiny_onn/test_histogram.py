@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, LogBins, log_histogram
+from tiny_onn.histogram import COST_BINS, GOODNESS_BINS, LogBins, log_bins
 from tiny_onn.routing_health import Health, routing_health
 
 
@@ -10,8 +10,8 @@ def test_bins_by_hand() -> None:
     assert bins.edges() == [-1, -0.5, 0, 0.5, 1]
     assert bins.size == 6
     values = torch.tensor([[0.0, 0.1, 0.11], [0.5, 1.0, 1.01], [10.0, 11.0, torch.inf]], dtype=torch.float64)
-    assert log_histogram(values, bins).tolist() == [2, 1, 2, 1, 1, 2]
-    assert log_histogram(torch.tensor([torch.nan]), bins).tolist() == [1, 0, 0, 0, 0, 0]
+    assert log_bins(values, bins).tolist() == [[0, 0, 1], [2, 2, 3], [4, 5, 5]]
+    assert log_bins(torch.tensor([torch.nan, -1.0, 1e-45]), bins).tolist() == [0, 0, 0]
 
 
 def test_what_is_judged_good_lies_in_the_bins_above_a_tenth() -> None:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from tiny_onn.routing_health import Health, routing_health, spearman
+from tiny_onn.health_sums import CallSums, call_sums, ranked_places
+from tiny_onn.rank_correlation import ranks_by_bits, ranks_by_search, spearman
+from tiny_onn.routing_health import Health, HealthOfStep, routing_health
 
 
 def test_by_hand() -> None:
@@ -61,3 +63,55 @@ def test_spearman_is_scipys() -> None:
         chosen = mask[row] > 0
         truth = spearmanr(a[row][chosen], b[row][chosen]).statistic
         assert float(correlations[row]) == pytest.approx(truth, abs=1e-12)
+
+
+def test_ranks_by_bits_are_those_by_search() -> None:
+    # 1100 rows of 31 and one row of 40,000 are more than is ranked at once; rounded, with zeros of both signs: ties.
+    torch.manual_seed(2)
+    for shape in ((2, 1100, 31), (1, 1, 40_000), (3, 2, 1), (4, 0, 5)):
+        v = torch.randn(shape).mul(4).round() / 4
+        v[torch.rand(shape) < 0.2] = -0.0
+        mask = (torch.rand(shape[1:]) < 0.6).float()
+        assert torch.equal(ranks_by_bits(v, mask) * mask, ranks_by_search(v, mask) * mask)
+    by_hand = ranks_by_bits(torch.tensor([[3.0, -1, 0, -0.0, 7]]), torch.tensor([[1.0, 1, 1, 1, 0]]))
+    assert by_hand[0, :4].tolist() == [3.5, 0.5, 2, 2]  # ranks less a half
+
+
+def _tokens(n: int) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    torch.manual_seed(n)
+    weights = torch.rand(n, 7).sub(0.4).relu()
+    weights[3] = 0
+    good, contribution, relevance, cost = (torch.rand(n, 7) * (weights > 0) for _ in range(4))
+    return weights, (good, contribution, relevance, cost)
+
+
+def _health(sums: CallSums) -> Health:
+    gathered = HealthOfStep()
+    gathered.add("a", sums)
+    return gathered.by_module()["a"]
+
+
+def test_padding_counts_as_if_it_were_not_there() -> None:
+    weights, signals = _tokens(150)
+    valid = torch.rand(150) < 0.6
+    sums = call_sums(weights, valid.float(), ranked_places(valid, 150, valid.device), signals)
+    good, *parts = (each[valid] for each in signals)
+    truth = routing_health(weights[valid], good, (parts[0], parts[1], parts[2]))
+    assert torch.equal(_health(sums).flat()[:5], truth.flat()[:5])
+    torch.testing.assert_close(_health(sums).flat(), truth.flat(), rtol=1e-12, atol=1e-12)
+
+
+def test_calls_of_one_module_and_of_several_widths_add_up() -> None:
+    weights, signals = _tokens(50)
+    counts, places = torch.ones(50), ranked_places(None, 50, weights.device)
+    both = call_sums(weights, counts, places, signals), call_sums(weights, counts, places, None)
+    narrow = [each[..., :4] for each in signals]
+    gathered = HealthOfStep()
+    for name, sums in (("a", both[0]), ("b", both[1]), ("a", both[0])):
+        gathered.add(name, sums)
+    gathered.add("c", call_sums(weights[:, :4], counts, places, (narrow[0], narrow[1], narrow[2], narrow[3])))
+    health = gathered.by_module()
+    assert list(health) == ["a", "b", "c"]
+    assert torch.equal(health["a"].flat(), 2 * _health(both[0]).flat())
+    assert float(health["b"].costs.sum()) == float(health["b"].scalars[6:].abs().sum()) == 0
+    assert float(health["c"].costs.sum()) == 50 * 4
