@@ -46,6 +46,7 @@ _VALUES: dict[str, Callable[..., Any]] = {
     "study": filed.study,
     "seed_of": filed.seed_of,
     "difference": filed.difference,
+    "excess_over": filed.excess_over,
     "bench": filed.bench,
     "ratio": lambda over, under: over / under,
     "abs": abs,
@@ -148,6 +149,42 @@ def _densities(words: list[str]) -> str:
     return filed.markdown(lines)
 
 
+def _unlimited(words: list[str]) -> str:
+    """A row for each arm: the density that it comes to, and its excess over the baselines of another sweep, too. Words:
+    the sweep, the other one, and the arms."""
+    sweep, over, *arms = words
+    lines = [["arm", "held-out loss (nats)", "active (%)", "excess over the baselines (nats)"]]
+    for arm in arms:
+        of = partial(filed.report, arm, sweep=sweep)
+        excess = "baseline"
+        if arm not in BASELINES:
+            mean, low, high = (filed.excess_over(sweep, arm, stat, over) for stat in ("mean", "low", "high"))
+            excess = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+        active = " to ".join(f"{of('density', stat):.1f}" for stat in ("least", "most"))
+        lines.append([f"`{arm}`", f"{of('held_out_loss'):.3f}", f"{of('density'):.1f} ({active})", excess])
+    return filed.markdown(lines)
+
+
+def _signals(words: list[str]) -> str:
+    """A row for each signal and objective; for each density the held-out loss, least and most seed behind, and what is
+    active. Words: the sweep, the signals, and behind `at` the densities."""
+    sweep, *signals = words[: words.index("at")]
+    densities = words[words.index("at") + 1 :]
+    heads = [(f"loss at {100 * float(d):.0f} % (nats)", f"active at {100 * float(d):.0f} %") for d in densities]
+    lines = [["signal", "objective", *(each for pair in heads for each in pair)]]
+    for signal in signals:
+        for objective in ("jsd", "cross_entropy"):
+            cells = []
+            for density in densities:
+                of = partial(
+                    filed.report, "per_token", sweep=sweep, density=density, signal=signal, objective=objective
+                )
+                least, most = of("held_out_loss", "least"), of("held_out_loss", "most")
+                cells += [f"{of('held_out_loss'):.3f} ({least:.3f} to {most:.3f})", f"{of('density'):.1f} %"]
+            lines.append([f"`{signal}`", f"`{objective}`", *cells])
+    return filed.markdown(lines)
+
+
 def _study(words: list[str]) -> str:
     """A study's table: its name, and the columns, by how their headings begin."""
     return filed.study_table(words[0], words[1:])
@@ -176,6 +213,8 @@ def _step(words: list[str]) -> str:
 TABLES: dict[str, Callable[[list[str]], str]] = {
     "ablation": _ablation,
     "densities": _densities,
+    "unlimited": _unlimited,
+    "signals": _signals,
     "study": _study,
     "step": _step,
 }

@@ -7,6 +7,7 @@ A value is named by where it stands: `report("per_token", "excess")`, `study("ar
 import csv
 import functools
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from pipeline import measures
 from pipeline.reporting.columns import COLUMNS
+from pipeline.reporting.frontier import excesses
 from pipeline.reporting.results import NOT_SET, Results, Row, TrialResult
 from pipeline.reporting.statistics import paired_difference
 
@@ -54,6 +56,27 @@ def trials(sweep: str = "ablation") -> Results:
         trial = TrialResult(line["run_id"], line["arm"], int(line["seed"]), dict(cell), {}, metrics, {})
         rows.setdefault((trial.arm, cell), Row(trial.arm, cell)).trials[trial.seed] = trial
     return Results(sweep, list(rows.values()), {"FINISHED": len(lines)}, 0, varying)
+
+
+def excess_over(sweep: str, arm: str, stat: str = "mean", over: str = "frontier") -> float:
+    """The excess of a sweep's arm over the baselines of this sweep and of another one together, in nats, paired by seed.
+    Both have the same seeds, tasks, batches and steps.
+
+    Args:
+        stat: mean; low or high, the ends of the mean's 95 % interval; seeds, how many have a baseline at the density.
+    """
+    own, other = trials(sweep), trials(over)
+    made = excesses(Results(sweep, [*own.rows, *other.rows], own.statuses, 0, [*own.varying, *other.varying]))
+    rows = [row for row in own.rows if row.arm == arm]
+    if len(rows) != 1:
+        raise KeyError(f"{len(rows)} rows of {sweep} have the arm {arm}")
+    known = {s: excess for s, trial in rows[0].trials.items() if math.isfinite(excess := made[trial.run_id])}
+    if stat == "seeds":
+        return len(known)
+    paired = paired_difference(known, dict.fromkeys(known, 0.0))
+    if paired is None or (paired.interval is None and stat != "mean"):
+        raise KeyError(f"{sweep}: {arm} has no two seeds at densities of the baselines")
+    return paired.mean if paired.interval is None or stat == "mean" else paired.interval[stat == "high"]
 
 
 def study(name: str, arm: str, column: str, stat: str = "mean", layer: int | None = None) -> float:

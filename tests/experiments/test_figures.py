@@ -129,3 +129,34 @@ def test_the_command_says_what_would_change(tmp_path: Path, monkeypatch: pytest.
     assert CliRunner().invoke(figures.main, []).output == "changed: docs/page.md\n"
     assert page.read_text().startswith("1.25")
     assert CliRunner().invoke(figures.main, ["--check"]).exit_code == 0
+
+
+def test_an_excess_over_the_baselines_of_another_sweep_as_well() -> None:
+    """By hand, from the two results.csv: the lowest loss up to each density, linear in its logarithm between them."""
+    lines = []
+    for sweep in ("unlimited", "frontier"):
+        with (filed.RESULTS / sweep / "results.csv").open(newline="", encoding="utf-8") as file:
+            lines += [(sweep, line) for line in csv.DictReader(file)]
+    baselines = ("top_k", "switch", "remoe", "magnitude", "magnitude_ste", "task_only", "dense")
+    expected = []
+    for seed in map(str, range(5)):
+        here = [
+            (float(each["density"]), float(each["held_out_loss"]), sweep, each["arm"])
+            for sweep, each in lines
+            if each["seed"] == seed
+        ]
+        curve = sorted((density, loss) for density, loss, _, arm in here if arm in baselines)
+        lowest = np.minimum.accumulate([loss for _, loss in curve])
+        kept = [place for place in range(len(curve)) if place == 0 or lowest[place] < lowest[place - 1]]
+        ((density, loss),) = [each[:2] for each in here if each[2:] == ("unlimited", "signed")]
+        there = np.interp(np.log(density), np.log([curve[place][0] for place in kept]), lowest[kept])
+        expected.append(loss - there)
+    assert filed.excess_over("unlimited", "signed", "seeds") == 5
+    assert filed.excess_over("unlimited", "signed") == pytest.approx(np.mean(expected), abs=1e-12)
+    assert (
+        filed.excess_over("unlimited", "signed", "low")
+        < np.mean(expected)
+        < filed.excess_over("unlimited", "signed", "high")
+    )
+    with pytest.raises(KeyError, match="0 rows of unlimited have the arm benefit"):
+        filed.excess_over("unlimited", "benefit")
