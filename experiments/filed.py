@@ -59,7 +59,7 @@ def trials(sweep: str = "ablation") -> Results:
 
 
 def excess_over(sweep: str, arm: str, stat: str = "mean", over: str = "frontier") -> float:
-    """The excess of a sweep's arm over the baselines of this sweep and of another one together, in nats, paired by seed.
+    """The excess of a sweep's arm over the baselines of this sweep and another one together, in nats, paired by seed.
     Both have the same seeds, tasks, batches and steps.
 
     Args:
