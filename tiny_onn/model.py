@@ -1,10 +1,10 @@
 """A causal transformer over tokens and their coordinates, its projections SparseProtoLinear layers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from tiny_onn.compiling import any_size
@@ -29,6 +29,11 @@ class LayerCache(NamedTuple):
         self, positions: Int[Tensor, "b s"], keys: Float[Tensor, "b h s d"], values: Float[Tensor, "b h s d"]
     ) -> None:
         """Writes keys and values at each row's own positions."""
+        if self.empty:  # they stand at 0, 1, 2, ... in every row
+            length = keys.shape[2]
+            self.keys[:, :, :length] = keys
+            self.values[:, :, :length] = values
+            return
         index = positions[:, None, :, None].expand_as(keys)
         self.keys.scatter_(2, index, keys)
         self.values.scatter_(2, index, values)
@@ -37,9 +42,28 @@ class LayerCache(NamedTuple):
 class KVCache:
     """A LayerCache for every layer, for decoding token by token."""
 
-    def __init__(self, layers: int, batch: int, heads: int, length: int, width: int, like: Tensor) -> None:
-        shape = batch, heads, length, width
-        self.layers = [LayerCache(like.new_zeros(shape), like.new_zeros(shape)) for _ in range(layers)]
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = list(layers)
+
+    @property
+    def length(self) -> int:
+        """How many tokens of a row it has room for."""
+        return self.layers[0].keys.shape[2]
+
+    def rows(self, rows: slice) -> "KVCache":
+        """The part for some of the rows, to be written in place, too."""
+        return KVCache([LayerCache(each.keys[rows], each.values[rows]) for each in self.layers])
+
+    def copy(self, rows: Int[Tensor, " r"], filled: int, length: int) -> "KVCache":
+        """A cache of its own for some of the rows, with the first `filled` tokens of each, and room for `length`."""
+
+        def copied(stored: Tensor) -> Tensor:
+            _, heads, _, width = stored.shape
+            new = stored.new_zeros(len(rows), heads, length, width)  # what no token has written must not be NaN
+            new[:, :, :filled] = stored[:, :, :filled].index_select(0, rows)
+            return new
+
+        return KVCache([LayerCache(copied(each.keys), copied(each.values)) for each in self.layers])
 
 
 class Rotation(NamedTuple):
@@ -78,22 +102,38 @@ class SparseAttention(nn.Module):
         positions: Int[Tensor, "b s"],
         turn: Rotation,
         cache: LayerCache | None,
-    ) -> Float[Tensor, "b s h"]:
-        """Attends to the tokens up to each position; with a cache, to those that it holds as well."""
+        last: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b q h"]:
+        """Attends to the tokens up to each position; with a cache, to those that it holds as well.
+
+        With `last`, only the token at that position of each row asks; q is 1.
+        """
         batch, length, hidden = x.shape
-        q, k, v = (p(x).view(batch, length, self.heads, -1) for p in (self.q, self.k, self.v))
+        asking, turn_of_asking = x, turn
+        if last is not None:
+            asking, turn_of_asking = at(x, last), Rotation(at(turn.cos, last), at(turn.sin, last))
+        q = self.q(asking).view(batch, -1, self.heads, hidden // self.heads)
+        k, v = (p(x).view(batch, length, self.heads, -1) for p in (self.k, self.v))
         # RoPE before the transpose: its gradient then comes back contiguous, which the elementwise work below it
         # repays several times over.
-        q, k, v = (t.transpose(1, 2) for t in (rotate(q, turn), rotate(k, turn), v))
+        q, k, v = (t.transpose(1, 2) for t in (rotate(q, turn_of_asking), rotate(k, turn), v))
         if cache is not None:
             cache.update(positions, k, v)
-        if cache is None or cache.empty:
+        if last is not None:
+            seen = torch.arange(length, device=x.device) <= last[:, None, None, None]
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        elif cache is None or cache.empty:
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
             k, v, _ = cache
             seen = torch.arange(k.shape[2], device=x.device) <= positions[:, None, :, None]
             mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return self.o(mixed.transpose(1, 2).reshape(batch, length, hidden))
+        return self.o(mixed.transpose(1, 2).reshape(batch, -1, hidden))
+
+
+def at(x: Shaped[Tensor, "b s *rest"], positions: Int[Tensor, " b"]) -> Shaped[Tensor, "b 1 *rest"]:
+    """Of each row the token at its position."""
+    return x[torch.arange(len(x), device=x.device), positions][:, None]
 
 
 class MoIETransformerBlock(nn.Module):
@@ -110,9 +150,11 @@ class MoIETransformerBlock(nn.Module):
         positions: Int[Tensor, "b s"],
         turn: Rotation,
         cache: LayerCache | None = None,
-    ) -> Float[Tensor, "b s h"]:
-        """x plus what attention adds."""
-        return x + self.attention(self.norm(x), positions, turn, cache)
+        last: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b q h"]:
+        """x plus what attention adds; with `last`, of the token at that position of each row alone."""
+        added = self.attention(self.norm(x), positions, turn, cache, last)
+        return (x if last is None else at(x, last)) + added
 
 
 class GridTransformer(nn.Module):
@@ -164,12 +206,15 @@ class GridTransformer(nn.Module):
         *coordinates: Int[Tensor, "b s"],
         cache: KVCache | None = None,
         positions: Int[Tensor, "b s"] | None = None,
-    ) -> Float[Tensor, "b s v"]:
+        last: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b q v"]:
         """Logits of each next token. With a cache, `positions` says where in the sequence each token stands; without
         them the cache is empty, and the tokens are the first of their sequences.
 
         Args:
             coordinates: one tensor for each axis, such as rows and columns.
+            last: only the logits after the token at that position of each row are wanted, and returned, q being 1; the
+                tokens are the first of their sequences.
         """
         empty = positions is None
         if positions is None:
@@ -182,7 +227,13 @@ class GridTransformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             if self._blocks_are_compiled:
                 any_size(x, positions, *turn)
-            x = block(x, positions, turn, cache.layers[layer].up_to(filled, empty) if cache else None)
+            of_layer = cache.layers[layer].up_to(filled, empty) if cache else None
+            if last is None or layer < len(self.blocks) - 1:
+                x = block(x, positions, turn, of_layer)
+            elif self._blocks_are_compiled:  # rather than compile another kind of block
+                x = at(block(x, positions, turn, of_layer), last)
+            else:
+                x = block(x, positions, turn, of_layer, last)
         return self.head(self.norm(x))
 
     def compile_blocks(self) -> None:
@@ -194,4 +245,5 @@ class GridTransformer(nn.Module):
     def new_cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of up to `length` tokens."""
         weight = self.head.weight
-        return KVCache(len(self.blocks), batch, self.heads, length, weight.shape[1] // self.heads, weight)
+        shape = batch, self.heads, length, weight.shape[1] // self.heads
+        return KVCache([LayerCache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.blocks])

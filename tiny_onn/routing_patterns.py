@@ -56,7 +56,9 @@ class RoutingPatterns:
     def count(self, place: int, call: SparseProtoCall) -> None:
         """Adds a call of the module at `place` in `names`."""
         assert self._valid is not None, "use_rows() goes before each forward pass"
-        active = (call.routing.weights() > 0) & self._valid[..., None]  # [b, s, o]
+        weights = call.routing.weights()
+        # As numbers, 0 and 1, which a CPU adds up several times faster than booleans: exact up to 2^24 tokens a row.
+        active = torch.gt(weights, 0, out=torch.empty_like(weights)).mul_(self._valid[..., None])  # [b, s, o]
         by_row = active.sum(dim=1).double()
         self.active[place] += by_row.sum(dim=0)
         self.tokens[place] += self._valid.sum()
@@ -68,7 +70,7 @@ class RoutingPatterns:
         self.task_tokens[place].index_add_(0, self._rows[known], self._valid.sum(dim=1)[known].double())
         whole = active.shape[1] // CHUNK * CHUNK
         full = self._valid[:, :whole].unflatten(1, (-1, CHUNK)).all(dim=2)
-        union = active[:, :whole].unflatten(1, (-1, CHUNK)).any(dim=2) & full[..., None]
+        union = active[:, :whole].unflatten(1, (-1, CHUNK)).amax(dim=2) * full[..., None]
         self.unions[place] += union.sum(dim=(0, 1))
         self.chunks[place] += full.sum()
 

@@ -15,7 +15,7 @@ from tiny_onn.generate import generate
 
 Grid = list[list[int]]
 ATTEMPTS = 2  # that ARC allows at each test pair
-_CACHED_TOKENS = 2**15  # of a batch that is decoded, which bounds the memory of its keys and values
+_CACHED_TOKENS = 3 * 2**14  # of a batch that is decoded, which bounds the memory of its keys and values
 
 
 def batch_size(limit: int) -> int:

@@ -38,6 +38,36 @@ def test_a_cached_batch_says_what_each_prompt_says_alone_without_a_cache() -> No
     assert seen_stop
 
 
+def test_rows_that_leave_a_batch_and_a_cache_that_has_to_grow_change_nothing(monkeypatch) -> None:
+    monkeypatch.setattr("tiny_onn.generate._ROOM", 3)
+    monkeypatch.setattr("tiny_onn.generate._PROMPT_TOKENS", 12)  # two or three groups
+    lengths = (3, 4, 6, 6, 7, 8)
+    early = 0
+    for seed in range(4):
+        model = small_model(seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        prompts = [torch.randint(1, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+        tokens = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = torch.tensor(prompt)
+        whole = [without_cache(model, prompt, 24, 99) for prompt in prompts]
+        ends = [whole[0][1], whole[3][4]]  # these words end a row
+        counted = [next((n for n, word in enumerate(said, 1) if word in ends), len(said)) for said in whole]
+        generated = generate(
+            model,
+            tokens,
+            (tokens % 5, tokens % 5),
+            torch.tensor(lengths),
+            limit=24,
+            stop=99,
+            advance=advance,
+            goes_on=lambda token, row, column, ends=ends: (token != ends[0]) & (token != ends[1]),
+        )
+        assert generated == [said[:n] for said, n in zip(whole, counted, strict=True)]
+        early += len(set(counted)) > 2 and max(counted) > 2 * min(counted)
+    assert early
+
+
 def test_a_row_ends_with_the_token_that_nothing_good_can_follow_and_leaves_the_others_as_they_are() -> None:
     ended = 0
     for seed in range(6):

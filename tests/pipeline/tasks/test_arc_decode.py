@@ -132,7 +132,7 @@ def test_only_views_that_are_trained_on_vote() -> None:
 
 
 def test_fewer_are_decoded_at_once_the_longer_they_are() -> None:
-    assert [batch_size(limit) for limit in (512, 2048, 65536)] == [64, 16, 1]
+    assert [batch_size(limit) for limit in (512, 2048, 65536)] == [96, 24, 1]
 
 
 def said(ids: list[int]) -> list[int]:
