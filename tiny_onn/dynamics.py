@@ -129,7 +129,7 @@ class LearningDynamics:
             labels: the number, over all workers, of labelled tokens that the task loss is divided by.
             tokens: the number of valid tokens over all workers, where it is known.
             observe: also measure routing health, which costs more than the meta-loss: a quarter of a plain step, or
-                with few tokens most of one.
+                with few tokens three quarters of one.
         """
         moments = self._second_moments() if _needs_second_moment(self.cost) else {}
         return self._watch(valid, tokens, labels=labels, second_moments=moments, observe=observe)
