@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from pipeline.reporting.report import Report
 
-_TRAIN_FN = "pipeline.running.entry:train_fn_per_worker"  # by name, as it imports Ray Train
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -131,7 +129,7 @@ def run(experiment: Experiment, trials: tuple[Trial, ...], options: RunOptions) 
                 trials,
                 prepared,
                 options,
-                train_fn=_TRAIN_FN,
+                train_fn="pipeline.running.entry:train_fn_per_worker",  # which imports Ray Train
                 tracker=tracker,
                 report=report,
                 shared=shared,

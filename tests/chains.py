@@ -29,6 +29,9 @@ class Hop:
         return self.name.rpartition(".")[2]
 
 
+_BY_NAME = re.compile(r"pipeline(\.\w+)+:\w+")  # a function that is named, not imported
+
+
 def chains(text: str) -> dict[str, list[Hop]]:
     """The chains of the page, by their titles."""
     section = text.partition("## Three chains\n")[2].partition("\n## ")[0]
@@ -67,10 +70,16 @@ def functions(file: Path) -> dict[str, ast.AST]:
 
 
 def names_in(node: ast.AST) -> set[str]:
-    """Every name and attribute that occurs in a piece of source."""
-    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
-        n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
-    }
+    """Every name and attribute that occurs in a piece of source, those in texts such as "package.module:name" too."""
+    names: set[str] = set()
+    for each in ast.walk(node):
+        if isinstance(each, ast.Name):
+            names.add(each.id)
+        elif isinstance(each, ast.Attribute):
+            names.add(each.attr)
+        elif isinstance(each, ast.Constant) and isinstance(each.value, str) and _BY_NAME.fullmatch(each.value):
+            names.add(each.value.rpartition(":")[2])
+    return names
 
 
 def problems(hops: list[Hop]) -> list[str]:

@@ -76,7 +76,7 @@ class Health:
             "routed_nowhere": nowhere / tokens if tokens else float("nan"),
             "never_active": float((self.active == 0).double().mean()) if tokens else float("nan"),
             "effective_experts": float(torch.tensor(entropy).exp()),
-            "mutual_information": entropy - mean_entropy,
+            "mutual_information": max(entropy - mean_entropy, 0.0),  # below only by rounding; NaN stays
             "rank_correlation_contribution": contribution,
             "rank_correlation_relevance": relevance,
             "rank_correlation_cost": cost,
