@@ -73,6 +73,8 @@ class LearningDynamics:
         clip_norm: bound on the gradient norm of the computation stream.
         storage: see `capture`; of the hooks.
         use_compiler: compile the elementwise parts; see `tiny_onn.compiling.compiler_problem`.
+        compile_measures: then compile what a logged step measures, too, which pays from about a hundred logged steps
+            on. The measures differ by rounding.
 
     Raises:
         ValueError: engine "fused" with a cost of granularity "layer"; a cost that needs Adam's second moment with an
@@ -91,6 +93,7 @@ class LearningDynamics:
         clip_norm: float = 1.0,
         storage: Storage = "reference",
         use_compiler: bool = False,
+        compile_measures: bool = True,
     ) -> None:
         arm = as_arm(arm)
         if engine == "fused" and arm.measures_layers:
@@ -102,6 +105,7 @@ class LearningDynamics:
         self.model, self.arm = model, arm
         self.computation_optimizer, self.router_optimizer = computation_optimizer, router_optimizer
         self.engine, self.clip_norm, self.storage, self.use_compiler = engine, clip_norm, storage, use_compiler
+        self.compile_measures = compile_measures
         self._computation, self._router = computation_parameters(model), router_parameters(model)
 
     @property
@@ -158,6 +162,7 @@ class LearningDynamics:
                     second_moments=second_moments,
                     observe=observe,
                     use_compiler=self.use_compiler,
+                    compile_measures=self.compile_measures,
                 )
             else:
                 opened = hooks_pass(
@@ -169,6 +174,7 @@ class LearningDynamics:
                     observe=observe,
                     storage=self.storage,
                     use_compiler=self.use_compiler,
+                    compile_measures=self.compile_measures,
                 )
             yield stack.enter_context(opened)
 

@@ -360,6 +360,7 @@ def fused_pass(
     second_moments: dict[str, Tensor],
     observe: bool,
     use_compiler: bool = False,
+    compile_measures: bool = True,
 ) -> Iterator[FusedPass]:
     """The engine, open for one step. For its arguments see LearningDynamics and `hooks_pass`.
 
@@ -367,6 +368,8 @@ def fused_pass(
     """
     layers = sparse_layers(model)
     kernels = compiled_kernels(amid_eager=observe) if use_compiler else Kernels()
+    if not compile_measures:
+        kernels = kernels._replace(observe=Kernels().observe)
     engine = FusedPass(layers, arm, labels=labels, second_moments=second_moments, observe=observe, kernels=kernels)
     engine.use_valid(valid, tokens)
     for name, layer in layers.items():

@@ -60,6 +60,7 @@ class HooksPass:
         second_moments: dict[str, Tensor],
         observe: bool,
         use_compiler: bool,
+        compile_measures: bool,
     ) -> None:
         self._arm, self._labels, self._second_moments = arm, labels, second_moments
         self._observed = HealthOfStep() if observe else None
@@ -71,8 +72,9 @@ class HooksPass:
         self._captured = captured
         self._teach: Callable[..., RouterGradient] = compiled(teach_tokens, 9) if use_compiler else teach_tokens
         self._teach_shared: Callable[..., RouterGradient] = compiled(teach_shared, 4) if use_compiler else teach_shared
-        self._observe: Callable[..., CallSums] = compiled(observe_tokens, 10) if use_compiler else observe_tokens
-        self._observe_shared: Callable[..., CallSums] = compiled(observe_shared, 5) if use_compiler else observe_shared
+        compiles = use_compiler and compile_measures
+        self._observe: Callable[..., CallSums] = compiled(observe_tokens, 10) if compiles else observe_tokens
+        self._observe_shared: Callable[..., CallSums] = compiled(observe_shared, 5) if compiles else observe_shared
         self._ranked: tuple[Tensor | None, int, Tensor] | None = None
 
     def use_valid(self, valid: Tensor | None, tokens: Tensor | int | None = None) -> None:
@@ -356,6 +358,7 @@ def hooks_pass(
     observe: bool,
     storage: Storage = "reference",
     use_compiler: bool = False,
+    compile_measures: bool = True,
 ) -> Iterator[HooksPass]:
     """The engine, open for one step. For its arguments see LearningDynamics.
 
@@ -377,7 +380,13 @@ def hooks_pass(
         masked=arm.reads_masked,
     ) as captured:
         engine = HooksPass(
-            captured, arm, labels=labels, second_moments=second_moments, observe=observe, use_compiler=use_compiler
+            captured,
+            arm,
+            labels=labels,
+            second_moments=second_moments,
+            observe=observe,
+            use_compiler=use_compiler,
+            compile_measures=compile_measures,
         )
         opened.append(engine)
         yield engine

@@ -17,6 +17,7 @@ from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
 LONG_RUN = 5000  # steps, after which compiled blocks have saved what they took to compile, also for the first time
+MANY_LOGGED = 100  # logged steps
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 
@@ -108,7 +109,14 @@ def build_dynamics(model: nn.Module, training: TrainingConfig) -> LearningDynami
         engine=engine_of(training),
         clip_norm=training.clip_norm,
         use_compiler=compiled != "eager",
+        compile_measures=_logs_often(training),
     )
+
+
+def _logs_often(training: TrainingConfig) -> bool:
+    """Whether compiling what a logged step measures saves more than it costs, a second or two of every trial. With a
+    constant schedule, where a run may get more steps later, never: what is resumed measures as before."""
+    return training.steps >= MANY_LOGGED * training.log_every and training.schedule != "constant"
 
 
 def engine_of(training: TrainingConfig) -> EngineName:

@@ -78,3 +78,38 @@ def test_two_workers_with_compiled_blocks_train_as_with_compiled_parts(tmp_path:
         losses[way] = [line.metrics["train/task_loss"] for line in read_spool(TrialFolder(folder).spool)[0]]
     assert len(losses["blocks"]) == 4
     assert losses["blocks"] == pytest.approx(losses["elementwise"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"steps": 200, "log_every": 20}, False),
+        ({"steps": 20 * MANY_LOGGED - 1, "log_every": 20}, False),
+        ({"steps": 20 * MANY_LOGGED, "log_every": 20}, True),
+        ({"steps": 20 * MANY_LOGGED, "log_every": 20, "schedule": "constant"}, False),
+    ],
+)
+def test_measures_are_compiled_in_runs_that_log_often(changes: dict[str, Any], expected: bool) -> None:
+    experiment = small_experiment(**{"evaluate_every": 1000, "checkpoint_every": 1000, **changes})
+    assert build_dynamics(build_model(experiment), experiment.training).compile_measures is expected
+
+
+@pytest.mark.parametrize("engine", ["fused", "hooks"])
+def test_measures_that_are_not_compiled_are_those_of_the_eager_engine(engine: str) -> None:
+    """Also where the engine's own parts are compiled: to the last bit where the calls are the same."""
+    from tiny_onn import kernels
+    from tiny_onn.fused import fused_pass
+    from tiny_onn.hooks import hooks_pass
+
+    experiment = small_experiment()
+    model, arm = build_model(experiment), arm_of(experiment.training)
+    configure(model, arm)
+    given: dict[str, Any] = {"valid": None, "labels": 1, "second_moments": {}, "observe": True, "use_compiler": True}
+    for compiles in (False, True):
+        if engine == "fused":
+            with fused_pass(model, arm, tokens=None, compile_measures=compiles, **given) as opened:
+                parts = {each.kernels.observe for each in opened.passes.values()}
+            assert (parts == {kernels.observe_elementwise}) is not compiles
+        else:
+            with hooks_pass(model, arm, compile_measures=compiles, **given) as hooks:
+                assert (hooks._observe is observe_tokens) is not compiles
