@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -11,8 +12,12 @@ from torch import nn
 from pipeline.layout import Output, TrialFolder
 from pipeline.records.spool import read_spool
 from pipeline.settings.config import TrainingConfig
-from pipeline.training.build import LONG_RUN, build_dynamics, build_model, compiling
+from pipeline.training.build import LONG_RUN, MANY_LOGGED, arm_of, build_dynamics, build_model, compiling
 from tests.pipeline.samples import small_experiment
+from tiny_onn.arm import configure
+from tiny_onn.fused import FusedPass, fused_pass
+from tiny_onn.hooks import hooks_pass, observe_tokens
+from tiny_onn.kernels import Kernels
 
 ROOT = Path(__file__).parents[3]
 
@@ -94,22 +99,26 @@ def test_measures_are_compiled_in_runs_that_log_often(changes: dict[str, Any], e
     assert build_dynamics(build_model(experiment), experiment.training).compile_measures is expected
 
 
-@pytest.mark.parametrize("engine", ["fused", "hooks"])
-def test_measures_that_are_not_compiled_are_those_of_the_eager_engine(engine: str) -> None:
-    """Also where the engine's own parts are compiled: to the last bit where the calls are the same."""
-    from tiny_onn import kernels
-    from tiny_onn.fused import fused_pass
-    from tiny_onn.hooks import hooks_pass
-
+@pytest.mark.parametrize("compiles", [False, True])
+def test_an_engine_compiles_what_it_measures_only_where_it_is_to(
+    compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = small_experiment()
     model, arm = build_model(experiment), arm_of(experiment.training)
     configure(model, arm)
     given: dict[str, Any] = {"valid": None, "labels": 1, "second_moments": {}, "observe": True, "use_compiler": True}
-    for compiles in (False, True):
-        if engine == "fused":
-            with fused_pass(model, arm, tokens=None, compile_measures=compiles, **given) as opened:
-                parts = {each.kernels.observe for each in opened.passes.values()}
-            assert (parts == {kernels.observe_elementwise}) is not compiles
-        else:
-            with hooks_pass(model, arm, compile_measures=compiles, **given) as hooks:
-                assert (hooks._observe is observe_tokens) is not compiles
+    with hooks_pass(model, arm, compile_measures=compiles, **given) as hooks:
+        assert (hooks._observe is observe_tokens) is not compiles
+    seen: list[Kernels] = []
+    made = FusedPass.__init__
+
+    def noting(self: FusedPass, *arguments: Any, kernels: Kernels, **options: Any) -> None:
+        seen.append(kernels)
+        made(self, *arguments, kernels=kernels, **options)
+
+    monkeypatch.setattr(FusedPass, "__init__", noting)
+    with fused_pass(model, arm, tokens=None, compile_measures=compiles, **given):
+        pass
+    (kernels,) = seen
+    assert (kernels.observe is Kernels().observe) is not compiles
+    assert kernels.forward is not Kernels().forward
