@@ -33,7 +33,7 @@ def copy_empty(database: Path) -> bool:
 
 
 def keep_empty(database: Path) -> None:
-    """Keeps a store that MLflow has just made as the empty one, if nobody has used it yet and there is none."""
+    """Keeps a copy of a new store in the cache, unless the cache has one or the store has been used already."""
     template = template_file()
     if template is None or _is_empty_store(template):
         return
@@ -66,7 +66,7 @@ def template_file() -> Path | None:
 
 
 def _is_empty_store(path: Path) -> bool:
-    """Whether it is a whole store without an experiment or a run, which nobody but this user can have written."""
+    """Whether it is an undamaged store without experiments and runs, in a file that only this user can write."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & _OTHERS_MAY_WRITE:

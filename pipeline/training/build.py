@@ -17,7 +17,7 @@ from tiny_onn.layers import sparse_layers
 from tiny_onn.model import GridTransformer
 
 LONG_RUN = 5000  # steps, after which compiled blocks have saved what they took to compile, also for the first time
-MANY_LOGGED = 100  # logged steps
+MANY_LOGGED = 100  # logged steps, after which compiled measures have saved what they took to compile
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.float32}
 
 
