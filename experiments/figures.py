@@ -150,8 +150,8 @@ def _densities(words: list[str]) -> str:
 
 
 def _unlimited(words: list[str]) -> str:
-    """A row for each arm: its density, and its excess over the baselines of two sweeps. Words: the arms' sweep, the other
-    sweep, and the arms."""
+    """A row for each arm: its density, and its excess over the baselines of two sweeps. Words: the arms' sweep, the
+    other sweep, and the arms."""
     sweep, over, *arms = words
     lines = [["arm", "held-out loss (nats)", "active (%)", "excess over the baselines (nats)"]]
     for arm in arms:
